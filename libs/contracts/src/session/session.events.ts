@@ -1,0 +1,320 @@
+import { z } from 'zod';
+import { type DraftOf, durableEvent, type EventOf, type StoredEvent } from '../event-declaration.ts';
+import { jsonObject } from '../json-schema.ts';
+import type { AgentSnapshot } from '../wire/agents.ts';
+import { modelUsage, sessionError, stopReason, storedBlock, textBlock, type WireEvent } from '../wire/events.ts';
+
+const agentSnapshot = z.custom<AgentSnapshot>((value) => typeof value === 'object' && value !== null && 'id' in value);
+const metadataMap = z.record(z.string(), z.string());
+const blocks = z.array(storedBlock);
+/** How a tool call ended. `unknown`: it may or may not have had its effect, and is never repeated. */
+export const TOOL_OUTCOMES = ['completed', 'denied', 'cancelled', 'unknown', 'unavailable'] as const;
+export const limitName = z.enum(['model_steps', 'tool_time', 'wall_time', 'output_tokens']);
+export type TurnLimit = z.infer<typeof limitName>;
+
+/** A client event inside the log: what the client sent, without id and time. */
+export const userMessageData = z.object({ content: blocks, steer: z.boolean().optional() });
+export const systemMessageData = z.object({ content: z.array(textBlock) });
+
+function shown(event: StoredEvent<string, unknown>, fields: object): WireEvent {
+  return { id: event.id, type: event.type, processed_at: event.recordedAt, ...fields };
+}
+function queued(event: StoredEvent<string, unknown>, fields: object): WireEvent {
+  return { id: event.id, type: event.type, processed_at: null, ...fields };
+}
+
+const aggregate = 'session' as const;
+const schemaVersion = 1;
+
+export const SessionCreated = durableEvent({
+  type: 'session.created',
+  schemaVersion,
+  aggregate,
+  summary: 'The session exists, with a snapshot of its agent.',
+  data: z.object({
+    agent: agentSnapshot,
+    environment_id: z.string(),
+    title: z.string().nullable(),
+    metadata: metadataMap,
+    context_key: z.string().nullable(),
+  }),
+});
+export const UserMessage = durableEvent({
+  type: 'user.message',
+  schemaVersion,
+  aggregate,
+  summary: 'A message was accepted and waits for the agent (`processed_at` is null).',
+  data: userMessageData,
+  wire: (event) => queued(event, { content: event.data.content }),
+});
+export const SystemMessage = durableEvent({
+  type: 'system.message',
+  schemaVersion,
+  aggregate,
+  summary: 'Operator instructions were accepted with the message before them (`processed_at` is null).',
+  data: systemMessageData,
+  wire: (event) => queued(event, { content: event.data.content }),
+});
+export const MessageProcessed = durableEvent({
+  type: 'session.message_processed',
+  schemaVersion,
+  aggregate,
+  summary: 'A queued message reached the agent; shown again under its own id with its time stamp.',
+  data: z.object({
+    event_id: z.string(),
+    message: z.discriminatedUnion('type', [
+      userMessageData.extend({ type: z.literal('user.message') }),
+      systemMessageData.extend({ type: z.literal('system.message') }),
+    ]),
+  }),
+  wire: (event) => ({
+    id: event.data.event_id,
+    type: event.data.message.type,
+    processed_at: event.recordedAt,
+    content: event.data.message.content,
+  }),
+});
+export const UserInterrupt = durableEvent({
+  type: 'user.interrupt',
+  schemaVersion,
+  aggregate,
+  summary: 'The client asked to stop the running turn.',
+  data: z.object({}),
+  wire: (event) => shown(event, {}),
+});
+export const UserToolConfirmation = durableEvent({
+  type: 'user.tool_confirmation',
+  schemaVersion,
+  aggregate,
+  summary: 'The client allowed or denied a tool call.',
+  data: z.object({ tool_use_id: z.string(), result: z.enum(['allow', 'deny']), deny_message: z.string().nullable() }),
+  wire: (event) =>
+    shown(event, {
+      tool_use_id: event.data.tool_use_id,
+      result: event.data.result,
+      ...(event.data.deny_message === null ? {} : { deny_message: event.data.deny_message }),
+    }),
+});
+export const UserCustomToolResult = durableEvent({
+  type: 'user.custom_tool_result',
+  schemaVersion,
+  aggregate,
+  summary: 'The result of a custom tool, from the client or, after an interrupt, from the platform in its place.',
+  data: z.object({ custom_tool_use_id: z.string(), content: blocks, is_error: z.boolean() }),
+  wire: (event) =>
+    shown(event, {
+      custom_tool_use_id: event.data.custom_tool_use_id,
+      content: event.data.content,
+      is_error: event.data.is_error,
+    }),
+});
+export const TurnStarted = durableEvent({
+  type: 'session.turn_started',
+  schemaVersion,
+  aggregate,
+  summary: 'A turn worker took the session, with its lease generation; the first of a turn or a takeover.',
+  data: z.object({ turn_id: z.string(), generation: z.int(), worker: z.string(), takeover: z.boolean() }),
+});
+export const StatusRunning = durableEvent({
+  type: 'session.status_running',
+  schemaVersion,
+  aggregate,
+  summary: 'The session runs.',
+  data: z.object({}),
+  wire: (event) => shown(event, {}),
+});
+export const StatusRescheduled = durableEvent({
+  type: 'session.status_rescheduled',
+  schemaVersion,
+  aggregate,
+  summary: 'A transient failure; the platform tries again by itself.',
+  data: z.object({ attempt: z.int(), retry_at: z.string() }),
+  wire: (event) => shown(event, {}),
+});
+export const StatusIdle = durableEvent({
+  type: 'session.status_idle',
+  schemaVersion,
+  aggregate,
+  summary: 'The turn ended; always the last event of a turn.',
+  data: z.object({ stop_reason: stopReason }),
+  wire: (event) => shown(event, { stop_reason: event.data.stop_reason, stop_details: null }),
+});
+export const StatusTerminated = durableEvent({
+  type: 'session.status_terminated',
+  schemaVersion,
+  aggregate,
+  summary: 'The session was archived; it accepts nothing more.',
+  data: z.object({}),
+  wire: (event) => shown(event, {}),
+});
+export const SessionFailed = durableEvent({
+  type: 'session.error',
+  schemaVersion,
+  aggregate,
+  summary: 'Something failed; `retry_status` says what follows. Reaching a bound of the turn is one of them.',
+  data: z.object({ error: sessionError, limit: limitName.optional() }),
+  wire: (event) => shown(event, { error: event.data.error }),
+});
+export const SessionUpdated = durableEvent({
+  type: 'session.updated',
+  schemaVersion,
+  aggregate,
+  summary: 'Title, metadata or the agent’s tools were changed; holds only what changed.',
+  data: z.object({
+    title: z.string().nullable().optional(),
+    metadata: metadataMap.optional(),
+    agent: agentSnapshot.optional(),
+  }),
+  wire: (event) => shown(event, event.data),
+});
+export const SessionDeleted = durableEvent({
+  type: 'session.deleted',
+  schemaVersion,
+  aggregate,
+  summary: 'The session was deleted; every open stream ends.',
+  data: z.object({}),
+  wire: (event) => shown(event, {}),
+});
+export const ModelRequestStart = durableEvent({
+  type: 'span.model_request_start',
+  schemaVersion,
+  aggregate,
+  summary: 'A model call begins; `message_id` is the id its text will have.',
+  data: z.object({ model: z.string(), message_id: z.string() }),
+  wire: (event) => shown(event, {}),
+});
+export const ModelRequestEnd = durableEvent({
+  type: 'span.model_request_end',
+  schemaVersion,
+  aggregate,
+  summary: 'A model call ended, with its token usage and the cost that the gateway stated.',
+  data: z.object({
+    model_request_start_id: z.string(),
+    is_error: z.boolean(),
+    model_usage: modelUsage,
+    cost_usd: z.number().min(0).nullable(),
+    finish_reason: z.string().nullable(),
+    gateway_call_id: z.string().nullable(),
+  }),
+  wire: (event) =>
+    shown(event, {
+      model_request_start_id: event.data.model_request_start_id,
+      is_error: event.data.is_error,
+      model_usage: event.data.model_usage,
+      ...(event.data.cost_usd === null ? {} : { x_cost_usd: event.data.cost_usd }),
+    }),
+});
+export const AgentMessage = durableEvent({
+  type: 'agent.message',
+  schemaVersion,
+  aggregate,
+  summary: 'The agent’s text of one model step.',
+  data: z.object({ content: blocks }),
+  wire: (event) => shown(event, { content: event.data.content }),
+});
+export const AgentThinking = durableEvent({
+  type: 'agent.thinking',
+  schemaVersion,
+  aggregate,
+  summary: 'The model is thinking (progress only).',
+  data: z.object({}),
+  wire: (event) => shown(event, {}),
+});
+export const AgentToolUse = durableEvent({
+  type: 'agent.tool_use',
+  schemaVersion,
+  aggregate,
+  summary: 'The agent calls a built-in tool; the event’s id is the call’s id everywhere.',
+  data: z.object({ name: z.string(), input: jsonObject, evaluated_permission: z.enum(['allow', 'ask', 'deny']) }),
+  wire: (event) =>
+    shown(event, { name: event.data.name, input: event.data.input, evaluated_permission: event.data.evaluated_permission }),
+});
+export const AgentToolResult = durableEvent({
+  type: 'agent.tool_result',
+  schemaVersion,
+  aggregate,
+  summary: 'The result of a tool call; `full_output` names the blob when the content was cut.',
+  data: z.object({
+    tool_use_id: z.string(),
+    content: blocks,
+    is_error: z.boolean(),
+    outcome: z.enum(TOOL_OUTCOMES),
+    full_output: z.object({ digest: z.string(), size_bytes: z.int() }).nullable(),
+  }),
+  wire: (event) =>
+    shown(event, { tool_use_id: event.data.tool_use_id, content: event.data.content, is_error: event.data.is_error }),
+});
+export const AgentCustomToolUse = durableEvent({
+  type: 'agent.custom_tool_use',
+  schemaVersion,
+  aggregate,
+  summary: 'The agent calls a tool that the client runs.',
+  data: z.object({ name: z.string(), input: jsonObject }),
+  wire: (event) => shown(event, { name: event.data.name, input: event.data.input }),
+});
+export const ContextCompacted = durableEvent({
+  type: 'agent.thread_context_compacted',
+  schemaVersion,
+  aggregate,
+  summary: 'The conversation up to a version was replaced by a summary for the model; the log keeps all of it.',
+  data: z.object({
+    summary: z.string(),
+    through_version: z.int(),
+    model_usage: modelUsage,
+    cost_usd: z.number().min(0).nullable(),
+  }),
+  wire: (event) => shown(event, {}),
+});
+export const SandboxAttached = durableEvent({
+  type: 'session.sandbox_attached',
+  schemaVersion,
+  aggregate,
+  summary: 'The session’s tool calls go to this sandbox and this journal from now on.',
+  data: z.object({ sandbox_id: z.string(), journal_id: z.string() }),
+});
+
+/** Every event of a session, in one frozen list; everything else about them is derived from it. */
+export const sessionEvents = Object.freeze([
+  SessionCreated,
+  UserMessage,
+  SystemMessage,
+  MessageProcessed,
+  UserInterrupt,
+  UserToolConfirmation,
+  UserCustomToolResult,
+  TurnStarted,
+  StatusRunning,
+  StatusRescheduled,
+  StatusIdle,
+  StatusTerminated,
+  SessionFailed,
+  SessionUpdated,
+  SessionDeleted,
+  ModelRequestStart,
+  ModelRequestEnd,
+  AgentMessage,
+  AgentThinking,
+  AgentToolUse,
+  AgentToolResult,
+  AgentCustomToolUse,
+  ContextCompacted,
+  SandboxAttached,
+] as const);
+
+/** A stored session event, discriminated by `type`. */
+export type SessionEvent = EventOf<(typeof sessionEvents)[number]>;
+/** A session event before it is stored. */
+export type SessionDraft = DraftOf<(typeof sessionEvents)[number]>;
+
+const byType = new Map<string, (typeof sessionEvents)[number]>(sessionEvents.map((event) => [event.type, event]));
+
+/** The frame that the public stream shows for a stored event; undefined for internal events. */
+export function wireFrame(event: StoredEvent<string, unknown>): WireEvent | undefined {
+  const declaration = byType.get(event.type);
+  return declaration?.wire?.(event as never);
+}
+
+/** Log types whose first showing has no time stamp; lists show them at their stamp instead (S2). */
+export const QUEUED_TYPES: readonly string[] = [UserMessage.type, SystemMessage.type];
+/** Log types that are shown on the public stream. */
+export const WIRE_LOG_TYPES: readonly string[] = sessionEvents.filter((event) => 'wire' in event).map((event) => event.type);

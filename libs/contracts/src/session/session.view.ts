@@ -1,0 +1,162 @@
+import { unreachable } from '../errors.ts';
+import type { AgentSnapshot } from '../wire/agents.ts';
+import type { StopReason } from '../wire/events.ts';
+import type { Session, SessionStatus, SessionUsage } from '../wire/sessions.ts';
+import type { SessionEvent } from './session.events.ts';
+
+/**
+ * The read model of one session: what `GET /v1/sessions/{id}` shows and the lists filter on. A pure fold; the
+ * projection stores it and a rebuild must give the same.
+ */
+export interface SessionView {
+  readonly id: string;
+  readonly workspaceId: string;
+  readonly version: number;
+  readonly status: SessionStatus;
+  readonly agent: AgentSnapshot;
+  readonly environmentId: string;
+  readonly title: string | null;
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly contextKey: string | null;
+  readonly stopReason: StopReason | null;
+  readonly usage: SessionUsage;
+  /** Milliseconds spent running in the turns that ended. */
+  readonly activeMs: number;
+  /** When the current turn began to run; null while idle. */
+  readonly runningSince: string | null;
+  /** Queued messages (log event ids) that no turn has processed yet, in order. */
+  readonly pending: readonly string[];
+  readonly createdAt: string;
+  readonly updatedAt: string;
+  readonly archivedAt: string | null;
+  readonly deleted: boolean;
+}
+
+const noUsage: SessionUsage = {
+  input_tokens: 0,
+  output_tokens: 0,
+  cache_read_input_tokens: 0,
+  cache_creation: { ephemeral_5m_input_tokens: 0, ephemeral_1h_input_tokens: 0 },
+};
+
+interface Spent {
+  readonly input_tokens: number;
+  readonly output_tokens: number;
+  readonly cache_creation_input_tokens: number;
+  readonly cache_read_input_tokens: number;
+}
+function addUsage(usage: SessionUsage, spent: Spent, costUsd: number | null): SessionUsage {
+  const cost = costUsd === null ? usage.x_cost_usd : (usage.x_cost_usd ?? 0) + costUsd;
+  return {
+    input_tokens: usage.input_tokens + spent.input_tokens,
+    output_tokens: usage.output_tokens + spent.output_tokens,
+    cache_read_input_tokens: usage.cache_read_input_tokens + spent.cache_read_input_tokens,
+    cache_creation: {
+      ephemeral_5m_input_tokens: usage.cache_creation.ephemeral_5m_input_tokens + spent.cache_creation_input_tokens,
+      ephemeral_1h_input_tokens: usage.cache_creation.ephemeral_1h_input_tokens,
+    },
+    ...(cost === undefined ? {} : { x_cost_usd: cost }),
+  };
+}
+
+function stopRunning(view: SessionView, at: string): Pick<SessionView, 'activeMs' | 'runningSince'> {
+  if (view.runningSince === null) return { activeMs: view.activeMs, runningSince: null };
+  return { activeMs: view.activeMs + Math.max(0, Date.parse(at) - Date.parse(view.runningSince)), runningSince: null };
+}
+
+/** One step of the fold. The first event must be `session.created`; others on an absent view are ignored. */
+export function evolveSessionView(view: SessionView | undefined, event: SessionEvent): SessionView | undefined {
+  if (event.type === 'session.created') {
+    return {
+      id: event.streamId.slice('session-'.length),
+      workspaceId: event.workspaceId,
+      version: event.version,
+      status: 'idle',
+      agent: event.data.agent,
+      environmentId: event.data.environment_id,
+      title: event.data.title,
+      metadata: event.data.metadata,
+      contextKey: event.data.context_key,
+      stopReason: null,
+      usage: noUsage,
+      activeMs: 0,
+      runningSince: null,
+      pending: [],
+      createdAt: event.recordedAt,
+      updatedAt: event.recordedAt,
+      archivedAt: null,
+      deleted: false,
+    };
+  }
+  if (view === undefined) return undefined;
+  const at = event.recordedAt;
+  const next: SessionView = { ...view, version: event.version, updatedAt: at };
+  switch (event.type) {
+    case 'user.message':
+    case 'system.message':
+      return { ...next, pending: [...view.pending, event.id] };
+    case 'session.message_processed':
+      return { ...next, pending: view.pending.filter((id) => id !== event.data.event_id) };
+    case 'session.status_running':
+      return { ...next, status: 'running', stopReason: null, runningSince: view.runningSince ?? at };
+    case 'session.status_rescheduled':
+      return { ...next, status: 'rescheduling' };
+    case 'session.status_idle':
+      return { ...next, ...stopRunning(view, at), status: 'idle', stopReason: event.data.stop_reason };
+    case 'session.status_terminated':
+      return { ...next, ...stopRunning(view, at), status: 'terminated', archivedAt: at };
+    case 'session.deleted':
+      return { ...next, ...stopRunning(view, at), deleted: true };
+    case 'session.updated':
+      return {
+        ...next,
+        ...(event.data.title === undefined ? {} : { title: event.data.title }),
+        ...(event.data.metadata === undefined ? {} : { metadata: event.data.metadata }),
+        ...(event.data.agent === undefined ? {} : { agent: event.data.agent }),
+      };
+    case 'span.model_request_end':
+    case 'agent.thread_context_compacted':
+      return { ...next, usage: addUsage(view.usage, event.data.model_usage, event.data.cost_usd) };
+    case 'session.turn_started':
+    case 'user.interrupt':
+    case 'user.tool_confirmation':
+    case 'user.custom_tool_result':
+    case 'session.error':
+    case 'span.model_request_start':
+    case 'agent.message':
+    case 'agent.thinking':
+    case 'agent.tool_use':
+    case 'agent.tool_result':
+    case 'agent.custom_tool_use':
+    case 'session.sandbox_attached':
+      return next;
+    default:
+      return unreachable(event);
+  }
+}
+
+/** The wire's session resource. `now` (RFC 3339) dates the durations of a session that still runs. */
+export function sessionResource(view: SessionView, now: string): Session {
+  const runningMs = view.runningSince === null ? 0 : Math.max(0, Date.parse(now) - Date.parse(view.runningSince));
+  const lived = Date.parse(view.archivedAt ?? now) - Date.parse(view.createdAt);
+  return {
+    id: view.id,
+    type: 'session',
+    status: view.status,
+    agent: view.agent,
+    environment_id: view.environmentId,
+    title: view.title,
+    metadata: view.metadata,
+    resources: [],
+    vault_ids: [],
+    outcome_evaluations: [],
+    budget: null,
+    stats: { active_seconds: (view.activeMs + runningMs) / 1000, duration_seconds: Math.max(0, lived) / 1000 },
+    usage: view.usage,
+    created_at: view.createdAt,
+    updated_at: view.updatedAt,
+    archived_at: view.archivedAt,
+    x_context_key: view.contextKey,
+    x_stop_reason: view.stopReason,
+  };
+}

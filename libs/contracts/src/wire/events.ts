@@ -1,0 +1,149 @@
+import { z } from 'zod';
+import { idSchema } from '../ids.ts';
+import { text } from './common.ts';
+import { LIMITS } from './limits.ts';
+
+/** A body that was moved to the blob store because it is above {@link LIMITS.inlineBytes}; never shown on the wire. */
+export const blobReference = z.strictObject({
+  type: z.literal('x_blob'),
+  digest: z.string().regex(/^[0-9a-f]{64}$/),
+  size_bytes: z.int().min(0),
+});
+
+export const textBlock = z.strictObject({ type: z.literal('text'), text: text(LIMITS.textChars, 1) });
+const mediaType = z.string().regex(/^[\w.+-]{1,64}\/[\w.+-]{1,64}$/);
+const base64Source = z.strictObject({
+  type: z.literal('base64'),
+  media_type: mediaType,
+  data: z.string().max(LIMITS.bodyBytes).regex(/^[A-Za-z0-9+/_-]*={0,2}$/, 'must be base64'),
+});
+const urlSource = z.strictObject({ type: z.literal('url'), url: z.url({ protocol: /^https?$/ }).max(8_192) });
+const textSource = z.strictObject({ type: z.literal('text'), media_type: z.literal('text/plain'), data: text(LIMITS.textChars) });
+const fileSource = z.strictObject({
+  type: z.literal('file', { error: 'file sources are not supported yet; send base64 or a url' }).refine(() => false, 'file sources are not supported yet; send base64 or a url'),
+  file_id: z.string(),
+});
+const imageBlock = z.strictObject({ type: z.literal('image'), source: z.discriminatedUnion('type', [base64Source, urlSource, fileSource]) });
+const documentBlock = z.strictObject({
+  type: z.literal('document'),
+  source: z.discriminatedUnion('type', [base64Source, urlSource, textSource, fileSource]),
+  title: text(LIMITS.nameChars).nullish(),
+  context: text(LIMITS.descriptionChars).nullish(),
+});
+export const contentBlock = z.discriminatedUnion('type', [textBlock, imageBlock, documentBlock]);
+export type ContentBlock = z.infer<typeof contentBlock>;
+/** A content block as the log stores it: the wire's own, or a digest of one (the blob is the block's JSON). */
+export const storedBlock = z.union([contentBlock, blobReference]);
+export type StoredBlock = z.infer<typeof storedBlock>;
+const content = z.array(contentBlock).min(1).max(LIMITS.contentBlocks);
+
+const threadId = z.null({ error: 'threads other than the primary one are not supported yet' }).or(z.string().max(128)).optional();
+
+export const clientEventParam = z.discriminatedUnion('type', [
+  z.strictObject({
+    type: z.literal('user.message'),
+    content,
+    /** Additive: `true` hands the message to the running turn before its next model request (steering). */
+    x_steer: z.boolean().optional(),
+  }),
+  z.strictObject({ type: z.literal('user.interrupt'), session_thread_id: threadId }),
+  z.strictObject({
+    type: z.literal('user.tool_confirmation'),
+    tool_use_id: idSchema('event'),
+    result: z.enum(['allow', 'deny']),
+    deny_message: text(LIMITS.descriptionChars).nullish(),
+    session_thread_id: threadId,
+  }),
+  z.strictObject({
+    type: z.literal('user.custom_tool_result'),
+    custom_tool_use_id: idSchema('event'),
+    content: z.array(contentBlock).max(LIMITS.contentBlocks).nullish(),
+    is_error: z.boolean().nullish(),
+    session_thread_id: threadId,
+  }),
+  z.strictObject({ type: z.literal('system.message'), content: z.array(textBlock).min(1).max(LIMITS.contentBlocks) }),
+]);
+export type ClientEventParam = z.infer<typeof clientEventParam>;
+
+/** Client event types of the wire contract that are refused by name until they work. */
+export const UNSUPPORTED_CLIENT_EVENTS = ['user.define_outcome', 'user.tool_result'] as const;
+
+export const sendEventsBody = z.strictObject({
+  events: z
+    .array(clientEventParam)
+    .min(1)
+    .max(LIMITS.eventsPerRequest)
+    .superRefine((events, context) => {
+      const systems = events.filter((event) => event.type === 'system.message');
+      const before = events[events.length - 2];
+      if (systems.length > 1 || (systems.length === 1 && events[events.length - 1]?.type !== 'system.message')) {
+        context.addIssue({ code: 'custom', message: 'at most one system.message, as the last event' });
+      } else if (systems.length === 1 && before?.type !== 'user.message' && before?.type !== 'user.custom_tool_result') {
+        context.addIssue({ code: 'custom', message: 'system.message must follow a user.message or a tool result' });
+      }
+    }),
+});
+export type SendEventsBody = z.infer<typeof sendEventsBody>;
+
+/** An event as the wire shows it. */
+export interface WireEvent {
+  readonly id: string;
+  readonly type: string;
+  readonly processed_at: string | null;
+  readonly [field: string]: unknown;
+}
+
+export const stopReason = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('end_turn') }),
+  z.strictObject({ type: z.literal('requires_action'), event_ids: z.array(z.string()) }),
+  z.strictObject({ type: z.literal('retries_exhausted') }),
+]);
+export type StopReason = z.infer<typeof stopReason>;
+
+export const modelUsage = z.strictObject({
+  input_tokens: z.int().min(0),
+  output_tokens: z.int().min(0),
+  cache_creation_input_tokens: z.int().min(0),
+  cache_read_input_tokens: z.int().min(0),
+});
+export type ModelUsage = z.infer<typeof modelUsage>;
+
+export const SESSION_ERROR_TYPES = [
+  'unknown_error',
+  'model_overloaded_error',
+  'model_rate_limited_error',
+  'model_request_failed_error',
+  'billing_error',
+  'tool_use_limit_reached_error',
+  'compaction_limit_reached_error',
+] as const;
+export const sessionError = z.strictObject({
+  type: z.enum(SESSION_ERROR_TYPES),
+  message: z.string(),
+  retry_status: z.strictObject({ type: z.enum(['retrying', 'exhausted', 'terminal']) }),
+});
+export type SessionError = z.infer<typeof sessionError>;
+
+/** Stream-only frames; they never persist and carry no id of their own. */
+export interface EventStartFrame {
+  readonly type: 'event_start';
+  readonly event: { readonly type: 'agent.message' | 'agent.thinking'; readonly id: string };
+}
+export interface EventDeltaFrame {
+  readonly type: 'event_delta';
+  readonly event_id: string;
+  readonly delta: { readonly type: 'content_delta'; readonly index: number; readonly content: { readonly type: 'text'; readonly text: string } };
+}
+
+/** A token delta on the bus (S3): dropped by the gateway once its event is closed or its sequence has a gap. */
+export interface LiveDelta {
+  readonly eventId: string;
+  readonly eventType: 'agent.message' | 'agent.thinking';
+  readonly sequence: number;
+  readonly generation: number;
+  readonly text: string;
+}
+/** The lease owner's answer about the message that is open now; `text` is everything up to and including `sequence`. */
+export interface OpenPreview {
+  readonly open: null | LiveDelta;
+}

@@ -1,0 +1,26 @@
+/** Bounds on everything a caller may send. Sizes in bytes or UTF-16 code units as named. */
+export const LIMITS = {
+  bodyBytes: 32 * 1024 * 1024,
+  jsonDepth: 64,
+  eventsPerRequest: 50,
+  initialEvents: 50,
+  contentBlocks: 200,
+  textChars: 4_000_000,
+  nameChars: 256,
+  descriptionChars: 4_096,
+  systemChars: 100_000,
+  modelChars: 256,
+  metadataPairs: 16,
+  metadataKeyChars: 64,
+  metadataValueChars: 512,
+  tools: 256,
+  toolNameChars: 128,
+  allowedHosts: 256,
+  contextKeyChars: 128,
+  listLimitMax: 100,
+  eventListLimitMax: 1_000,
+  streamsPerKey: 12_000,
+  idempotencyKeyChars: 255,
+  /** Content above this many bytes travels as a blob digest (B4). */
+  inlineBytes: 64 * 1024,
+} as const;
