@@ -1,5 +1,6 @@
 export * from './catalogue.events.ts';
 export * from './commands.ts';
+export * from './credentials.ts';
 export * from './errors.ts';
 export * from './event-declaration.ts';
 export * from './ids.ts';
