@@ -1,0 +1,544 @@
+import {
+  type AgentSnapshot,
+  AppError,
+  type ClientEventParam,
+  type JsonObject,
+  LIMITS,
+  type ModelUsage,
+  type SessionError,
+  type TurnLimit,
+  patchMetadata,
+  type SessionDraft,
+  type SessionEvent,
+  type StopReason,
+  type UpdateSessionBody,
+  resolveTools,
+} from '@holdfast/contracts';
+import { answerText, blockedCalls, evolve, type OpenCall, runnableCalls, type SessionState } from './session.state.ts';
+
+/** An event with the id it will be stored under. */
+export type Draft = SessionDraft & { readonly id: string };
+/** Gives the ids of one commit in order; derived from the command, so a repeated decision gets the same ones. */
+export type IdSource = () => string;
+
+const zeroUsage = {
+  input_tokens: 0,
+  output_tokens: 0,
+  cache_creation_input_tokens: 0,
+  cache_read_input_tokens: 0,
+};
+
+function draft(ids: IdSource, event: SessionDraft): Draft {
+  return { id: ids(), ...event };
+}
+
+/** Refuses a command to a session that is not open; a deleted one does not exist any more. */
+export function requireOpen(state: SessionState): AgentSnapshot {
+  if (state.lifecycle === 'absent' || state.lifecycle === 'deleted' || state.agent === null) {
+    throw new AppError('not-found', 'session.not-found', 'There is no such session.');
+  }
+  if (state.lifecycle === 'archived') {
+    throw new AppError('invalid', 'session.archived', 'The session is archived and accepts nothing more.');
+  }
+  return state.agent;
+}
+
+function requireNotRunning(state: SessionState, verb: string): void {
+  if (state.status !== 'idle') {
+    throw new AppError(
+      'invalid',
+      'session.running',
+      `The session is ${state.status}; ${verb} needs it to be idle. Interrupt it first.`,
+    );
+  }
+}
+
+export interface CreateSession {
+  readonly agent: AgentSnapshot;
+  readonly environmentId: string;
+  readonly title: string | null;
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly contextKey: string | null;
+}
+
+export function decideCreate(state: SessionState, command: CreateSession, ids: IdSource): Draft[] {
+  if (state.lifecycle !== 'absent') {
+    throw new AppError('rejected', 'session.exists', 'A session with this id exists already.');
+  }
+  return [
+    draft(ids, {
+      type: 'session.created',
+      data: {
+        agent: command.agent,
+        environment_id: command.environmentId,
+        title: command.title,
+        metadata: { ...command.metadata },
+        context_key: command.contextKey,
+      },
+    }),
+  ];
+}
+
+/** What a client's answer to a call met: a fresh answer, or the one that was stored before. */
+export type Answered = { readonly stored: Draft } | { readonly repeated: string };
+
+function answerCall(state: SessionState, callId: string, kind: OpenCall['kind'], data: object): OpenCall | { repeated: string } {
+  const earlier = state.answers[callId];
+  if (earlier !== undefined) {
+    if (earlier.text === answerText(data)) return { repeated: earlier.eventId };
+    throw new AppError('invalid', 'session.call-answered', `The call ${callId} was answered before, with something else.`);
+  }
+  const call = state.calls.find((open) => open.id === callId && open.kind === kind);
+  if (call === undefined || (kind === 'builtin' && call.permission !== 'ask')) {
+    throw new AppError(
+      'invalid',
+      'session.call-not-waiting',
+      `No call ${callId} of this session waits for a ${kind === 'custom' ? 'result' : 'confirmation'}.`,
+    );
+  }
+  return call;
+}
+
+/**
+ * One client event. Throws AppError `invalid` when nothing waits for it. A repeated identical answer appends nothing
+ * and names the event that stands.
+ */
+export function decideClientEvent(state: SessionState, event: ClientEventParam, ids: IdSource): Answered {
+  requireOpen(state);
+  switch (event.type) {
+    case 'user.message':
+      if (state.queue.length >= LIMITS.metadataPairs * 64) {
+        throw new AppError('exhausted', 'session.queue-full', 'Too many messages wait in this session; let it work first.');
+      }
+      return {
+        stored: draft(ids, {
+          type: 'user.message',
+          data: { content: event.content, ...(event.x_steer === undefined ? {} : { steer: event.x_steer }) },
+        }),
+      };
+    case 'system.message':
+      return { stored: draft(ids, { type: 'system.message', data: { content: event.content } }) };
+    case 'user.interrupt':
+      return { stored: draft(ids, { type: 'user.interrupt', data: {} }) };
+    case 'user.tool_confirmation': {
+      if (event.result === 'allow' && event.deny_message != null) {
+        throw new AppError('invalid', 'session.deny-message', 'deny_message goes with result "deny" only.');
+      }
+      const data = { tool_use_id: event.tool_use_id as string, result: event.result, deny_message: event.deny_message ?? null };
+      const met = answerCall(state, event.tool_use_id, 'builtin', data);
+      return 'repeated' in met ? met : { stored: draft(ids, { type: 'user.tool_confirmation', data }) };
+    }
+    case 'user.custom_tool_result': {
+      const data = {
+        custom_tool_use_id: event.custom_tool_use_id as string,
+        content: event.content ?? [],
+        is_error: event.is_error ?? false,
+      };
+      const met = answerCall(state, event.custom_tool_use_id, 'custom', data);
+      return 'repeated' in met ? met : { stored: draft(ids, { type: 'user.custom_tool_result', data }) };
+    }
+  }
+}
+
+/** Closes open calls with an explicit error each, so that the log stays replayable. */
+export function closeCalls(calls: readonly OpenCall[], reason: string, ids: IdSource): Draft[] {
+  const content = [{ type: 'text' as const, text: reason }];
+  return calls.map((call) =>
+    call.kind === 'custom'
+      ? draft(ids, { type: 'user.custom_tool_result', data: { custom_tool_use_id: call.id, content, is_error: true } })
+      : draft(ids, {
+          type: 'agent.tool_result',
+          data: { tool_use_id: call.id, content, is_error: true, outcome: 'cancelled', full_output: null },
+        }),
+  );
+}
+
+function turnIdOf(ids: IdSource): string {
+  return ids().replace(/^[a-z]+_/, 'turn_');
+}
+
+function idle(ids: IdSource, stopReason: StopReason): Draft {
+  return draft(ids, { type: 'session.status_idle', data: { stop_reason: stopReason } });
+}
+
+/** What follows for an idle session after client events were folded in. */
+export type AfterClientEvents =
+  | { readonly kind: 'nothing' }
+  /** Events to append without a turn: an interrupt or a partial answer of an idle session. */
+  | { readonly kind: 'settle'; readonly drafts: Draft[] }
+  /** A turn begins; the caller appends the start with a lease. */
+  | { readonly kind: 'start' };
+
+/**
+ * Decides what an idle session does next. `state` has the client events folded in already; `gates` are the calls that
+ * blocked it before them; `interrupted` says that one of the events was an interrupt.
+ */
+export function afterClientEvents(state: SessionState, interrupted: boolean, answered: boolean, ids: IdSource): AfterClientEvents {
+  if (state.status !== 'idle' || state.lifecycle !== 'open') return { kind: 'nothing' };
+  if (interrupted && state.calls.length > 0) {
+    const drafts = closeCalls(state.calls, 'Interrupted by the user before it ran.', ids);
+    return { kind: 'settle', drafts: [...drafts, idle(ids, { type: 'end_turn' })] };
+  }
+  const blocked = blockedCalls(state);
+  if (blocked.length > 0) {
+    // Resolving some of several gates shows the rest; a mere queued message changes nothing.
+    if (!answered) return { kind: 'nothing' };
+    return { kind: 'settle', drafts: [idle(ids, { type: 'requires_action', event_ids: blocked.map((call) => call.id) })] };
+  }
+  if (state.calls.length > 0 || state.owesStep || state.queue.length > 0) return { kind: 'start' };
+  return { kind: 'nothing' };
+}
+
+/** The first events of a turn, or of a takeover when the session was running already. */
+export function startTurn(state: SessionState, turn: { generation: number; worker: string }, ids: IdSource): Draft[] {
+  const takeover = state.status !== 'idle';
+  const drafts = [
+    draft(ids, {
+      type: 'session.turn_started',
+      data: { turn_id: turnIdOf(ids), generation: turn.generation, worker: turn.worker, takeover },
+    }),
+  ];
+  if (!takeover) drafts.push(draft(ids, { type: 'session.status_running', data: {} }));
+  return drafts;
+}
+
+/** Bounds of one message's turn (T6). Times in milliseconds. */
+export interface TurnBounds {
+  readonly modelSteps: number;
+  readonly wallTimeMs: number;
+  readonly outputTokens: number;
+  readonly toolTimeMs: number;
+}
+
+/** What a turn worker does next. */
+export type NextStep =
+  | { readonly kind: 'model' }
+  | { readonly kind: 'tools'; readonly calls: readonly OpenCall[] }
+  | { readonly kind: 'compact' }
+  | { readonly kind: 'limit'; readonly limit: TurnLimit }
+  | { readonly kind: 'interrupted' }
+  | { readonly kind: 'idle'; readonly stopReason: StopReason };
+
+/** The policy of the loop: pure, so that a takeover continues exactly where the log stands. */
+export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTokens: number, nowMs: number): NextStep {
+  if (state.interruptPending) return { kind: 'interrupted' };
+  const runnable = runnableCalls(state);
+  if (runnable.length > 0) return { kind: 'tools', calls: runnable };
+  if (state.calls.length > 0) {
+    return { kind: 'idle', stopReason: { type: 'requires_action', event_ids: blockedCalls(state).map((call) => call.id) } };
+  }
+  if (!state.owesStep && state.queue.length === 0 && state.openRequest === null) {
+    return { kind: 'idle', stopReason: { type: 'end_turn' } };
+  }
+  if (state.owesStep && state.turn !== null) {
+    if (state.turn.modelSteps >= bounds.modelSteps && state.retry === null) return { kind: 'limit', limit: 'model_steps' };
+    if (state.turn.outputTokens >= bounds.outputTokens) return { kind: 'limit', limit: 'output_tokens' };
+    if (state.turn.toolMs >= bounds.toolTimeMs) return { kind: 'limit', limit: 'tool_time' };
+    if (nowMs - Date.parse(state.turn.startedAt) >= bounds.wallTimeMs) return { kind: 'limit', limit: 'wall_time' };
+  }
+  if (state.contextTokens >= contextLimitTokens) return { kind: 'compact' };
+  return { kind: 'model' };
+}
+
+/**
+ * The events that open a model call: a call that a lost worker left open is closed, the messages it takes up are
+ * stamped, and the span begins. One message (with the system message after it) is taken at a time, so that every
+ * accepted message gets its own answer; a steering message joins the running turn.
+ */
+export function beginModelRequest(state: SessionState, model: string, ids: IdSource): Draft[] {
+  const drafts: Draft[] = [];
+  if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
+  for (const queued of takeFromQueue(state)) {
+    drafts.push(draft(ids, { type: 'session.message_processed', data: { event_id: queued.id, message: asProcessed(queued) } }));
+  }
+  if (state.status === 'rescheduling') drafts.push(draft(ids, { type: 'session.status_running', data: {} }));
+  drafts.push(draft(ids, { type: 'span.model_request_start', data: { model, message_id: ids() } }));
+  return drafts;
+}
+
+function asProcessed(queued: SessionState['queue'][number]) {
+  return queued.message.type === 'user.message'
+    ? {
+        type: 'user.message' as const,
+        content: [...queued.message.content],
+        ...(queued.message.steer === undefined ? {} : { steer: queued.message.steer }),
+      }
+    : { type: 'system.message' as const, content: [...queued.message.content] };
+}
+
+function takeFromQueue(state: SessionState): SessionState['queue'] {
+  if (state.owesStep) {
+    return state.retry !== null ? [] : state.queue.filter(({ message }) => message.type === 'user.message' && message.steer === true);
+  }
+  const [first, second] = state.queue;
+  if (first === undefined) return [];
+  return second?.message.type === 'system.message' ? [first, second] : [first];
+}
+
+/** Closes the span of a model call that nobody will answer any more. */
+export function endLostRequest(requestId: string, ids: IdSource): Draft {
+  return draft(ids, {
+    type: 'span.model_request_end',
+    data: {
+      model_request_start_id: requestId,
+      is_error: true,
+      model_usage: zeroUsage,
+      cost_usd: null,
+      finish_reason: null,
+      gateway_call_id: null,
+    },
+  });
+}
+
+/** An interrupt ends the turn: the open call's span is closed, open tool calls get their error, and queued messages go on. */
+export function interruptTurn(state: SessionState, closed: readonly Draft[], worker: string, ids: IdSource): Draft[] {
+  const drafts: Draft[] = [];
+  if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
+  drafts.push(...closed);
+  const done = new Set(closed.map((event) => (event.type === 'agent.tool_result' ? event.data.tool_use_id : '')));
+  drafts.push(...closeCalls(state.calls.filter((call) => !done.has(call.id)), 'Interrupted by the user.', ids));
+  drafts.push(endTurn(state, { type: 'end_turn' }, worker, ids));
+  return drafts;
+}
+
+/** Reaching a bound is an explicit event; open calls cannot exist here, queued messages start a turn of their own. */
+export function limitReached(state: SessionState, limit: TurnLimit, worker: string, ids: IdSource): Draft[] {
+  const words = {
+    model_steps: 'model calls',
+    wall_time: 'wall time',
+    output_tokens: 'output tokens',
+    tool_time: 'tool time',
+  } as const;
+  const drafts: Draft[] = state.openRequest === null ? [] : [endLostRequest(state.openRequest.id, ids)];
+  drafts.push(
+    draft(ids, {
+      type: 'session.error',
+      data: {
+        error: {
+          type: 'tool_use_limit_reached_error',
+          message: `The turn reached its bound on ${words[limit]} and was ended. Send another message to go on.`,
+          retry_status: { type: 'terminal' },
+        },
+        limit,
+      },
+    }),
+  );
+  drafts.push(endTurn(state, { type: 'end_turn' }, worker, ids));
+  return drafts;
+}
+
+/**
+ * The last event of a turn: idle, or, when messages wait, the start of the next turn under the same lease. The session
+ * goes idle only when nothing is left to answer.
+ */
+export function endTurn(state: SessionState, stopReason: StopReason, worker: string, ids: IdSource): Draft {
+  if (stopReason.type === 'requires_action' || state.queue.length === 0) return idle(ids, stopReason);
+  return draft(ids, {
+    type: 'session.turn_started',
+    data: { turn_id: turnIdOf(ids), generation: state.generation, worker, takeover: false },
+  });
+}
+
+/** The model's answer as events: text, the span's end with its usage, then the calls; then idle where nothing follows. */
+export interface ModelAnswer {
+  readonly text: string;
+  readonly calls: readonly { readonly name: string; readonly input: JsonObject; readonly kind: 'builtin' | 'custom'; readonly permission: 'allow' | 'ask' | 'deny' }[];
+  readonly usage: ModelUsage;
+  readonly costUsd: number | null;
+  readonly finishReason: string | null;
+  readonly gatewayCallId: string | null;
+}
+
+export function answerModelRequest(state: SessionState, answer: ModelAnswer, ids: IdSource): Draft[] {
+  const request = state.openRequest;
+  if (request === null) throw new AppError('defect', 'session.no-open-request', 'No model call is open.');
+  const drafts: Draft[] = [];
+  if (answer.text !== '') {
+    drafts.push({ id: request.messageId, type: 'agent.message', data: { content: [{ type: 'text', text: answer.text }] } });
+  }
+  drafts.push(
+    draft(ids, {
+      type: 'span.model_request_end',
+      data: {
+        model_request_start_id: request.id,
+        is_error: false,
+        model_usage: answer.usage,
+        cost_usd: answer.costUsd,
+        finish_reason: answer.finishReason,
+        gateway_call_id: answer.gatewayCallId,
+      },
+    }),
+  );
+  for (const call of answer.calls) {
+    drafts.push(
+      call.kind === 'custom'
+        ? draft(ids, { type: 'agent.custom_tool_use', data: { name: call.name, input: call.input } })
+        : draft(ids, {
+            type: 'agent.tool_use',
+            data: { name: call.name, input: call.input, evaluated_permission: call.permission },
+          }),
+    );
+  }
+  return drafts;
+}
+
+/** A model call failed. With a next attempt the session is rescheduled; without, the turn ends. */
+export function failModelRequest(
+  state: SessionState,
+  failure: { type: SessionError['type']; message: string; final: 'exhausted' | 'terminal' | null; attempt: number; retryAt: string },
+  worker: string,
+  ids: IdSource,
+): Draft[] {
+  const drafts: Draft[] = state.openRequest === null ? [] : [endLostRequest(state.openRequest.id, ids)];
+  const retryStatus = failure.final ?? 'retrying';
+  drafts.push(
+    draft(ids, {
+      type: 'session.error',
+      data: { error: { type: failure.type, message: failure.message, retry_status: { type: retryStatus } } },
+    }),
+  );
+  drafts.push(
+    failure.final === null
+      ? draft(ids, { type: 'session.status_rescheduled', data: { attempt: failure.attempt, retry_at: failure.retryAt } })
+      : endTurn(state, { type: 'retries_exhausted' }, worker, ids),
+  );
+  return drafts;
+}
+
+/** The result of one tool call. */
+export interface ToolResult {
+  readonly text: string;
+  readonly isError: boolean;
+  readonly outcome: 'completed' | 'denied' | 'cancelled' | 'unknown' | 'unavailable';
+  readonly fullOutput: { readonly digest: string; readonly sizeBytes: number } | null;
+}
+
+export function recordToolResult(callId: string, result: ToolResult, ids: IdSource): Draft {
+  return draft(ids, {
+    type: 'agent.tool_result',
+    data: {
+      tool_use_id: callId,
+      content: result.text === '' ? [{ type: 'text', text: '(no output)' }] : [{ type: 'text', text: result.text }],
+      is_error: result.isError,
+      outcome: result.outcome,
+      full_output:
+        result.fullOutput === null ? null : { digest: result.fullOutput.digest, size_bytes: result.fullOutput.sizeBytes },
+    },
+  });
+}
+
+export function attachSandbox(sandbox: { sandboxId: string; journalId: string }, ids: IdSource): Draft {
+  return draft(ids, {
+    type: 'session.sandbox_attached',
+    data: { sandbox_id: sandbox.sandboxId, journal_id: sandbox.journalId },
+  });
+}
+
+export function recordCompaction(
+  state: SessionState,
+  compaction: { summary: string; usage: ModelUsage; costUsd: number | null },
+  ids: IdSource,
+): Draft {
+  return draft(ids, {
+    type: 'agent.thread_context_compacted',
+    data: {
+      summary: compaction.summary,
+      through_version: state.version,
+      model_usage: compaction.usage,
+      cost_usd: compaction.costUsd,
+    },
+  });
+}
+
+
+export function decideUpdate(state: SessionState, body: UpdateSessionBody, ids: IdSource): Draft[] {
+  const agent = requireOpen(state);
+  const change: { title?: string | null; metadata?: Record<string, string>; agent?: AgentSnapshot } = {};
+  if (body.title !== undefined && (body.title ?? null) !== state.title) change.title = body.title ?? null;
+  if (body.metadata != null) {
+    const metadata = patchMetadata(state.metadata, body.metadata);
+    if (Object.keys(metadata).length > LIMITS.metadataPairs) {
+      throw new AppError('invalid', 'session.metadata', `metadata must have at most ${LIMITS.metadataPairs} pairs.`);
+    }
+    if (JSON.stringify(metadata) !== JSON.stringify(state.metadata)) change.metadata = metadata;
+  }
+  if (body.agent?.tools !== undefined) {
+    requireNotRunning(state, 'changing its tools');
+    change.agent = { ...agent, tools: resolveTools(body.agent.tools) };
+  }
+  return Object.keys(change).length === 0 ? [] : [draft(ids, { type: 'session.updated', data: change })];
+}
+
+export function decideArchive(state: SessionState, ids: IdSource): Draft[] {
+  if (state.lifecycle === 'archived') return [];
+  requireOpen(state);
+  requireNotRunning(state, 'archiving');
+  return [
+    ...closeCalls(state.calls, 'The session was archived.', ids),
+    draft(ids, { type: 'session.status_terminated', data: {} }),
+  ];
+}
+
+export function decideDelete(state: SessionState, ids: IdSource): Draft[] {
+  if (state.lifecycle !== 'archived') requireOpen(state);
+  requireNotRunning(state, 'deleting');
+  return [draft(ids, { type: 'session.deleted', data: {} })];
+}
+
+
+/** Folds drafts that are not stored yet, to decide what follows them; `at` stands in for Postgres' clock. */
+export function foldDrafts(state: SessionState, drafts: readonly Draft[], at: string): SessionState {
+  let folded = state;
+  for (const event of drafts) {
+    folded = evolve(folded, {
+      ...event,
+      position: '0',
+      workspaceId: '',
+      streamId: '',
+      version: folded.version + 1,
+      schemaVersion: 1,
+      metadata: {},
+      recordedAt: at,
+    } as SessionEvent);
+  }
+  return folded;
+}
+
+export interface Advance {
+  readonly drafts: readonly Draft[];
+  /** True when the session went idle and its lease is to be freed. */
+  readonly idle: boolean;
+}
+
+/**
+ * Adds everything that follows by itself from `drafts`: the next model call's start, the end of the turn, a bound that
+ * was reached. Stops where the outside world must act: a model, tools, a compaction, or open calls to cancel.
+ */
+export function advance(
+  state: SessionState,
+  first: readonly Draft[],
+  options: { bounds: TurnBounds; contextLimitTokens: number; nowMs: number; worker: string },
+  ids: IdSource,
+): Advance {
+  const drafts = [...first];
+  const at = new Date(options.nowMs).toISOString();
+  for (;;) {
+    const now = foldDrafts(state, drafts, at);
+    if (now.status === 'idle') return { drafts, idle: true };
+    const next = nextStep(now, options.bounds, options.contextLimitTokens, options.nowMs);
+    if (next.kind === 'tools' || next.kind === 'compact') return { drafts, idle: false };
+    if (next.kind === 'model') {
+      const model = now.agent?.model.id ?? '';
+      drafts.push(...beginModelRequest(now, model, ids));
+      return { drafts, idle: false };
+    }
+    if (next.kind === 'interrupted') {
+      if (runnableCalls(now).length > 0) return { drafts, idle: false };
+      drafts.push(...interruptTurn(now, [], options.worker, ids));
+    } else if (next.kind === 'limit') {
+      drafts.push(...limitReached(now, next.limit, options.worker, ids));
+    } else {
+      drafts.push(endTurn(now, next.stopReason, options.worker, ids));
+    }
+  }
+}

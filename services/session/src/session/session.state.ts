@@ -1,0 +1,274 @@
+import {
+  type AgentSnapshot,
+  type JsonObject,
+  type SessionEvent,
+  type StopReason,
+  type StoredBlock,
+  unreachable,
+} from '@holdfast/contracts';
+
+/** A message that was accepted and no turn has processed yet. */
+export interface QueuedMessage {
+  readonly id: string;
+  readonly message:
+    | { readonly type: 'user.message'; readonly content: readonly StoredBlock[]; readonly steer?: boolean | undefined }
+    | { readonly type: 'system.message'; readonly content: readonly { readonly type: 'text'; readonly text: string }[] };
+}
+
+/** A tool call whose result the log does not hold yet. */
+export interface OpenCall {
+  readonly id: string;
+  readonly kind: 'builtin' | 'custom';
+  readonly name: string;
+  readonly input: JsonObject;
+  readonly permission: 'allow' | 'ask' | 'deny';
+  readonly confirmation: { readonly result: 'allow' | 'deny'; readonly denyMessage: string | null } | null;
+  /** Since when the platform may act on it: its opening, or the client's confirmation (RFC 3339). */
+  readonly readySince: string;
+}
+
+/** What one message's turn has spent so far (T6). */
+export interface TurnSpending {
+  readonly turnId: string;
+  readonly startedAt: string;
+  readonly modelSteps: number;
+  readonly outputTokens: number;
+  /** Milliseconds of tool calls, summed over parallel ones. */
+  readonly toolMs: number;
+}
+
+/** The decider's own fold: just what decisions need. */
+export interface SessionState {
+  readonly version: number;
+  readonly lifecycle: 'absent' | 'open' | 'archived' | 'deleted';
+  readonly status: 'idle' | 'running' | 'rescheduling';
+  readonly agent: AgentSnapshot | null;
+  readonly environmentId: string;
+  readonly contextKey: string | null;
+  readonly title: string | null;
+  readonly metadata: Readonly<Record<string, string>>;
+  /** Generation of the newest lease, as the last `session.turn_started` recorded it. */
+  readonly generation: number;
+  readonly queue: readonly QueuedMessage[];
+  readonly turn: TurnSpending | null;
+  readonly openRequest: { readonly id: string; readonly messageId: string; readonly at: string } | null;
+  readonly calls: readonly OpenCall[];
+  /** Client answers by call id, to tell a repeated answer from a contradicting one. */
+  readonly answers: Readonly<Record<string, { readonly eventId: string; readonly text: string }>>;
+  readonly interruptPending: boolean;
+  /** Set while the last model call failed and will be tried again. */
+  readonly retry: { readonly attempt: number; readonly at: string } | null;
+  readonly stopReason: StopReason | null;
+  readonly sandbox: { readonly sandboxId: string; readonly journalId: string } | null;
+  /** Input tokens of the newest model call since the last compaction. */
+  readonly contextTokens: number;
+  /** True when a model step is owed: the newest message or tool results have not been answered. */
+  readonly owesStep: boolean;
+}
+
+export const initialState: SessionState = {
+  version: 0,
+  lifecycle: 'absent',
+  status: 'idle',
+  agent: null,
+  environmentId: '',
+  contextKey: null,
+  title: null,
+  metadata: {},
+  generation: 0,
+  queue: [],
+  turn: null,
+  openRequest: null,
+  calls: [],
+  answers: {},
+  interruptPending: false,
+  retry: null,
+  stopReason: null,
+  sandbox: null,
+  contextTokens: 0,
+  owesStep: false,
+};
+
+/** Canonical text of a client's answer, to compare a repeated one. */
+export function answerText(answer: object): string {
+  return JSON.stringify(answer);
+}
+
+function closeCall(state: SessionState, id: string): Pick<SessionState, 'calls'> {
+  return { calls: state.calls.filter((call) => call.id !== id) };
+}
+
+/** One step of the fold: pure, total over every event that was ever decided. */
+export function evolve(state: SessionState, event: SessionEvent): SessionState {
+  const next: SessionState = { ...state, version: event.version };
+  switch (event.type) {
+    case 'session.created':
+      return {
+        ...next,
+        lifecycle: 'open',
+        agent: event.data.agent,
+        environmentId: event.data.environment_id,
+        contextKey: event.data.context_key,
+        title: event.data.title,
+        metadata: event.data.metadata,
+      };
+    case 'user.message':
+      return { ...next, queue: [...state.queue, { id: event.id, message: { type: event.type, ...event.data } }] };
+    case 'system.message':
+      return { ...next, queue: [...state.queue, { id: event.id, message: { type: event.type, ...event.data } }] };
+    case 'session.message_processed':
+      return {
+        ...next,
+        queue: state.queue.filter((queued) => queued.id !== event.data.event_id),
+        owesStep: true,
+        turn:
+          event.data.message.type === 'user.message' && state.turn !== null && !event.data.message.steer
+            ? { ...state.turn, startedAt: event.recordedAt, modelSteps: 0, outputTokens: 0, toolMs: 0 }
+            : state.turn,
+      };
+    case 'user.interrupt':
+      return { ...next, interruptPending: state.status !== 'idle' };
+    case 'user.tool_confirmation': {
+      const { tool_use_id: id, result, deny_message: denyMessage } = event.data;
+      return {
+        ...next,
+        calls: state.calls.map((call) => (call.id === id ? { ...call, confirmation: { result, denyMessage }, readySince: event.recordedAt } : call)),
+        answers: { ...state.answers, [id]: { eventId: event.id, text: answerText(event.data) } },
+      };
+    }
+    case 'user.custom_tool_result':
+      return {
+        ...next,
+        ...closeCall(state, event.data.custom_tool_use_id),
+        owesStep: true,
+        answers: {
+          ...state.answers,
+          [event.data.custom_tool_use_id]: { eventId: event.id, text: answerText(event.data) },
+        },
+      };
+    case 'session.turn_started':
+      return {
+        ...next,
+        generation: event.data.generation,
+        ...(event.data.takeover
+          ? {}
+          : {
+              // A requires_action turn that resumes keeps its spending; any other start is a turn of its own.
+              turn:
+                state.turn !== null && state.stopReason?.type === 'requires_action'
+                  ? state.turn
+                  : { turnId: event.data.turn_id, startedAt: event.recordedAt, modelSteps: 0, outputTokens: 0, toolMs: 0 },
+              owesStep: state.stopReason?.type === 'requires_action' ? state.owesStep : false,
+              interruptPending: false,
+              retry: null,
+            }),
+      };
+    case 'session.status_running':
+      return { ...next, status: 'running', stopReason: null };
+    case 'session.status_rescheduled':
+      return { ...next, status: 'rescheduling', retry: { attempt: event.data.attempt, at: event.data.retry_at } };
+    case 'session.status_idle':
+      return {
+        ...next,
+        status: 'idle',
+        stopReason: event.data.stop_reason,
+        interruptPending: false,
+        retry: null,
+        turn: event.data.stop_reason.type === 'requires_action' ? state.turn : null,
+        owesStep: event.data.stop_reason.type === 'requires_action' ? state.owesStep : false,
+      };
+    case 'session.status_terminated':
+      return { ...next, lifecycle: 'archived', status: 'idle', queue: [], calls: [] };
+    case 'session.deleted':
+      return { ...next, lifecycle: 'deleted', status: 'idle', queue: [], calls: [] };
+    case 'session.error':
+      return event.data.error.retry_status.type === 'retrying' ? next : { ...next, retry: null, owesStep: false };
+    case 'session.updated':
+      return {
+        ...next,
+        ...(event.data.title === undefined ? {} : { title: event.data.title }),
+        ...(event.data.metadata === undefined ? {} : { metadata: event.data.metadata }),
+        ...(event.data.agent === undefined ? {} : { agent: event.data.agent }),
+      };
+    case 'span.model_request_start':
+      return {
+        ...next,
+        openRequest: { id: event.id, messageId: event.data.message_id, at: event.recordedAt },
+        turn: state.turn === null ? null : { ...state.turn, modelSteps: state.turn.modelSteps + 1 },
+      };
+    case 'span.model_request_end': {
+      const usage = event.data.model_usage;
+      const spent = { ...next, openRequest: null };
+      if (event.data.is_error) return spent;
+      return {
+        ...spent,
+        retry: null,
+        owesStep: false,
+        contextTokens:
+          usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens + usage.output_tokens,
+        turn: state.turn === null ? null : { ...state.turn, outputTokens: state.turn.outputTokens + usage.output_tokens },
+      };
+    }
+    case 'agent.tool_use':
+      return {
+        ...next,
+        calls: [
+          ...state.calls,
+          {
+            id: event.id,
+            kind: 'builtin',
+            name: event.data.name,
+            input: event.data.input,
+            permission: event.data.evaluated_permission,
+            confirmation: null,
+            readySince: event.recordedAt,
+          },
+        ],
+      };
+    case 'agent.custom_tool_use':
+      return {
+        ...next,
+        calls: [
+          ...state.calls,
+          {
+            id: event.id,
+            kind: 'custom',
+            name: event.data.name,
+            input: event.data.input,
+            permission: 'allow',
+            confirmation: null,
+            readySince: event.recordedAt,
+          },
+        ],
+      };
+    case 'agent.tool_result': {
+      const call = state.calls.find((open) => open.id === event.data.tool_use_id);
+      const spentMs = call === undefined ? 0 : Math.max(0, Date.parse(event.recordedAt) - Date.parse(call.readySince));
+      return {
+        ...next,
+        ...closeCall(state, event.data.tool_use_id),
+        owesStep: true,
+        turn: state.turn === null ? null : { ...state.turn, toolMs: state.turn.toolMs + spentMs },
+      };
+    }
+    case 'agent.thread_context_compacted':
+      return { ...next, contextTokens: 0 };
+    case 'session.sandbox_attached':
+      return { ...next, sandbox: { sandboxId: event.data.sandbox_id, journalId: event.data.journal_id } };
+    case 'agent.message':
+    case 'agent.thinking':
+      return next;
+    default:
+      return unreachable(event);
+  }
+}
+
+/** The calls that wait for the client: unconfirmed `always_ask` ones and custom ones. */
+export function blockedCalls(state: SessionState): readonly OpenCall[] {
+  return state.calls.filter((call) => call.kind === 'custom' || (call.permission === 'ask' && call.confirmation === null));
+}
+
+/** The calls that the platform can act on now. */
+export function runnableCalls(state: SessionState): readonly OpenCall[] {
+  return state.calls.filter((call) => call.kind === 'builtin' && !(call.permission === 'ask' && call.confirmation === null));
+}

@@ -1,0 +1,207 @@
+import { AppError, type JsonObject, newId, type SessionEvent, type StoredEvent, streamOf } from '@holdfast/contracts';
+import { derivedEventId, type EventLog, type StreamAppend } from '@holdfast/event-store';
+import { Conversation } from '../turn/conversation.ts';
+import type { Draft, IdSource } from './session.decider.ts';
+import { evolve, initialState, type SessionState } from './session.state.ts';
+
+/** What one decision wants stored, and under which lease. */
+export interface Decision {
+  readonly drafts: readonly Draft[];
+  /** Fence: the append is refused unless the stream's lease has this generation. */
+  readonly generation?: number;
+  readonly lease?: { readonly owner: string; readonly ttlMs: number };
+  readonly releaseLease?: boolean;
+}
+export interface CommitContext {
+  readonly commandId: string;
+  readonly metadata: JsonObject;
+  readonly statements?: readonly { readonly text: string; readonly values: unknown[] }[];
+  readonly deadlineAtMs?: number;
+}
+
+const SESSION_SCHEMA_VERSION = 1;
+/** Folded sessions kept in memory; a dropped one is read again from the log. */
+const MAX_CACHED = 4_096;
+
+/**
+ * One session in memory: its folds and the queue of decisions on it. Many decisions may be asked for at once; they are
+ * taken one after another, each on the state that the one before left.
+ */
+export class LoadedSession {
+  readonly id: string;
+  readonly streamId: string;
+  state: SessionState = initialState;
+  workspaceId: string | null = null;
+  readonly conversation = new Conversation();
+  readonly #log: EventLog;
+  #tail: Promise<unknown> = Promise.resolve();
+  #listeners = new Set<() => void>();
+
+  constructor(id: string, log: EventLog) {
+    this.id = id;
+    this.streamId = streamOf('session', id);
+    this.#log = log;
+  }
+
+  get watched(): boolean {
+    return this.#listeners.size > 0;
+  }
+
+  /** Calls back after every change of the folds; returns how to stop. */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Reads what others appended. */
+  refresh(): Promise<void> {
+    return this.#enqueue(() => this.#catchUp());
+  }
+
+  /**
+   * Decides and appends at the version the decision saw. When somebody else appended meanwhile the rest is read and
+   * decided again (L1); a lost lease throws the log's refusal. `decide` returns null when there is nothing to store.
+   *
+   * Promises: what it returns is stored. An unsure commit is looked up by event id, never repeated (L2).
+   */
+  commit(
+    context: CommitContext,
+    decide: (state: SessionState, ids: IdSource) => Decision | null,
+  ): Promise<readonly StoredEvent[]> {
+    return this.#enqueue(async () => {
+      for (;;) {
+        let n = 0;
+        const decision = decide(this.state, () => derivedEventId(context.commandId, n++));
+        if (decision === null) return [];
+        const append: StreamAppend = {
+          streamId: this.streamId,
+          workspaceId: this.workspaceId ?? '',
+          expectedVersion: this.state.version,
+          events: decision.drafts.map(({ id, type, data }) => ({
+            id,
+            type,
+            schemaVersion: SESSION_SCHEMA_VERSION,
+            data: data as unknown as JsonObject,
+            metadata: { ...context.metadata, command_id: context.commandId },
+          })),
+          ...(decision.generation === undefined ? {} : { generation: decision.generation }),
+          ...(decision.lease === undefined ? {} : { lease: decision.lease }),
+          ...(decision.releaseLease === undefined ? {} : { releaseLease: decision.releaseLease }),
+        };
+        try {
+          const result = await this.#log.append({
+            appends: [append],
+            commandId: context.commandId,
+            ...(context.statements === undefined ? {} : { statements: [...context.statements] }),
+            ...(context.deadlineAtMs === undefined ? {} : { deadlineAtMs: context.deadlineAtMs }),
+          });
+          const events = result.streams[0]?.events ?? [];
+          this.#fold(events);
+          return events;
+        } catch (error) {
+          if (!(error instanceof AppError) || error.code !== 'log.version-conflict') throw error;
+          await this.#catchUp();
+        }
+      }
+    });
+  }
+
+  #enqueue<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#tail.then(work, work);
+    this.#tail = result.catch(() => undefined);
+    return result;
+  }
+
+  async #catchUp(): Promise<void> {
+    for (;;) {
+      const events = await this.#log.readStream(this.streamId, { afterVersion: this.state.version, limit: 5_000 });
+      this.#fold(events);
+      if (events.length < 5_000) return;
+    }
+  }
+
+  #fold(events: readonly StoredEvent[]): void {
+    for (const stored of events) {
+      const event = stored as unknown as SessionEvent;
+      this.workspaceId ??= event.workspaceId;
+      this.state = evolve(this.state, event);
+      this.conversation.apply(event);
+    }
+    if (events.length > 0) for (const listener of [...this.#listeners]) listener();
+  }
+}
+
+/** The sessions this process has folded. Losing it loses nothing: the log is the truth. */
+export class SessionStore {
+  readonly #log: EventLog;
+  readonly #sessions = new Map<string, Promise<LoadedSession>>();
+
+  constructor(log: EventLog) {
+    this.#log = log;
+  }
+
+  /** The session, folded at least once; its state may be behind others' appends until a commit or refresh says so. */
+  async open(id: string): Promise<LoadedSession> {
+    const known = this.#sessions.get(id);
+    if (known !== undefined) {
+      this.#sessions.delete(id);
+      this.#sessions.set(id, known);
+      return known;
+    }
+    const loading = (async () => {
+      const session = new LoadedSession(id, this.#log);
+      await session.refresh();
+      return session;
+    })();
+    this.#sessions.set(id, loading);
+    loading.catch(() => this.#sessions.delete(id));
+    this.#trim();
+    return loading;
+  }
+
+  /** A session of that workspace; another workspace's does not exist for it. */
+  async openIn(workspaceId: string, id: string): Promise<LoadedSession> {
+    const session = await this.open(id);
+    if (session.workspaceId === null) await session.refresh();
+    if (session.workspaceId !== workspaceId) {
+      this.#sessions.delete(id);
+      throw new AppError('not-found', 'session.not-found', 'There is no such session.');
+    }
+    return session;
+  }
+
+  /** A session that does not exist yet. */
+  fresh(workspaceId: string, id: string): LoadedSession {
+    const session = new LoadedSession(id, this.#log);
+    session.workspaceId = workspaceId;
+    this.#sessions.set(id, Promise.resolve(session));
+    this.#trim();
+    return session;
+  }
+
+  /** The session if this process has it folded and something follows it. */
+  async loaded(id: string): Promise<LoadedSession | undefined> {
+    return this.#sessions.get(id);
+  }
+
+  forget(id: string): void {
+    this.#sessions.delete(id);
+  }
+
+  #trim(): void {
+    for (const [id, loading] of this.#sessions) {
+      if (this.#sessions.size <= MAX_CACHED) return;
+      void loading.then(
+        (session) => {
+          if (!session.watched) this.#sessions.delete(id);
+        },
+        () => this.#sessions.delete(id),
+      );
+    }
+  }
+}
+
+/** Id of a decision that a worker takes by itself. */
+export function workerCommand(): string {
+  return newId('command');
+}
