@@ -1,0 +1,110 @@
+import { createHash, randomBytes } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { type FileHandle, mkdir, open, rename, rm, stat, utimes } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Readable } from 'node:stream';
+import { AppError, isId } from '@holdfast/contracts';
+
+export interface BlobRef {
+  /** SHA-256, hex. */
+  readonly digest: string;
+  readonly sizeBytes: number;
+}
+
+/**
+ * Bodies too large for the log, by digest. A digest resolves only within the workspace that put it (C3). A resolved `put`
+ * is durable; putting the same bytes again changes nothing but the blob's age.
+ *
+ * `get` and `size` throw AppError `blob.not-found`.
+ */
+export interface BlobStore {
+  put(workspaceId: string, bytes: Uint8Array | AsyncIterable<Uint8Array>): Promise<BlobRef>;
+  get(workspaceId: string, digest: string): Promise<Readable>;
+  read(workspaceId: string, digest: string): Promise<Buffer>;
+  size(workspaceId: string, digest: string): Promise<number>;
+}
+
+/** Blob store in a local folder: `<folder>/<workspace>/<2 hex>/<digest>`, written beside and renamed after fsync. */
+export class DirectoryBlobStore implements BlobStore {
+  readonly #folder: string;
+
+  constructor(folder: string) {
+    this.#folder = folder;
+  }
+
+  async put(workspaceId: string, bytes: Uint8Array | AsyncIterable<Uint8Array>): Promise<BlobRef> {
+    const home = this.#workspaceFolder(workspaceId);
+    const incoming = join(home, 'incoming');
+    await mkdir(incoming, { recursive: true, mode: 0o700 });
+    const temporary = join(incoming, randomBytes(12).toString('hex'));
+    const file = await open(temporary, 'wx', 0o600);
+    try {
+      const written = await writeAll(file, bytes);
+      await file.sync();
+      const folder = join(home, written.digest.slice(0, 2));
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+      await rename(temporary, join(folder, written.digest));
+      await syncFolder(folder);
+      return written;
+    } finally {
+      await file.close();
+      await rm(temporary, { force: true });
+    }
+  }
+
+  async get(workspaceId: string, digest: string): Promise<Readable> {
+    await this.size(workspaceId, digest);
+    return createReadStream(this.#path(workspaceId, digest));
+  }
+
+  async read(workspaceId: string, digest: string): Promise<Buffer> {
+    const parts: Buffer[] = [];
+    for await (const part of await this.get(workspaceId, digest)) parts.push(part as Buffer);
+    return Buffer.concat(parts);
+  }
+
+  async size(workspaceId: string, digest: string): Promise<number> {
+    try {
+      const { size } = await stat(this.#path(workspaceId, digest));
+      return size;
+    } catch (cause) {
+      throw new AppError('not-found', 'blob.not-found', 'There is no such blob in this workspace.', { cause });
+    }
+  }
+
+  /** Marks a blob as used now, so that a collector that spares young blobs spares it. */
+  async touch(workspaceId: string, digest: string): Promise<void> {
+    const now = new Date();
+    await utimes(this.#path(workspaceId, digest), now, now);
+  }
+
+  #workspaceFolder(workspaceId: string): string {
+    if (!isId('workspace', workspaceId)) throw new AppError('defect', 'blob.workspace', 'A blob needs a workspace id.');
+    return join(this.#folder, workspaceId);
+  }
+
+  #path(workspaceId: string, digest: string): string {
+    if (!/^[0-9a-f]{64}$/.test(digest)) throw new AppError('not-found', 'blob.not-found', 'There is no such blob in this workspace.');
+    return join(this.#workspaceFolder(workspaceId), digest.slice(0, 2), digest);
+  }
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array | AsyncIterable<Uint8Array>): Promise<BlobRef> {
+  const hash = createHash('sha256');
+  let sizeBytes = 0;
+  for await (const part of bytes instanceof Uint8Array ? [bytes] : bytes) {
+    hash.update(part);
+    await file.writeFile(part);
+    sizeBytes += part.length;
+  }
+  return { digest: hash.digest('hex'), sizeBytes };
+}
+
+async function syncFolder(folder: string): Promise<void> {
+  const handle = await open(folder, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}

@@ -1,0 +1,230 @@
+import { AppError, type JsonObject, type StoredEvent } from '@holdfast/contracts';
+import type pg from 'pg';
+import type { AppendRequest, AppendResult } from './append.ts';
+import { GroupCommit } from './group-commit.ts';
+import { isConnectionLoss, logUnavailable, type Transaction } from './pool.ts';
+import type { Projection } from './projection.ts';
+import { type Upcaster, Upcasters } from './upcaster.ts';
+
+/** Where a reader of the whole log stands: commit order first (transaction id), then position. */
+export interface LogCursor {
+  readonly txid: string;
+  readonly position: string;
+}
+export const LOG_START: LogCursor = { txid: '0', position: '0' };
+
+/** A stored event whose bodies are still text, for readers that only pass them on. */
+export interface RawEvent {
+  readonly id: string;
+  readonly version: number;
+  readonly type: string;
+  readonly schemaVersion: number;
+  readonly data: string;
+  readonly recordedAt: string;
+}
+
+export interface StreamHead {
+  readonly workspaceId: string;
+  readonly version: number;
+  readonly generation: number;
+  readonly leaseOwner: string | null;
+  /** RFC 3339 by Postgres' clock; null when no lease was taken. */
+  readonly leaseExpiresAt: string | null;
+}
+
+export interface EventLogOptions {
+  /** Made by `createLogPool`. */
+  readonly pool: pg.Pool;
+  readonly projections?: readonly Projection<never>[];
+  readonly upcasters?: readonly Upcaster[];
+  /** Called after a commit for each stream of it, in order, before the append resolves. Must not throw. */
+  readonly onCommitted?: (events: readonly StoredEvent[]) => void;
+}
+
+interface EventRow {
+  position: string;
+  id: string;
+  workspace_id: string;
+  stream_id: string;
+  version: number;
+  type: string;
+  schema_version: number;
+  data: JsonObject;
+  metadata: JsonObject;
+  recorded_at: Date;
+  txid: string;
+}
+const COLUMNS = 'position, id, workspace_id, stream_id, version, type, schema_version, data, metadata, recorded_at';
+const MAX_PAGE = 10_000;
+
+/**
+ * The append-only log. A resolved `append` is committed and durable; a rejected one with a refusal stored nothing.
+ * Appends of one process share commits; order within a stream is the order of its versions.
+ */
+export class EventLog {
+  readonly #pool: pg.Pool;
+  readonly #upcasters: Upcasters;
+  readonly #commits: GroupCommit;
+
+  constructor(options: EventLogOptions) {
+    this.#pool = options.pool;
+    this.#upcasters = new Upcasters(options.upcasters);
+    this.#commits = new GroupCommit({
+      pool: options.pool,
+      projections: options.projections ?? [],
+      onCommitted: options.onCommitted,
+      stored: (ids) => this.#byIds(ids),
+    });
+  }
+
+  /**
+   * Stores events, all of a request or nothing. Safe to repeat with the same event ids: what is stored already is
+   * returned as it is (L2). Waits for a lost connection until the deadline (5 s where none is given).
+   *
+   * @throws AppError `log.version-conflict`, `log.generation-fenced`, `log.lease-held`, `log.statement-conflict`
+   * (details.constraint), `log.unavailable`.
+   */
+  append(request: AppendRequest): Promise<AppendResult> {
+    return this.#commits.append(request);
+  }
+
+  /** Events of one stream after a version, oldest first, at most `limit` (default and bound 10,000). */
+  async readStream(
+    streamId: string,
+    options: { afterVersion: number; limit?: number; types?: readonly string[] },
+    reader: Transaction = this.#pool,
+  ): Promise<StoredEvent[]> {
+    const { rows } = await reader.query<EventRow>(
+      `select ${COLUMNS} from events where stream_id = $1 and version > $2 and ($4::text[] is null or type = any ($4))
+       order by version limit $3`,
+      [streamId, options.afterVersion, Math.min(options.limit ?? MAX_PAGE, MAX_PAGE), options.types ?? null],
+    );
+    return rows.map((row) => this.#event(row));
+  }
+
+  /** Like {@link readStream} with bodies left as text; not upcast, so callers check `schemaVersion`. */
+  async readStreamRaw(streamId: string, options: { afterVersion: number; limit?: number }): Promise<RawEvent[]> {
+    const { rows } = await this.#pool.query<{ id: string; version: number; type: string; schema_version: number; data: string; recorded_at: Date }>({
+      name: 'log-read-raw',
+      text: `select id, version, type, schema_version, data::text as data, recorded_at from events
+             where stream_id = $1 and version > $2 order by version limit $3`,
+      values: [streamId, options.afterVersion, Math.min(options.limit ?? MAX_PAGE, MAX_PAGE)],
+    });
+    return rows.map((row) => ({
+      id: row.id,
+      version: row.version,
+      type: row.type,
+      schemaVersion: row.schema_version,
+      data: row.data,
+      recordedAt: row.recorded_at.toISOString(),
+    }));
+  }
+
+  /** Version and lease of a stream; null when it does not exist. */
+  async streamHead(streamId: string): Promise<StreamHead | null> {
+    const { rows } = await this.#pool.query<{
+      workspace_id: string;
+      version: number;
+      lease_generation: number;
+      lease_owner: string | null;
+      lease_expires_at: Date | null;
+    }>('select workspace_id, version, lease_generation, lease_owner, lease_expires_at from streams where stream_id = $1', [streamId]);
+    const row = rows[0];
+    if (row === undefined) return null;
+    return {
+      workspaceId: row.workspace_id,
+      version: row.version,
+      generation: row.lease_generation,
+      leaseOwner: row.lease_owner,
+      leaseExpiresAt: row.lease_expires_at?.toISOString() ?? null,
+    };
+  }
+
+  /**
+   * Events of the whole log in commit order after a cursor. Never skips one: it stops before the oldest transaction that
+   * is still open, whose events would sort before others that are visible already.
+   */
+  async readAll(options: { after: LogCursor; limit: number }): Promise<{ events: StoredEvent[]; cursors: LogCursor[]; cursor: LogCursor }> {
+    const { rows } = await this.#pool.query<EventRow>(
+      `select ${COLUMNS}, txid::text as txid from events
+       where (txid, position) > ($1::xid8, $2::bigint) and txid < pg_snapshot_xmin(pg_current_snapshot())
+       order by txid, position limit $3`,
+      [options.after.txid, options.after.position, Math.min(options.limit, MAX_PAGE)],
+    );
+    const cursors = rows.map((row) => ({ txid: row.txid, position: row.position }));
+    return { events: rows.map((row) => this.#event(row)), cursors, cursor: cursors[cursors.length - 1] ?? options.after };
+  }
+
+  /** One event by its id; null when there is none. */
+  async findEvent(id: string): Promise<StoredEvent | null> {
+    return (await this.#byIds([id]))[0] ?? null;
+  }
+
+  /** Events with these ids, in log order. */
+  findEvents(ids: readonly string[]): Promise<StoredEvent[]> {
+    return this.#byIds(ids);
+  }
+
+  /** Takes the leases' time again; returns the streams whose lease is still held by that owner and generation. */
+  async renewLeases(
+    owner: string,
+    leases: readonly { streamId: string; generation: number }[],
+    ttlMs: number,
+  ): Promise<string[]> {
+    if (leases.length === 0) return [];
+    const { rows } = await this.#pool.query<{ stream_id: string }>(
+      `with mine as (
+         select s.stream_id from streams s join unnest($2::text[], $3::integer[]) as l(stream_id, generation)
+           on s.stream_id = l.stream_id and s.lease_generation = l.generation
+         where s.lease_owner = $1 order by s.stream_id for update of s
+       )
+       update streams s set lease_expires_at = clock_timestamp() + $4 * interval '1 millisecond'
+       from mine where s.stream_id = mine.stream_id returning s.stream_id`,
+      [owner, leases.map((lease) => lease.streamId), leases.map((lease) => lease.generation), ttlMs],
+    );
+    return rows.map((row) => row.stream_id);
+  }
+
+  /** Frees a lease without an event; nothing happens when it is no longer held by that owner and generation. */
+  async releaseLease(owner: string, streamId: string, generation: number): Promise<void> {
+    await this.#pool.query(
+      `update streams set lease_owner = null, lease_expires_at = null
+       where stream_id = $1 and lease_owner = $2 and lease_generation = $3`,
+      [streamId, owner, generation],
+    );
+  }
+
+  /** Waits for the appends in flight; later ones are refused. */
+  close(): Promise<void> {
+    return this.#commits.close();
+  }
+
+  async #byIds(ids: readonly string[]): Promise<StoredEvent[]> {
+    const { rows } = await this.#pool.query<EventRow>(
+      `select ${COLUMNS} from events where id = any ($1) order by position`,
+      [ids],
+    );
+    return rows.map((row) => this.#event(row));
+  }
+
+  #event(row: EventRow): StoredEvent {
+    return this.#upcasters.apply({
+      position: row.position,
+      id: row.id,
+      workspaceId: row.workspace_id,
+      streamId: row.stream_id,
+      version: row.version,
+      type: row.type,
+      schemaVersion: row.schema_version,
+      data: row.data,
+      metadata: row.metadata,
+      recordedAt: row.recorded_at.toISOString(),
+    });
+  }
+}
+
+/** Maps what pg throws on a plain read or write to an error that callers can act on. */
+export function asLogError(error: unknown): unknown {
+  if (error instanceof AppError) return error;
+  return isConnectionLoss(error) ? logUnavailable(error) : error;
+}

@@ -1,0 +1,46 @@
+import { AppError } from '@holdfast/contracts';
+import pg from 'pg';
+
+/**
+ * A pool for the log: pipelined, so that BEGIN, the append and COMMIT do not wait for each other's answers. Idle clients
+ * that lose their connection are dropped by the pool; the error is reported to `onIdleError` and nothing else.
+ */
+export function createLogPool(options: {
+  connectionString: string;
+  max?: number;
+  applicationName: string;
+  onIdleError?: (error: Error) => void;
+}): pg.Pool {
+  const pool = new pg.Pool({
+    connectionString: options.connectionString,
+    max: options.max ?? 8,
+    application_name: options.applicationName,
+    connectionTimeoutMillis: 5_000,
+    idleTimeoutMillis: 30_000,
+    keepAlive: true,
+    pipeline: true,
+  });
+  pool.on('error', (error) => options.onIdleError?.(error));
+  return pool;
+}
+
+/** The part of pg that a transaction hands to companion statements and projections. */
+export interface Transaction {
+  query<R extends pg.QueryResultRow = pg.QueryResultRow>(text: string, values?: unknown[]): Promise<pg.QueryResult<R>>;
+}
+
+const CONNECTION_STATES = /^(08|57P0|53300|XX000)/;
+const CONNECTION_CODES = new Set(['ECONNREFUSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'ENOENT', 'EHOSTUNREACH', 'ENOTFOUND']);
+
+/** True when the failure says nothing about whether the commit happened: the connection went away. */
+export function isConnectionLoss(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  const code = 'code' in error && typeof error.code === 'string' ? error.code : '';
+  if (code !== '') return CONNECTION_STATES.test(code) || CONNECTION_CODES.has(code);
+  return /terminated|timeout exceeded|not queryable|closed|Connection/i.test(error.message);
+}
+
+/** What callers see when Postgres cannot be reached within their deadline. */
+export function logUnavailable(cause: unknown): AppError {
+  return new AppError('unavailable', 'log.unavailable', 'The event log cannot be reached; try again shortly.', { cause });
+}
