@@ -1,7 +1,7 @@
 import { AppError, type StoredEvent } from '@holdfast/contracts';
 import type pg from 'pg';
 import { type AppendRequest, type AppendResult, refusal, type StreamAppend } from './append.ts';
-import { isConnectionLoss, logUnavailable } from './pool.ts';
+import { errorCode, isConnectionLoss, logUnavailable } from './pool.ts';
 import { type Projection, project } from './projection.ts';
 import { storableJson } from './storable.ts';
 
@@ -120,26 +120,27 @@ export class GroupCommit {
   /** One append by itself, until it is stored, refused, or its deadline has passed. */
   async #alone(waiting: Waiting, firstError: unknown): Promise<void> {
     let error = firstError;
+    let unsure = false;
     for (let attempt = 0; ; attempt++) {
       try {
-        if (error !== null) {
-          if (isDuplicateEvent(error) || isConnectionLoss(error)) {
-            // The commit may have happened although its answer was lost (L2).
-            const found = await this.#lookUp(waiting);
-            if (found !== null) return waiting.resolve(found);
-            if (isDuplicateEvent(error)) {
-              return waiting.reject(new AppError('defect', 'log.event-id-taken', 'An event id is in use by another append.'));
-            }
-          } else if (!isTransient(error)) {
-            return waiting.reject(asRefusal(error));
-          }
+        unsure ||= isConnectionLoss(error) || isDuplicateEvent(error);
+        if (unsure) {
+          // The commit may have happened although its answer was lost (L2).
+          const found = await this.#lookUp(waiting);
+          if (found !== null) return waiting.resolve(found);
         }
-        return this.#settle([waiting], await this.#transaction([waiting]));
+        if (isDuplicateEvent(error)) {
+          return waiting.reject(new AppError('defect', 'log.event-id-taken', 'An event id is in use by another append.'));
+        }
+        if (error !== null && !isConnectionLoss(error) && !isTransient(error)) return waiting.reject(asRefusal(error));
+        const outcomes = await this.#transaction([waiting]);
+        // A lost connection's commit may have ended only now, and be the reason of the refusal.
+        const late = unsure && outcomes.some((outcome) => 'refused' in outcome) ? await this.#lookUp(waiting) : null;
+        return late === null ? this.#settle([waiting], outcomes) : waiting.resolve(late);
       } catch (caught) {
         error = caught;
-        if ((isConnectionLoss(error) || isTransient(error)) && Date.now() + RETRY_MS >= waiting.deadlineAtMs) {
-          return waiting.reject(logUnavailable(error));
-        }
+        if (!isConnectionLoss(error) && !isTransient(error)) continue;
+        if (Date.now() + RETRY_MS >= waiting.deadlineAtMs) return waiting.reject(logUnavailable(error));
         await new Promise((resolve) => setTimeout(resolve, Math.min(RETRY_MS * 2 ** Math.min(attempt, 3), 400)));
       }
     }
@@ -193,7 +194,6 @@ export class GroupCommit {
     for (const [i, waiting] of batch.entries()) {
       const outcome = outcomes[i];
       if (outcome === undefined || 'refused' in outcome) {
-        // A repeated append is refused for its version; that it is stored already is found by its ids.
         waiting.reject(outcome?.refused ?? new AppError('defect', 'log.no-outcome', 'An append got no outcome.'));
         continue;
       }
@@ -292,21 +292,18 @@ function resultOf(streamId: string, events: readonly StoredEvent[], versionBefor
   return { streamId, fromVersion: (first?.version ?? versionBefore + 1) - 1, toVersion: last?.version ?? versionBefore, events };
 }
 
-function pgCode(error: unknown): string {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : '';
-}
 function constraintOf(error: unknown): string {
-  return error instanceof Error && 'constraint' in error && typeof error.constraint === 'string' ? error.constraint : '';
+  return typeof error === 'object' && error !== null && 'constraint' in error && typeof error.constraint === 'string' ? error.constraint : '';
 }
 function isDuplicateEvent(error: unknown): boolean {
-  return pgCode(error) === '23505' && constraintOf(error) === 'events_id_key';
+  return errorCode(error) === '23505' && constraintOf(error) === 'events_id_key';
 }
 /** Deadlock or serialization failure: nothing was stored and trying again can help. */
 function isTransient(error: unknown): boolean {
-  return ['40P01', '40001', '55P03'].includes(pgCode(error));
+  return ['40P01', '40001', '55P03'].includes(errorCode(error));
 }
 function asRefusal(error: unknown): unknown {
-  if (pgCode(error).startsWith('23')) {
+  if (errorCode(error).startsWith('23')) {
     return new AppError('rejected', 'log.statement-conflict', 'The command contradicts what is stored.', {
       details: { constraint: constraintOf(error) },
       cause: error,

@@ -21,6 +21,8 @@ export function createLogPool(options: {
     pipeline: true,
   });
   pool.on('error', (error) => options.onIdleError?.(error));
+  // A client that is in use reports its loss on the queries it runs; without a listener the event would end the process.
+  pool.on('connect', (client) => client.on('error', () => undefined));
   return pool;
 }
 
@@ -32,12 +34,17 @@ export interface Transaction {
 const CONNECTION_STATES = /^(08|57P0|53300|XX000)/;
 const CONNECTION_CODES = new Set(['ECONNREFUSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'ENOENT', 'EHOSTUNREACH', 'ENOTFOUND']);
 
+/** SQLSTATE of a Postgres error or code of a system error; empty when there is none. */
+export function errorCode(error: unknown): string {
+  return typeof error === 'object' && error !== null && 'code' in error && typeof error.code === 'string' ? error.code : '';
+}
+
 /** True when the failure says nothing about whether the commit happened: the connection went away. */
 export function isConnectionLoss(error: unknown): boolean {
-  if (!(error instanceof Error)) return false;
-  const code = 'code' in error && typeof error.code === 'string' ? error.code : '';
+  const code = errorCode(error);
   if (code !== '') return CONNECTION_STATES.test(code) || CONNECTION_CODES.has(code);
-  return /terminated|timeout exceeded|not queryable|closed|Connection/i.test(error.message);
+  // pg gives its own connection errors no code.
+  return error instanceof Error && /terminated|timeout|not queryable|closed|connection/i.test(error.message);
 }
 
 /** What callers see when Postgres cannot be reached within their deadline. */
