@@ -7,12 +7,12 @@ import { AppError } from '@holdfast/contracts';
 import pg from 'pg';
 import { z } from 'zod';
 import { rebaseLog } from './maintenance.ts';
+import { MIGRATIONS_TABLE } from './migrate.ts';
 
 const FORMAT = 'holdfast-backup-1';
 const PAGE_ROWS = 2_000;
 const headerLine = z.object({ format: z.literal(FORMAT), migrations: z.array(z.string()) });
 const rowsLine = z.object({ table: z.string(), rows: z.array(z.record(z.string(), z.unknown())) });
-const MIGRATIONS_TABLE = 'migrations_applied';
 
 /** Tables of the schema, parents before the children that reference them. */
 async function tablesInOrder(client: pg.ClientBase): Promise<string[]> {

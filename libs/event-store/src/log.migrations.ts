@@ -1,4 +1,7 @@
-/** One step of the schema. Steps are applied in order, each in a transaction of its own, and never changed afterwards. */
+/**
+ * One step of the schema. Steps are applied in order, each in a transaction of its own, and never changed afterwards.
+ * The name ends in a 13-digit time, as TypeORM's migration runner wants it.
+ */
 export interface Migration {
   readonly name: string;
   readonly sql: string;
@@ -13,7 +16,7 @@ export interface Migration {
  */
 export const logMigrations: readonly Migration[] = [
   {
-    name: 'log-0001-events',
+    name: 'LogTables1764000000001',
     sql: `
 create table events (
   position bigint generated always as identity primary key,
@@ -71,7 +74,7 @@ create table consumer_handled (
 `,
   },
   {
-    name: 'log-0002-append',
+    name: 'LogAppend1764000000002',
     sql: `
 create function log_append(
   a_request integer[], a_stream text[], a_workspace text[], a_expected integer[], a_generation integer[],

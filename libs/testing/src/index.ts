@@ -1,2 +1,3 @@
 export * from './postgres.ts';
 export * from './shared-server.ts';
+export * from './nats.ts';

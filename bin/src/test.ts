@@ -1,0 +1,81 @@
+import { spawn } from 'node:child_process';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+
+/** `bin/test`: runs every check, prints what each found, and ends with one line that counts them all. */
+interface Count {
+  passed: number;
+  failed: number;
+}
+
+const { values: flags } = parseArgs({ options: { fast: { type: 'boolean', default: false }, help: { type: 'boolean', default: false } } });
+if (flags.help) {
+  console.log('usage: bin/test [--fast]\n  --fast  lint, types and pure specs only, in under two minutes');
+  process.exit(0);
+}
+
+function run(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<number> {
+  return new Promise((resolve) => {
+    const child = spawn(command, args, { stdio: 'inherit', env: { ...process.env, ...env } });
+    child.on('error', (error) => {
+      console.error(`${command}: ${error.message}`);
+      resolve(127);
+    });
+    child.on('exit', (code, signal) => resolve(code ?? (signal === null ? 1 : 128)));
+  });
+}
+
+/** A check that passes or fails as a whole. */
+async function check(name: string, command: string, ...args: string[]): Promise<Count> {
+  console.log(`\n== ${name}: ${command} ${args.join(' ')}`);
+  const code = await run(command, args);
+  console.log(`== ${name}: ${code === 0 ? 'passed' : `FAILED (exit ${code})`}`);
+  return code === 0 ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 };
+}
+
+interface JestReport {
+  numPassedTests: number;
+  numFailedTests: number;
+  numPendingTests: number;
+  numTodoTests: number;
+  numRuntimeErrorTestSuites: number;
+  success: boolean;
+}
+
+/** Specs whose path matches; a suite that cannot run, and a skipped test, count as failures. */
+async function specs(name: string, pattern: string, extra: readonly string[] = []): Promise<Count> {
+  console.log(`\n== ${name}`);
+  const dir = await mkdtemp(join(tmpdir(), 'holdfast-report-'));
+  const report = join(dir, 'jest.json');
+  const code = await run('jest', ['--testPathPatterns', pattern, '--json', '--outputFile', report, '--silent=false', ...extra], {
+    NODE_OPTIONS: '--experimental-vm-modules --no-warnings',
+    FORCE_COLOR: '0',
+  });
+  let count: Count;
+  try {
+    const found = JSON.parse(await readFile(report, 'utf8')) as JestReport;
+    const failed = found.numFailedTests + found.numRuntimeErrorTestSuites + found.numPendingTests + found.numTodoTests;
+    count = { passed: found.numPassedTests, failed: failed === 0 && code !== 0 ? 1 : failed };
+  } catch {
+    count = { passed: 0, failed: 1 };
+  }
+  await rm(dir, { recursive: true, force: true });
+  console.log(`== ${name}: ${count.passed} passed, ${count.failed} failed`);
+  return count;
+}
+
+const total: Count = { passed: 0, failed: 0 };
+const steps: (() => Promise<Count>)[] = [
+  () => check('types', 'tsc', '--noEmit', '-p', 'tsconfig.json'),
+  () => specs('pure specs', '(?<!\\.(int|e2e|k8s))\\.spec\\.ts$'),
+  ...(flags.fast ? [] : [() => specs('specs with real servers', '\\.int\\.spec\\.ts$', ['--testTimeout=30000', '--maxWorkers=2'])]),
+];
+for (const step of steps) {
+  const { passed, failed } = await step();
+  total.passed += passed;
+  total.failed += failed;
+}
+console.log(`\n${total.passed} passed, ${total.failed} failed`);
+process.exit(total.failed === 0 ? 0 : 1);

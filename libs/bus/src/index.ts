@@ -1,0 +1,5 @@
+export * from './bus.ts';
+export * from './consumer.ts';
+export * from './relay.ts';
+export * from './server-config.ts';
+export * from './streams.ts';

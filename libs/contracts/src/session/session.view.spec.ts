@@ -1,0 +1,65 @@
+import { describe, expect, it } from '@jest/globals';
+import { type SessionEvent, sessionEvents, wireFrame } from './session.events.ts';
+import { evolveSessionView, sessionResource, type SessionView } from './session.view.ts';
+
+let version = 0;
+function stored(type: string, data: unknown, recordedAt = '2026-01-01T00:00:00.000Z'): SessionEvent {
+  version += 1;
+  return {
+    id: `sevt_${version}`,
+    type,
+    data,
+    version,
+    recordedAt,
+    position: String(version),
+    workspaceId: 'wrkspc_a',
+    streamId: 'session-sesn_1',
+    schemaVersion: 1,
+    metadata: {},
+  } as SessionEvent;
+}
+function fold(events: readonly SessionEvent[]): SessionView | undefined {
+  return events.reduce<SessionView | undefined>(evolveSessionView, undefined);
+}
+const created = () =>
+  stored('session.created', { agent: { id: 'agent_1', version: 1 }, environment_id: 'env_1', title: null, metadata: {}, context_key: null });
+
+describe('the session read model', () => {
+  it('follows status, queue, usage and time', () => {
+    const message = stored('user.message', { content: [{ type: 'text', text: 'hi' }] });
+    const usage = { input_tokens: 3, output_tokens: 4, cache_creation_input_tokens: 1, cache_read_input_tokens: 2 };
+    const view = fold([
+      created(),
+      message,
+      stored('session.status_running', {}, '2026-01-01T00:00:01.000Z'),
+      stored('session.message_processed', { event_id: message.id, message: { type: 'user.message', content: [] } }),
+      stored('span.model_request_end', { model_request_start_id: 'x', is_error: false, model_usage: usage, cost_usd: 0.5, finish_reason: 'stop', gateway_call_id: null }),
+      stored('session.status_idle', { stop_reason: { type: 'end_turn' } }, '2026-01-01T00:00:03.000Z'),
+    ]);
+    expect(view).toMatchObject({ status: 'idle', pending: [], activeMs: 2_000, stopReason: { type: 'end_turn' } });
+    expect(sessionResource(view as SessionView, '2026-01-01T00:00:10.000Z')).toMatchObject({
+      usage: { input_tokens: 3, output_tokens: 4, cache_read_input_tokens: 2, x_cost_usd: 0.5 },
+      stats: { active_seconds: 2, duration_seconds: 10 },
+    });
+  });
+
+  it('ignores events of a session that was never created', () => {
+    expect(fold([stored('session.status_running', {})])).toBeUndefined();
+  });
+});
+
+describe('wire frames', () => {
+  it('shows a queued message first without and then with its time stamp, under one id (S2)', () => {
+    const message = stored('user.message', { content: [{ type: 'text', text: 'hi' }] });
+    const processed = stored('session.message_processed', { event_id: message.id, message: { type: 'user.message', content: [{ type: 'text', text: 'hi' }] } });
+    expect(wireFrame(message)).toEqual({ id: message.id, type: 'user.message', processed_at: null, content: [{ type: 'text', text: 'hi' }] });
+    expect(wireFrame(processed)).toEqual({ id: message.id, type: 'user.message', processed_at: processed.recordedAt, content: [{ type: 'text', text: 'hi' }] });
+  });
+
+  it('gives internal events no frame', () => {
+    const internal = sessionEvents.filter((event) => !('wire' in event)).map((event) => event.type);
+    expect(internal.sort()).toEqual(['session.created', 'session.sandbox_attached', 'session.turn_started']);
+    expect(wireFrame(created())).toBeUndefined();
+    expect(wireFrame(stored('no.such_type', {}))).toBeUndefined();
+  });
+});

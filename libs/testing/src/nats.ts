@@ -1,0 +1,42 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type Bus, connectBus, natsServerConfig } from '@holdfast/bus';
+import { findNatsServer } from '../../../bin/src/nats-server.ts';
+import { freePort } from './postgres.ts';
+import { testRunDir } from './shared-server.ts';
+
+export type NatsUser = 'gateway-api' | 'session' | 'sandbox';
+
+export interface NatsServer {
+  readonly port: number;
+  readonly url: string;
+  readonly process: ChildProcess;
+  connect(user: NatsUser): Promise<Bus>;
+  /** `kill -9`. */
+  kill(): Promise<void>;
+  stop(): Promise<void>;
+}
+
+let count = 0;
+
+/** A nats-server with the platform's own configuration. With an existing folder it starts again where it was. */
+export async function startNats(options: { dir?: string; port?: number } = {}): Promise<NatsServer & { dir: string }> {
+  const dir = options.dir ?? join(testRunDir(), `nats-${process.pid}-${count++}`);
+  const port = options.port ?? (await freePort());
+  await mkdir(dir, { recursive: true });
+  const passwords = { 'gateway-api': 'pw-gateway', session: 'pw-session', sandbox: 'pw-sandbox' };
+  const config = join(dir, 'nats.conf');
+  await writeFile(config, natsServerConfig({ host: '127.0.0.1', port, storeDir: join(dir, 'store'), passwords }));
+  const child = spawn(await findNatsServer(() => undefined), ['-c', config, '-l', join(dir, 'nats.log')], { stdio: 'ignore' });
+  const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+  const url = `nats://127.0.0.1:${port}`;
+  const connect = (user: NatsUser): Promise<Bus> => connectBus({ servers: url, user, password: passwords[user], name: `spec-${user}` });
+  const probe = await connect('session');
+  await probe.close();
+  const end = async (signal: NodeJS.Signals): Promise<void> => {
+    child.kill(signal);
+    await exited;
+  };
+  return { dir, port, url, process: child, connect, kill: () => end('SIGKILL'), stop: () => end('SIGTERM') };
+}

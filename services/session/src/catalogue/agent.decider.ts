@@ -1,0 +1,69 @@
+import {
+  type Agent,
+  AppError,
+  type CreateAgentBody,
+  LIMITS,
+  patchMetadata,
+  resolveModel,
+  resolveTools,
+  type UpdateAgentBody,
+} from '@holdfast/contracts';
+
+/** A new agent, version 1. */
+export function createAgent(id: string, body: CreateAgentBody, at: string): Agent {
+  return {
+    id,
+    type: 'agent',
+    name: body.name,
+    description: emptyToNull(body.description),
+    system: emptyToNull(body.system),
+    model: resolveModel(body.model),
+    tools: resolveTools(body.tools ?? []),
+    mcp_servers: [],
+    skills: [],
+    multiagent: null,
+    execution_identity: { type: 'service_account' },
+    harness: { type: 'native' },
+    metadata: body.metadata ?? {},
+    version: 1,
+    created_at: at,
+    updated_at: at,
+    archived_at: null,
+  };
+}
+
+function emptyToNull(text: string | null | undefined): string | null {
+  return text === undefined || text === '' ? null : text;
+}
+
+/**
+ * The agent's next version, or the same object when nothing changes.
+ *
+ * @throws AppError `agent.version-conflict` when the body names another version than the newest, `agent.archived`.
+ */
+export function updateAgent(agent: Agent, body: UpdateAgentBody, at: string): Agent {
+  if (agent.archived_at !== null) throw new AppError('invalid', 'agent.archived', `The agent ${agent.id} is archived.`);
+  if (body.version !== undefined && body.version !== agent.version) {
+    throw new AppError(
+      'conflict',
+      'agent.version-conflict',
+      `The agent is at version ${agent.version}, not ${body.version}; read it again and repeat the change.`,
+      { details: { actualVersion: agent.version } },
+    );
+  }
+  const metadata = body.metadata == null ? agent.metadata : patchMetadata(agent.metadata, body.metadata);
+  if (Object.keys(metadata).length > LIMITS.metadataPairs) {
+    throw new AppError('invalid', 'agent.metadata', `metadata must have at most ${LIMITS.metadataPairs} pairs.`);
+  }
+  const changed: Agent = {
+    ...agent,
+    ...(body.name === undefined ? {} : { name: body.name }),
+    ...(body.description === undefined ? {} : { description: emptyToNull(body.description) }),
+    ...(body.system === undefined ? {} : { system: emptyToNull(body.system) }),
+    ...(body.model === undefined ? {} : { model: resolveModel(body.model) }),
+    ...(body.tools === undefined ? {} : { tools: resolveTools(body.tools ?? []) }),
+    metadata,
+  };
+  if (JSON.stringify(changed) === JSON.stringify(agent)) return agent;
+  return { ...changed, version: agent.version + 1, updated_at: at };
+}

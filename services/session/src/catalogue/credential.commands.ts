@@ -1,0 +1,148 @@
+import {
+  type ApiKeyResource,
+  AppError,
+  type ChildCredential,
+  type Command,
+  type CreateApiKeyCommand,
+  type CreateLinkCommand,
+  type CredentialKind,
+  DASHBOARD_SESSION_TTL_MS,
+  LINK_TTL_MS,
+  type RedeemLinkCommand,
+  streamOf,
+} from '@holdfast/contracts';
+import { type CompanionStatement, derivedEventId, type EventLog, type StreamAppend } from '@holdfast/event-store';
+import type { DataSource } from 'typeorm';
+import { commandMetadata } from '../commands/idempotent.ts';
+import { ApiKeyEntity } from './catalogue.entities.ts';
+
+/** API keys, dashboard sessions and one-time links. No credential text ever reaches this service. */
+export class CredentialCommands {
+  readonly #log: EventLog;
+  readonly #source: DataSource;
+  readonly #onRevoked: (id: string) => void;
+
+  constructor(log: EventLog, source: DataSource, onRevoked: (id: string) => void) {
+    this.#log = log;
+    this.#source = source;
+    this.#onRevoked = onRevoked;
+  }
+
+  async createApiKey(id: string, command: Command<CreateApiKeyCommand>): Promise<ApiKeyResource> {
+    const { name, hash, hint } = command.body;
+    await this.#append(command, [created(command, id, name, 'api_key')], [insertKey({ id, workspaceId: command.workspaceId, name, kind: 'api_key', hash, hint, parentId: null, ttlMs: null })]);
+    return this.#resource(command.workspaceId, id);
+  }
+
+  async revoke(id: string, command: Command): Promise<ApiKeyResource> {
+    const key = await this.#resource(command.workspaceId, id);
+    if (key.revoked_at !== null) return key;
+    const revoke = {
+      text: 'update api_keys set revoked_at = clock_timestamp() where workspace_id = $1 and (id = $2 or parent_id = $2) and revoked_at is null',
+      values: [command.workspaceId, id],
+    };
+    await this.#append(command, [{ id, type: 'api_key.revoked', data: {} }], [revoke]);
+    this.#onRevoked(id);
+    return this.#resource(command.workspaceId, id);
+  }
+
+  createLink(id: string, command: Command<CreateLinkCommand>): Promise<ChildCredential> {
+    return this.#child(id, command, 'link', LINK_TTL_MS);
+  }
+
+  createDashboardSession(id: string, command: Command<CreateLinkCommand>): Promise<ChildCredential> {
+    return this.#child(id, command, 'dashboard', DASHBOARD_SESSION_TTL_MS);
+  }
+
+  /** Spends a link for a dashboard session; of two redeemers one wins. */
+  async redeemLink(linkId: string, command: Command<RedeemLinkCommand>): Promise<ChildCredential> {
+    const spent = new AppError('unauthenticated', 'credential.link-spent', 'This link was used or has run out; make a new one.');
+    const link = await this.#source.getRepository(ApiKeyEntity).findOneBy({ id: linkId, workspaceId: command.workspaceId, kind: 'link' });
+    if (link?.parentId == null) throw spent;
+    const { session_id: id, hash, hint } = command.body;
+    const spend: CompanionStatement = {
+      text: `update api_keys l set revoked_at = clock_timestamp() from api_keys p
+             where l.id = $1 and l.revoked_at is null and l.expires_at > clock_timestamp() and p.id = l.parent_id and p.revoked_at is null`,
+      values: [linkId],
+      rows: 1,
+    };
+    const insert = insertKey({ id, workspaceId: command.workspaceId, name: 'dashboard', kind: 'dashboard', hash, hint, parentId: link.parentId, ttlMs: DASHBOARD_SESSION_TTL_MS });
+    try {
+      await this.#append(command, [{ id: linkId, type: 'api_key.revoked', data: {} }, created(command, id, 'dashboard', 'dashboard')], [spend, insert]);
+    } catch (error) {
+      if (error instanceof AppError && error.details.constraint === 'row-count') throw spent;
+      throw error;
+    }
+    return this.#childOf(command.workspaceId, id);
+  }
+
+  async #child(id: string, command: Command<CreateLinkCommand>, kind: 'link' | 'dashboard', ttlMs: number): Promise<ChildCredential> {
+    const { parent_id: parentId, hash, hint } = command.body;
+    const parent = await this.#source.getRepository(ApiKeyEntity).findOneBy({ id: parentId, workspaceId: command.workspaceId, kind: 'api_key' });
+    if (parent === null || parent.revokedAt !== null) throw notFound(parentId);
+    const insert = insertKey({ id, workspaceId: command.workspaceId, name: kind, kind, hash, hint, parentId, ttlMs });
+    await this.#append(command, [created(command, id, kind, kind)], [insert]);
+    return this.#childOf(command.workspaceId, id);
+  }
+
+  async #append(command: Command, events: readonly { id: string; type: string; data: StreamAppend['events'][number]['data'] }[], statements: readonly CompanionStatement[]): Promise<void> {
+    await this.#log.append({
+      appends: events.map(({ id, type, data }, n) => ({
+        streamId: streamOf('api_key', id),
+        workspaceId: command.workspaceId,
+        events: [{ id: derivedEventId(command.commandId, n), type, schemaVersion: 1, data, metadata: commandMetadata(command) }],
+      })),
+      statements,
+    });
+  }
+
+  async #row(workspaceId: string, id: string): Promise<ApiKeyEntity> {
+    const row = await this.#source.getRepository(ApiKeyEntity).findOneBy({ id, workspaceId });
+    if (row === null) throw notFound(id);
+    return row;
+  }
+
+  async #resource(workspaceId: string, id: string): Promise<ApiKeyResource> {
+    const row = await this.#row(workspaceId, id);
+    return {
+      id: row.id,
+      type: 'api_key',
+      name: row.name,
+      hint: row.hint,
+      created_at: row.createdAt.toISOString(),
+      expires_at: row.expiresAt?.toISOString() ?? null,
+      revoked_at: row.revokedAt?.toISOString() ?? null,
+      last_used_at: null,
+    };
+  }
+
+  async #childOf(workspaceId: string, id: string): Promise<ChildCredential> {
+    const row = await this.#row(workspaceId, id);
+    return { id, expires_at: row.expiresAt?.toISOString() ?? '' };
+  }
+}
+
+function notFound(id: string): AppError {
+  return new AppError('not-found', 'credential.not-found', `There is no credential ${id}.`);
+}
+
+function created(_command: Command, id: string, name: string, kind: CredentialKind) {
+  return { id, type: 'api_key.created', data: { name, kind } };
+}
+
+function insertKey(key: {
+  id: string;
+  workspaceId: string;
+  name: string;
+  kind: CredentialKind;
+  hash: string;
+  hint: string;
+  parentId: string | null;
+  ttlMs: number | null;
+}): CompanionStatement {
+  return {
+    text: `insert into api_keys (id, workspace_id, name, kind, hash, hint, parent_id, expires_at)
+           values ($1, $2, $3, $4, decode($5, 'hex'), $6, $7, clock_timestamp() + $8::double precision * interval '1 millisecond')`,
+    values: [key.id, key.workspaceId, key.name, key.kind, key.hash, key.hint, key.parentId, key.ttlMs],
+  };
+}

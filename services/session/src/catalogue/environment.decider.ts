@@ -1,0 +1,60 @@
+import {
+  AppError,
+  type CreateEnvironmentBody,
+  type Environment,
+  LIMITS,
+  patchMetadata,
+  resolveEnvironmentConfig,
+  type UpdateEnvironmentBody,
+} from '@holdfast/contracts';
+
+function configOf(param: CreateEnvironmentBody['config']): Environment['config'] {
+  if (param?.type === 'self_hosted') {
+    throw new AppError('invalid', 'environment.unsupported', 'config.type "self_hosted" is not supported yet; use "cloud".');
+  }
+  return resolveEnvironmentConfig(param?.networking);
+}
+
+export function createEnvironment(id: string, body: CreateEnvironmentBody, at: string): Environment {
+  return {
+    id,
+    type: 'environment',
+    name: body.name,
+    description: body.description ?? null,
+    scope: body.scope ?? 'organization',
+    metadata: body.metadata ?? {},
+    config: configOf(body.config),
+    created_at: at,
+    updated_at: at,
+    archived_at: null,
+  };
+}
+
+/** The changed environment, or the same object when nothing changes. @throws AppError `environment.archived`, `environment.config-type`. */
+export function updateEnvironment(environment: Environment, body: UpdateEnvironmentBody, at: string): Environment {
+  if (environment.archived_at !== null) {
+    throw new AppError('invalid', 'environment.archived', `The environment ${environment.id} is archived.`, {
+      details: { errorCode: 'environment_archived' },
+    });
+  }
+  if (body.config?.type === 'self_hosted') {
+    throw new AppError('invalid', 'environment.config-type', 'config.type cannot be changed.', {
+      details: { errorCode: 'invalid_config_type_change' },
+    });
+  }
+  const metadata = body.metadata == null ? environment.metadata : patchMetadata(environment.metadata, body.metadata);
+  if (Object.keys(metadata).length > LIMITS.metadataPairs) {
+    throw new AppError('invalid', 'environment.metadata', `metadata must have at most ${LIMITS.metadataPairs} pairs.`, {
+      details: { errorCode: 'invalid_metadata' },
+    });
+  }
+  const changed: Environment = {
+    ...environment,
+    ...(body.name === undefined ? {} : { name: body.name }),
+    ...(body.description === undefined ? {} : { description: body.description ?? null }),
+    ...(body.scope == null ? {} : { scope: body.scope }),
+    ...(body.config?.networking == null ? {} : { config: configOf(body.config) }),
+    metadata,
+  };
+  return JSON.stringify(changed) === JSON.stringify(environment) ? environment : { ...changed, updated_at: at };
+}

@@ -1,0 +1,79 @@
+import type { Migration } from '@holdfast/event-store';
+
+/** The catalogue: what sessions are made of, who may use it, and the read model of sessions. */
+export const catalogueMigrations: readonly Migration[] = [
+  {
+    name: 'Catalogue1764000001000',
+    sql: `
+create table workspaces (
+  id text primary key,
+  name text not null,
+  created_at timestamptz not null default clock_timestamp()
+);
+
+create table api_keys (
+  id text primary key,
+  workspace_id text not null references workspaces,
+  name text not null,
+  kind text not null check (kind in ('api_key', 'dashboard', 'link')),
+  hash bytea not null unique,
+  hint text not null,
+  parent_id text references api_keys,
+  created_at timestamptz not null default clock_timestamp(),
+  expires_at timestamptz,
+  revoked_at timestamptz
+);
+create index api_keys_of_workspace on api_keys (workspace_id, created_at, id);
+create index api_keys_of_parent on api_keys (parent_id) where parent_id is not null;
+
+create table agents (
+  id text primary key,
+  workspace_id text not null references workspaces,
+  resource jsonb not null,
+  version integer not null,
+  created_at timestamptz not null,
+  archived_at timestamptz
+);
+create index agents_of_workspace on agents (workspace_id, created_at, id);
+
+create table agent_versions (
+  agent_id text not null references agents,
+  version integer not null,
+  workspace_id text not null references workspaces,
+  resource jsonb not null,
+  created_at timestamptz not null,
+  primary key (agent_id, version)
+);
+
+create table environments (
+  id text primary key,
+  workspace_id text not null references workspaces,
+  name text not null,
+  resource jsonb not null,
+  created_at timestamptz not null,
+  archived_at timestamptz
+);
+create unique index environments_name on environments (workspace_id, name) where archived_at is null;
+create index environments_of_workspace on environments (workspace_id, created_at, id);
+
+create table sessions (
+  id text primary key,
+  workspace_id text not null,
+  view jsonb not null,
+  status text not null,
+  version integer not null,
+  agent_id text not null,
+  agent_version integer not null,
+  environment_id text not null,
+  title text,
+  created_at timestamptz not null,
+  updated_at timestamptz not null,
+  archived_at timestamptz
+) with (fillfactor = 70);
+create index sessions_of_workspace on sessions (workspace_id, created_at, id);
+create index sessions_of_agent on sessions (workspace_id, agent_id, created_at);
+create index sessions_at_work on sessions (id) where status in ('running', 'rescheduling');
+create index sessions_of_environment on sessions (environment_id) where archived_at is null;
+`,
+  },
+];
