@@ -1,5 +1,5 @@
 import { AppError, type JsonObject, newId, type SessionEvent, type StoredEvent, streamOf } from '@holdfast/contracts';
-import { derivedEventId, type EventLog, type StreamAppend } from '@holdfast/event-store';
+import { type CompanionStatement, derivedEventId, type EventLog, type StreamAppend } from '@holdfast/event-store';
 import { Conversation } from '../turn/conversation.ts';
 import type { Draft, IdSource } from './session.decider.ts';
 import { evolve, initialState, type SessionState } from './session.state.ts';
@@ -15,7 +15,7 @@ export interface Decision {
 export interface CommitContext {
   readonly commandId: string;
   readonly metadata: JsonObject;
-  readonly statements?: readonly { readonly text: string; readonly values: unknown[] }[];
+  readonly statements?: readonly CompanionStatement[];
   readonly deadlineAtMs?: number;
 }
 
@@ -54,8 +54,8 @@ export class LoadedSession {
   }
 
   /** Reads what others appended. */
-  refresh(): Promise<void> {
-    return this.#enqueue(() => this.#catchUp());
+  async refresh(): Promise<void> {
+    await this.#enqueue(() => this.#catchUp());
   }
 
   /**
@@ -71,7 +71,14 @@ export class LoadedSession {
     return this.#enqueue(async () => {
       for (;;) {
         let n = 0;
-        const decision = decide(this.state, () => derivedEventId(context.commandId, n++));
+        let decision: Decision | null;
+        try {
+          decision = decide(this.state, () => derivedEventId(context.commandId, n++));
+        } catch (error) {
+          // A refusal counts only on the newest state: another process may have appended what it misses.
+          if (await this.#catchUp()) continue;
+          throw error;
+        }
         if (decision === null) return [];
         const append: StreamAppend = {
           streamId: this.streamId,
@@ -91,8 +98,7 @@ export class LoadedSession {
         try {
           const result = await this.#log.append({
             appends: [append],
-            commandId: context.commandId,
-            ...(context.statements === undefined ? {} : { statements: [...context.statements] }),
+            ...(context.statements === undefined ? {} : { statements: context.statements }),
             ...(context.deadlineAtMs === undefined ? {} : { deadlineAtMs: context.deadlineAtMs }),
           });
           const events = result.streams[0]?.events ?? [];
@@ -112,11 +118,12 @@ export class LoadedSession {
     return result;
   }
 
-  async #catchUp(): Promise<void> {
-    for (;;) {
+  /** True when there was something new. */
+  async #catchUp(): Promise<boolean> {
+    for (const before = this.state.version; ; ) {
       const events = await this.#log.readStream(this.streamId, { afterVersion: this.state.version, limit: 5_000 });
       this.#fold(events);
-      if (events.length < 5_000) return;
+      if (events.length < 5_000) return this.state.version > before;
     }
   }
 

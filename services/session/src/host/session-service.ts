@@ -1,0 +1,216 @@
+import { randomUUID } from 'node:crypto';
+import type { Server } from 'node:http';
+import { join } from 'node:path';
+import { type Bus, connectBus, Relay, type RequestContext } from '@holdfast/bus';
+import {
+  type Aggregate,
+  AppError,
+  type ClientEventParam,
+  type Command,
+  type CommandReply,
+  commandSubjects,
+  CREDENTIAL_REVOKED,
+  type CredentialRevoked,
+  isId,
+  parseSubject,
+} from '@holdfast/contracts';
+import { assertLogUsable, createLogPool, DirectoryBlobStore, EventLog, forgetOldIdempotency } from '@holdfast/event-store';
+import { Health, startBeats, startHealthServer } from '@holdfast/platform';
+import type pg from 'pg';
+import type { Logger } from 'pino';
+import type { DataSource } from 'typeorm';
+import { Catalogue } from '../catalogue/catalogue.ts';
+import { CatalogueCommands } from '../catalogue/catalogue.commands.ts';
+import { catalogueSource } from '../catalogue/catalogue.source.ts';
+import { CredentialCommands } from '../catalogue/credential.commands.ts';
+import { Idempotent } from '../commands/idempotent.ts';
+import type { SessionConfig } from '../config.ts';
+import { ChatCompletionsGateway } from '../model/chat-completions.ts';
+import { PostgresRelaySource } from '../relay/relay-source.ts';
+import { SessionCommands } from '../session/session.commands.ts';
+import { CommitHints } from '../session/session.hints.ts';
+import { sessionProjection } from '../session/session.projection.ts';
+import { SessionStore } from '../session/session.store.ts';
+import { WebFetch } from '../tools/web-fetch.ts';
+import { inlineBlobs } from '../turn/inline-blobs.ts';
+import { SandboxClient } from '../turn/sandbox-client.ts';
+import { TurnWorker } from '../turn/turn-worker.ts';
+
+/** Answers may take this long less than the caller waits, so that a refusal still reaches it. */
+const REPLY_MARGIN_MS = 250;
+const KEY_TTL_MS = 24 * 3_600_000;
+const CLEAN_EVERY_MS = 10 * 60_000;
+const QUEUE = 'session';
+
+type Handler = (id: string, command: Command<never>, deadlineAtMs: number) => Promise<unknown>;
+
+/** The write side: commands, turn workers and the relay of one process. Any number run side by side. */
+export class SessionService {
+  readonly #config: SessionConfig;
+  readonly #logger: Logger;
+  readonly #health = new Health();
+  #parts: {
+    bus: Bus;
+    pool: pg.Pool;
+    source: DataSource;
+    log: EventLog;
+    turns: TurnWorker;
+    relay: Relay;
+    model: ChatCompletionsGateway;
+    server: Server | null;
+    stops: (() => void)[];
+  } | null = null;
+
+  constructor(config: SessionConfig, logger: Logger) {
+    this.#config = config;
+    this.#logger = logger;
+  }
+
+  /** Waits for Postgres and NATS, then answers. @throws AppError `log.needs-rebase` */
+  async start(): Promise<void> {
+    const config = this.#config;
+    const logger = this.#logger;
+    const instance = config.HOLDFAST_INSTANCE;
+    const server = await startHealthServer(this.#health, config.HEALTH_PORT);
+    this.#health.add('start', () => (this.#parts === null ? 'Postgres or NATS is not there yet' : undefined));
+    const pool = createLogPool({
+      connectionString: config.DATABASE_URL,
+      applicationName: `holdfast-${instance}`,
+      max: 12,
+      onIdleError: (error) => logger.debug({ err: error }, 'a database connection ended'),
+    });
+    const source = await catalogueSource(config.DATABASE_URL, instance).initialize();
+    await assertLogUsable(pool);
+    const bus = await connectBus({
+      servers: config.NATS_URL,
+      user: config.NATS_USER,
+      password: config.NATS_PASSWORD,
+      name: instance,
+      onStatus: (status, detail) => logger.info({ status, detail }, 'bus'),
+    });
+    bus.onDefect = (subject, error) => logger.error({ err: error, subject }, 'a command failed');
+    const hints = new CommitHints(bus);
+    const log = new EventLog({ pool, projections: [sessionProjection as never], onCommitted: (events) => hints.publish(events) });
+    const catalogue = new Catalogue(source);
+    const idempotent = new Idempotent(pool, log);
+    const store = new SessionStore(log);
+    const blobs = new DirectoryBlobStore(config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR);
+    const model = new ChatCompletionsGateway({ baseUrl: config.LITELLM_GATEWAY_URL, apiKey: config.LITELLM_API_KEY, silenceMs: config.MODEL_SILENCE_MS });
+    const turns = new TurnWorker({
+      owner: `${instance}:${randomUUID()}`,
+      log,
+      pool,
+      bus,
+      store,
+      logger,
+      tools: {
+        model,
+        sandboxes: new SandboxClient(bus),
+        webFetch: new WebFetch(
+          { timeoutMs: config.WEB_FETCH_TIMEOUT_MS, maxBytes: config.WEB_FETCH_MAX_BYTES, maxRedirects: 5, maxTextChars: 100_000 },
+          new Set(config.WEB_FETCH_ALLOW_PRIVATE.split(',').filter((entry) => entry !== '')),
+        ),
+        inline: inlineBlobs(blobs),
+        environment: async (workspaceId, id) => (await catalogue.environment(workspaceId, id)).config,
+        settings: {
+          maxRetries: config.MODEL_MAX_RETRIES,
+          firstRetryMs: config.MODEL_RETRY_FIRST_MS,
+          maxOutputTokens: config.MODEL_MAX_OUTPUT_TOKENS,
+          sandboxWaitMs: config.SANDBOX_WAIT_MS,
+          toolTimeoutMs: config.TOOL_TIMEOUT_MS,
+          toolDefaultTimeoutMs: config.TOOL_DEFAULT_TIMEOUT_MS,
+        },
+      },
+      bounds: {
+        modelSteps: config.TURN_MAX_MODEL_STEPS,
+        wallTimeMs: config.TURN_MAX_WALL_MS,
+        outputTokens: config.TURN_MAX_OUTPUT_TOKENS,
+        toolTimeMs: config.TURN_MAX_TOOL_MS,
+      },
+      contextLimitTokens: config.MODEL_CONTEXT_TOKENS,
+      leaseMs: config.TURN_LEASE_MS,
+      maxTurns: config.MAX_TURNS,
+    });
+    const relay = new Relay({
+      bus,
+      source: new PostgresRelaySource(pool, log, config.DATABASE_URL),
+      onError: (error) => logger.warn({ err: error }, 'the relay tries again'),
+    });
+    const onRevoked = (id: string): void => bus.publishLive(CREDENTIAL_REVOKED, { id } satisfies CredentialRevoked);
+    const handlers = commandHandlers({
+      catalogue: new CatalogueCommands(log, catalogue, idempotent),
+      credentials: new CredentialCommands(log, source, onRevoked),
+      sessions: new SessionCommands({ store, log, pool, catalogue, idempotent, turns }),
+    });
+    for (const aggregate of ['session', 'agent', 'environment', 'api_key'] as const) {
+      bus.reply<Command<never>, CommandReply>(commandSubjects(aggregate), { queue: QUEUE }, (command, context) =>
+        dispatch(handlers, aggregate, command, context),
+      );
+    }
+    turns.listen();
+    relay.start();
+    const cleaning = setInterval(() => {
+      forgetOldIdempotency(pool, KEY_TTL_MS).catch((error: unknown) => logger.warn({ err: error }, 'old idempotency rows stay for now'));
+    }, CLEAN_EVERY_MS);
+    const stopBeats = startBeats(bus, 'session', instance, () => ({ ...turns.figures, ...prefixed('relay', relay.figures) }));
+    this.#health.add('postgres', async () => {
+      await pool.query('select 1');
+      return undefined;
+    });
+    this.#health.add('bus', () => (bus.connected ? undefined : 'not connected'));
+    this.#parts = { bus, pool, source, log, turns, relay, model, server, stops: [stopBeats, () => clearInterval(cleaning)] };
+    logger.info('ready');
+  }
+
+  /** Answers what it has begun, hands its turns to other workers, and leaves. */
+  async stop(): Promise<void> {
+    this.#health.drain();
+    const parts = this.#parts;
+    if (parts === null) return;
+    for (const stop of parts.stops) stop();
+    await parts.turns.stop();
+    await parts.relay.stop();
+    await parts.bus.close();
+    await parts.log.close();
+    await parts.model.close();
+    await parts.source.destroy();
+    await parts.pool.end();
+    parts.server?.close();
+  }
+}
+
+function prefixed(prefix: string, figures: object): Record<string, number | boolean> {
+  return Object.fromEntries(Object.entries(figures).map(([name, value]) => [`${prefix}_${name}`, value as number | boolean]));
+}
+
+function commandHandlers(commands: { catalogue: CatalogueCommands; credentials: CredentialCommands; sessions: SessionCommands }): Record<string, Handler> {
+  const { catalogue, credentials, sessions } = commands;
+  return {
+    'session.create': (id, command, deadline) => sessions.create(id, command, deadline),
+    'session.send-events': (id, command, deadline) => sessions.sendEvents(id, command as Command<{ events: readonly ClientEventParam[] }>, deadline),
+    'session.update': (id, command, deadline) => sessions.update(id, command, deadline),
+    'session.archive': (id, command, deadline) => sessions.archive(id, command, deadline),
+    'session.delete': (id, command, deadline) => sessions.delete(id, command, deadline),
+    'agent.create': (id, command) => catalogue.createAgent(id, command),
+    'agent.update': (id, command) => catalogue.updateAgent(id, command),
+    'agent.archive': (id, command) => catalogue.archiveAgent(id, command),
+    'environment.create': (id, command) => catalogue.createEnvironment(id, command),
+    'environment.update': (id, command) => catalogue.updateEnvironment(id, command),
+    'environment.archive': (id, command) => catalogue.archiveEnvironment(id, command),
+    'environment.delete': (id, command) => catalogue.deleteEnvironment(id, command),
+    'api_key.create': (id, command) => credentials.createApiKey(id, command),
+    'api_key.revoke': (id, command) => credentials.revoke(id, command),
+    'api_key.create-link': (id, command) => credentials.createLink(id, command),
+    'api_key.create-dashboard-session': (id, command) => credentials.createDashboardSession(id, command),
+    'api_key.redeem-link': (id, command) => credentials.redeemLink(id, command),
+  };
+}
+
+async function dispatch(handlers: Record<string, Handler>, aggregate: Aggregate, command: Command<never>, context: RequestContext): Promise<CommandReply> {
+  const { id, verb } = parseSubject(context.subject);
+  const handler = handlers[`${aggregate}.${verb}`];
+  if (handler === undefined || !isId('workspace', command.workspaceId)) {
+    throw new AppError('invalid', 'command.unknown', `There is no command ${aggregate}.${verb}.`);
+  }
+  return { body: await handler(id, command, context.deadlineAtMs - REPLY_MARGIN_MS) };
+}

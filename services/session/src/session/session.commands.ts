@@ -1,0 +1,261 @@
+import {
+  type AgentReference,
+  type AgentSnapshot,
+  AppError,
+  type ClientEventParam,
+  type Command,
+  type CreateSessionBody,
+  evolveSessionView,
+  resolveModel,
+  resolveTools,
+  type SendEventsReply,
+  type Session,
+  type SessionEvent,
+  sessionResource,
+  type SessionView,
+  snapshotAgent,
+  type StoredEvent,
+  type UpdateSessionBody,
+  type WireEvent,
+  wireFrame,
+} from '@holdfast/contracts';
+import type { CompanionStatement, EventLog } from '@holdfast/event-store';
+import type pg from 'pg';
+import type { Catalogue } from '../catalogue/catalogue.ts';
+import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
+import type { TurnWorker } from '../turn/turn-worker.ts';
+import {
+  afterClientEvents,
+  decideArchive,
+  decideClientEvent,
+  decideCreate,
+  decideDelete,
+  decideUpdate,
+  type Draft,
+  foldDrafts,
+  type IdSource,
+} from './session.decider.ts';
+import type { SessionState } from './session.state.ts';
+import type { Decision, LoadedSession, SessionStore } from './session.store.ts';
+
+/** Commands on sessions. Each answers once its events are committed. */
+export class SessionCommands {
+  readonly #store: SessionStore;
+  readonly #log: EventLog;
+  readonly #pool: pg.Pool;
+  readonly #catalogue: Catalogue;
+  readonly #idempotent: Idempotent;
+  readonly #turns: TurnWorker;
+
+  constructor(parts: { store: SessionStore; log: EventLog; pool: pg.Pool; catalogue: Catalogue; idempotent: Idempotent; turns: TurnWorker }) {
+    this.#store = parts.store;
+    this.#log = parts.log;
+    this.#pool = parts.pool;
+    this.#catalogue = parts.catalogue;
+    this.#idempotent = parts.idempotent;
+    this.#turns = parts.turns;
+  }
+
+  create(id: string, command: Command<CreateSessionBody>, deadlineAtMs: number): Promise<Session> {
+    const { body, workspaceId } = command;
+    return this.#idempotent.run(
+      command,
+      (events) => this.#resource(workspaceId, events[0]?.streamId.slice('session-'.length) ?? id),
+      async (claim) => {
+        const [agent, environment] = await Promise.all([
+          this.#agent(workspaceId, body.agent),
+          this.#catalogue.environment(workspaceId, body.environment_id),
+        ]);
+        if (environment.archived_at !== null) {
+          throw new AppError('invalid', 'environment.archived', `The environment ${environment.id} is archived.`, {
+            details: { errorCode: 'environment_archived' },
+          });
+        }
+        const session = this.#store.fresh(workspaceId, id);
+        const stillThere: CompanionStatement = {
+          text: 'select 1 from environments where id = $1 and archived_at is null for share',
+          values: [environment.id],
+          rows: 1,
+        };
+        const events = await this.#decide(session, command, deadlineAtMs, [...claim, stillThere], (state, ids) => {
+          const created = decideCreate(
+            state,
+            {
+              agent,
+              environmentId: body.environment_id,
+              title: body.title ?? null,
+              metadata: body.metadata ?? {},
+              contextKey: body.x_context_key ?? null,
+            },
+            ids,
+          );
+          return this.#withClientEvents(state, created, body.initial_events ?? [], ids).decision;
+        });
+        return resourceOf(events);
+      },
+    );
+  }
+
+  sendEvents(id: string, command: Command<{ events: readonly ClientEventParam[] }>, deadlineAtMs: number): Promise<SendEventsReply> {
+    const { events } = command.body;
+    return this.#idempotent.run(
+      command,
+      (stored) => ({ data: matchFrames(events, stored) }),
+      async (claim) => {
+        const session = await this.#store.openIn(command.workspaceId, id);
+        let replies: readonly (Draft | { repeated: string })[] = [];
+        const stored = await this.#decide(session, command, deadlineAtMs, claim, (state, ids) => {
+          const decided = this.#withClientEvents(state, [], events, ids);
+          replies = decided.replies;
+          return decided.decision;
+        });
+        return { data: await this.#frames(replies, stored) };
+      },
+    );
+  }
+
+  update(id: string, command: Command<UpdateSessionBody>, deadlineAtMs: number): Promise<Session> {
+    return this.#change(id, command, deadlineAtMs, (state, ids) => decideUpdate(state, command.body, ids));
+  }
+
+  archive(id: string, command: Command, deadlineAtMs: number): Promise<Session> {
+    return this.#change(id, command, deadlineAtMs, decideArchive);
+  }
+
+  async delete(id: string, command: Command, deadlineAtMs: number): Promise<{ id: string; type: 'session_deleted' }> {
+    const reply = { id, type: 'session_deleted' } as const;
+    return this.#idempotent.run(
+      command,
+      () => reply,
+      async (claim) => {
+        const session = await this.#store.openIn(command.workspaceId, id);
+        await this.#decide(session, command, deadlineAtMs, claim, (state, ids) => ({ drafts: decideDelete(state, ids) }));
+        this.#store.forget(id);
+        return reply;
+      },
+    );
+  }
+
+  #change(id: string, command: Command, deadlineAtMs: number, decide: (state: SessionState, ids: IdSource) => Draft[]): Promise<Session> {
+    return this.#idempotent.run(
+      command,
+      () => this.#resource(command.workspaceId, id),
+      async (claim) => {
+        const session = await this.#store.openIn(command.workspaceId, id);
+        await this.#decide(session, command, deadlineAtMs, claim, (state, ids) => {
+          const drafts = decide(state, ids);
+          return drafts.length === 0 ? null : { drafts };
+        });
+        return this.#resource(command.workspaceId, id);
+      },
+    );
+  }
+
+  /** Commits a decision and, when it started a turn under this worker's lease, lets the turn run. */
+  async #decide(
+    session: LoadedSession,
+    command: Command,
+    deadlineAtMs: number,
+    statements: readonly CompanionStatement[],
+    decide: (state: SessionState, ids: IdSource) => Decision | null,
+  ): Promise<readonly StoredEvent[]> {
+    let leased: number | undefined;
+    const events = await session.commit(
+      { commandId: command.commandId, metadata: commandMetadata(command), statements, deadlineAtMs },
+      (state, ids) => {
+        const decision = decide(state, ids);
+        leased = decision?.lease === undefined || decision.releaseLease === true ? undefined : decision.generation;
+        return decision;
+      },
+    );
+    if (leased !== undefined && events.length > 0) this.#turns.begin(session, leased, false);
+    return events;
+  }
+
+  #withClientEvents(
+    state: SessionState,
+    first: readonly Draft[],
+    events: readonly ClientEventParam[],
+    ids: IdSource,
+  ): { decision: Decision | null; replies: readonly (Draft | { repeated: string })[] } {
+    const drafts = [...first];
+    const replies: (Draft | { repeated: string })[] = [];
+    const at = new Date().toISOString();
+    let now = foldDrafts(state, drafts, at);
+    for (const event of events) {
+      const answer = decideClientEvent(now, event, ids);
+      if ('repeated' in answer) {
+        replies.push(answer);
+        continue;
+      }
+      replies.push(answer.stored);
+      drafts.push(answer.stored);
+      now = foldDrafts(now, [answer.stored], at);
+    }
+    let interrupted = events.some((event) => event.type === 'user.interrupt');
+    let answered = events.some((event) => event.type === 'user.tool_confirmation' || event.type === 'user.custom_tool_result');
+    for (;;) {
+      const follows = afterClientEvents(now, interrupted, answered, ids);
+      if (follows.kind === 'start') return { decision: this.#turns.start(now, drafts, ids), replies };
+      if (follows.kind === 'nothing') return { decision: drafts.length === 0 ? null : { drafts }, replies };
+      drafts.push(...follows.drafts);
+      now = foldDrafts(now, follows.drafts, at);
+      interrupted = false;
+      answered = false;
+    }
+  }
+
+  async #agent(workspaceId: string, reference: AgentReference): Promise<AgentSnapshot> {
+    const wanted = typeof reference === 'string' ? { id: reference, version: undefined, type: 'agent' as const } : reference;
+    const newest = await this.#catalogue.agent(workspaceId, wanted.id);
+    if (newest.archived_at !== null) throw new AppError('invalid', 'agent.archived', `The agent ${newest.id} is archived.`);
+    const agent =
+      wanted.version === undefined || wanted.version === newest.version
+        ? newest
+        : await this.#catalogue.agentVersion(workspaceId, wanted.id, wanted.version);
+    const snapshot = snapshotAgent(agent);
+    if (wanted.type === 'agent') return snapshot;
+    return {
+      ...snapshot,
+      ...(wanted.model === undefined ? {} : { model: resolveModel(wanted.model) }),
+      ...(wanted.system === undefined ? {} : { system: wanted.system ?? null }),
+      ...(wanted.tools === undefined ? {} : { tools: resolveTools(wanted.tools ?? []) }),
+    };
+  }
+
+  /** The read model's row; it commits with the events, so it is never behind them. */
+  async #resource(workspaceId: string, id: string): Promise<Session> {
+    const { rows } = await this.#pool.query<{ view: SessionView }>('select view from sessions where id = $1 and workspace_id = $2', [id, workspaceId]);
+    const view = rows[0]?.view;
+    if (view === undefined) throw new AppError('not-found', 'session.not-found', 'There is no such session.');
+    return sessionResource(view, new Date().toISOString());
+  }
+
+  async #frames(replies: readonly (Draft | { repeated: string })[], stored: readonly StoredEvent[]): Promise<WireEvent[]> {
+    const earlier = await this.#log.findEvents(replies.flatMap((reply) => ('repeated' in reply ? [reply.repeated] : [])));
+    return replies.flatMap((reply) => {
+      const id = 'repeated' in reply ? reply.repeated : reply.id;
+      const event = [...stored, ...earlier].find((one) => one.id === id);
+      const frame = event === undefined ? undefined : wireFrame(event);
+      return frame === undefined ? [] : [frame];
+    });
+  }
+}
+
+function resourceOf(events: readonly StoredEvent[]): Session {
+  let view: SessionView | undefined;
+  for (const event of events) view = evolveSessionView(view, event as unknown as SessionEvent);
+  if (view === undefined) throw new AppError('not-found', 'session.not-found', 'There is no such session.');
+  return sessionResource(view, new Date().toISOString());
+}
+
+/** The frames of what a command's client events were stored as, for a repeat of the request. */
+function matchFrames(events: readonly ClientEventParam[], stored: readonly StoredEvent[]): WireEvent[] {
+  const left = [...stored].sort((a, b) => a.version - b.version);
+  return events.flatMap((event) => {
+    const at = left.findIndex((one) => one.type === event.type);
+    const found = at === -1 ? undefined : left.splice(at, 1)[0];
+    const frame = found === undefined ? undefined : wireFrame(found);
+    return frame === undefined ? [] : [frame];
+  });
+}

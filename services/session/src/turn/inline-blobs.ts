@@ -1,0 +1,18 @@
+import type { StoredBlock } from '@holdfast/contracts';
+import type { BlobStore } from '@holdfast/event-store';
+import type { ConversationItem } from './conversation.ts';
+
+/** Puts the content of blobs back where their digests stand; items without one are returned as they are. */
+export function inlineBlobs(blobs: BlobStore) {
+  return async (workspaceId: string, items: readonly ConversationItem[]): Promise<readonly ConversationItem[]> => {
+    const holds = (blocks: readonly StoredBlock[]): boolean => blocks.some((block) => block.type === 'x_blob');
+    if (!items.some((item) => (item.role === 'user' || item.role === 'tool') && holds(item.content))) return items;
+    const inline = async (block: StoredBlock): Promise<StoredBlock> =>
+      block.type === 'x_blob' ? (JSON.parse((await blobs.read(workspaceId, block.digest)).toString()) as StoredBlock) : block;
+    return Promise.all(
+      items.map(async (item) =>
+        item.role === 'user' || item.role === 'tool' ? { ...item, content: await Promise.all(item.content.map(inline)) } : item,
+      ),
+    );
+  };
+}

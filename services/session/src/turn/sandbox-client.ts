@@ -1,0 +1,115 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Bus } from '@holdfast/bus';
+import {
+  AppError,
+  type CancelBody,
+  commandSubject,
+  type EnsureSandboxBody,
+  type EnsureSandboxReply,
+  type ExecBody,
+  type ExecReply,
+  isAppError,
+  sandboxLinkSubject,
+  type ToolOutcome,
+} from '@holdfast/contracts';
+
+/** A link that sends nothing for so long is taken as gone; it says `alive` every second. */
+const LINK_SILENCE_MS = 5_000;
+const RETRY_MS = 250;
+const CANCEL_WAIT_MS = 5_000;
+
+/** One tool call on its way to a sandbox. */
+export interface Dispatch {
+  readonly ensure: EnsureSandboxBody;
+  readonly exec: ExecBody;
+  /** Where the session's calls went so far; tried first. */
+  readonly known: EnsureSandboxReply | null;
+  /** The journal that the call may have been sent under already; null = never sent. */
+  readonly sentUnder: string | null;
+  /** How long to wait for a sandbox, in milliseconds. */
+  readonly waitMs: number;
+  /** Must be durable before the call is sent. */
+  readonly onAttach: (sandbox: EnsureSandboxReply) => Promise<void>;
+}
+
+const unknownOutcome: ToolOutcome = {
+  outcome: 'unknown',
+  isError: true,
+  text: 'Outcome unknown: the sandbox was lost while this ran. It may or may not have had its effect; check before doing it again.',
+  fullOutput: null,
+};
+
+/**
+ * Sends tool calls to sandboxes. A call keeps its id over every retry, so that the runner's journal makes it run at most
+ * once; a call that may have been sent under a journal that is gone is closed as unknown, never sent again.
+ */
+export class SandboxClient {
+  readonly #bus: Bus;
+
+  constructor(bus: Bus) {
+    this.#bus = bus;
+  }
+
+  /** @throws AppError `sandbox.stale-generation` when a newer worker holds the session; the signal's reason. */
+  async exec(call: Dispatch, signal: AbortSignal): Promise<ToolOutcome | { unavailable: string }> {
+    let target = call.known;
+    let sentUnder = call.sentUnder;
+    let patientUntilMs = Date.now() + call.waitMs;
+    for (;;) {
+      signal.throwIfAborted();
+      try {
+        if (target === null) {
+          target = await this.#bus.request<EnsureSandboxReply>(commandSubject('sandbox', call.ensure.sessionId, 'ensure'), call.ensure, {
+            deadlineAtMs: patientUntilMs,
+          });
+        }
+        if (sentUnder !== null && sentUnder !== target.journalId) return unknownOutcome;
+        await call.onAttach(target);
+        sentUnder = target.journalId;
+        return await this.#exec(target.sandboxId, call.exec, signal, () => {
+          patientUntilMs = Date.now() + call.waitMs;
+        });
+      } catch (error) {
+        signal.throwIfAborted();
+        if (!isAppError(error) || error.code === 'sandbox.stale-generation') throw error;
+        if (error.kind !== 'unavailable') return { unavailable: error.message };
+        if (Date.now() + RETRY_MS >= patientUntilMs) {
+          return sentUnder === null ? { unavailable: `No sandbox could be had: ${error.message}` } : unknownOutcome;
+        }
+        target = null;
+        await sleep(RETRY_MS);
+      }
+    }
+  }
+
+  async #exec(sandboxId: string, body: ExecBody, signal: AbortSignal, onAlive: () => void): Promise<ToolOutcome> {
+    const replies = this.#bus.requestMany<ExecReply>(sandboxLinkSubject(sandboxId, 'exec'), body, {
+      silenceMs: LINK_SILENCE_MS,
+      deadlineAtMs: Date.now() + body.timeoutMs + 60_000,
+    });
+    const aborted = new Promise<never>((_resolve, reject) => {
+      signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+    });
+    aborted.catch(() => undefined);
+    try {
+      for (;;) {
+        const next = await Promise.race([replies.next(), aborted]);
+        if (next.done === true) throw new AppError('unavailable', 'sandbox.link-ended', 'The sandbox broke off.');
+        if (next.value.kind === 'done') return next.value.result;
+        onAlive();
+      }
+    } finally {
+      void replies.return(undefined);
+    }
+  }
+
+  /** Stops a call or makes sure that it never starts (a tombstone, T1); null when the sandbox cannot be reached. */
+  async cancel(sandboxId: string, body: CancelBody): Promise<ToolOutcome | null> {
+    try {
+      return await this.#bus.request<ToolOutcome>(sandboxLinkSubject(sandboxId, 'cancel'), body, { timeoutMs: CANCEL_WAIT_MS });
+    } catch (error) {
+      if (isAppError(error) && error.code !== 'sandbox.stale-generation') return null;
+      throw error;
+    }
+  }
+}
