@@ -193,7 +193,8 @@ export class SessionCommands {
       now = foldDrafts(now, [answer.stored], at);
     }
     let interrupted = events.some((event) => event.type === 'user.interrupt');
-    let answered = events.some((event) => event.type === 'user.tool_confirmation' || event.type === 'user.custom_tool_result');
+    // A repeated answer changes nothing, so nothing follows from it.
+    let answered = drafts.some((event) => event.type === 'user.tool_confirmation' || event.type === 'user.custom_tool_result');
     for (;;) {
       const follows = afterClientEvents(now, interrupted, answered, ids);
       if (follows.kind === 'start') return { decision: this.#turns.start(now, drafts, ids), replies };

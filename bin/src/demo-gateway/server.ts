@@ -1,0 +1,183 @@
+import { randomUUID } from 'node:crypto';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { nextStep, type Step } from './script.ts';
+
+/**
+ * The demo gateway: a scripted model behind the routes of a model gateway. It speaks `/v1/models`,
+ * `/v1/chat/completions` and `/v1/messages`, streaming and not, and never pretends to be a language model.
+ */
+const MODEL = 'demo';
+const MAX_BODY = 64 * 1024 * 1024;
+
+interface Message {
+  readonly role: string;
+  readonly content: unknown;
+}
+
+function textOf(content: unknown): string {
+  if (typeof content === 'string') return content;
+  if (!Array.isArray(content)) return '';
+  return content.map((part: { type?: string; text?: string }) => (part.type === 'text' ? (part.text ?? '') : '')).join('');
+}
+
+/** Tool results of the messages dialect stand in user messages. */
+function resultOf(message: Message): string | null {
+  if (message.role === 'tool') return textOf(message.content);
+  if (!Array.isArray(message.content)) return null;
+  const results = (message.content as { type?: string; content?: unknown }[]).filter((part) => part.type === 'tool_result');
+  return results.length === 0 ? null : results.map((part) => textOf(part.content)).join('\n');
+}
+
+function stepFor(messages: readonly Message[]): Step {
+  let prompt = '';
+  let done = 0;
+  let result: string | null = null;
+  for (const message of messages) {
+    const found = resultOf(message);
+    if (found !== null) result = found;
+    else if (message.role === 'user') {
+      prompt = textOf(message.content);
+      done = 0;
+      result = null;
+    } else if (message.role === 'assistant') done += 1;
+  }
+  return nextStep(prompt, done, result);
+}
+
+async function readJson(request: IncomingMessage): Promise<{ messages?: Message[]; stream?: boolean; stream_options?: { include_usage?: boolean } }> {
+  const parts: Buffer[] = [];
+  let size = 0;
+  for await (const part of request as AsyncIterable<Buffer>) {
+    size += part.length;
+    if (size > MAX_BODY) throw new Error('the body is too large');
+    parts.push(part);
+  }
+  return JSON.parse(Buffer.concat(parts).toString('utf8')) as object;
+}
+
+const tokens = (text: string): number => Math.ceil(text.length / 4);
+const promptTokens = (messages: readonly Message[]): number => messages.reduce((sum, message) => sum + tokens(JSON.stringify(message.content ?? '')) + 4, 0);
+
+/** Text in pieces: word by word when it is slow, at once when it is not. */
+async function* pieces(step: Step): AsyncGenerator<string> {
+  if (step.text === '') return;
+  if (step.wordMs === 0) {
+    yield step.text;
+    return;
+  }
+  for (const [i, word] of step.text.split(' ').entries()) {
+    await sleep(step.wordMs);
+    yield i === 0 ? word : ` ${word}`;
+  }
+}
+
+function sendJson(response: ServerResponse, status: number, body: unknown): void {
+  response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
+}
+
+async function chatCompletions(messages: Message[], stream: boolean, includeUsage: boolean, step: Step, response: ServerResponse): Promise<void> {
+  const id = `chatcmpl-${randomUUID()}`;
+  const created = Math.floor(Date.now() / 1000);
+  const call = step.call === null ? null : { id: `call_${randomUUID()}`, type: 'function', function: { name: step.call.name, arguments: JSON.stringify(step.call.input) } };
+  const finish = call === null ? 'stop' : 'tool_calls';
+  const usage = { prompt_tokens: promptTokens(messages), completion_tokens: tokens(step.text) + (call === null ? 0 : 20), total_tokens: 0 };
+  usage.total_tokens = usage.prompt_tokens + usage.completion_tokens;
+  if (!stream) {
+    for await (const _piece of pieces(step));
+    const message = { role: 'assistant', content: step.text === '' ? null : step.text, ...(call === null ? {} : { tool_calls: [call] }) };
+    sendJson(response, 200, { id, object: 'chat.completion', created, model: MODEL, choices: [{ index: 0, message, finish_reason: finish }], usage });
+    return;
+  }
+  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
+  const send = (choices: unknown[], extra: object = {}): void => {
+    response.write(`data: ${JSON.stringify({ id, object: 'chat.completion.chunk', created, model: MODEL, choices, ...extra })}\n\n`);
+  };
+  const delta = (content: object, finishReason: string | null = null): void => send([{ index: 0, delta: content, finish_reason: finishReason }]);
+  delta({ role: 'assistant', content: '' });
+  for await (const piece of pieces(step)) {
+    if (response.destroyed) return;
+    delta({ content: piece });
+  }
+  if (call !== null) delta({ tool_calls: [{ index: 0, ...call }] });
+  delta({}, finish);
+  if (includeUsage) send([], { usage });
+  response.end('data: [DONE]\n\n');
+}
+
+async function anthropicMessages(messages: Message[], stream: boolean, step: Step, response: ServerResponse): Promise<void> {
+  const id = `msg_${randomUUID()}`;
+  const call = step.call === null ? null : { type: 'tool_use', id: `toolu_${randomUUID()}`, ...step.call };
+  const stopReason = call === null ? 'end_turn' : 'tool_use';
+  const usage = { input_tokens: promptTokens(messages), output_tokens: tokens(step.text) + (call === null ? 0 : 20) };
+  const base = { id, type: 'message', role: 'assistant', model: MODEL };
+  if (!stream) {
+    for await (const _piece of pieces(step));
+    const content = [...(step.text === '' ? [] : [{ type: 'text', text: step.text }]), ...(call === null ? [] : [call])];
+    sendJson(response, 200, { ...base, content, stop_reason: stopReason, stop_sequence: null, usage });
+    return;
+  }
+  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
+  const send = (type: string, body: object): void => {
+    response.write(`event: ${type}\ndata: ${JSON.stringify({ type, ...body })}\n\n`);
+  };
+  send('message_start', { message: { ...base, content: [], stop_reason: null, stop_sequence: null, usage: { ...usage, output_tokens: 0 } } });
+  let index = 0;
+  if (step.text !== '') {
+    send('content_block_start', { index, content_block: { type: 'text', text: '' } });
+    for await (const piece of pieces(step)) {
+      if (response.destroyed) return;
+      send('content_block_delta', { index, delta: { type: 'text_delta', text: piece } });
+    }
+    send('content_block_stop', { index });
+    index += 1;
+  }
+  if (call !== null) {
+    send('content_block_start', { index, content_block: { ...call, input: {} } });
+    send('content_block_delta', { index, delta: { type: 'input_json_delta', partial_json: JSON.stringify(call.input) } });
+    send('content_block_stop', { index });
+  }
+  send('message_delta', { delta: { stop_reason: stopReason, stop_sequence: null }, usage: { output_tokens: usage.output_tokens } });
+  send('message_stop', {});
+  response.end();
+}
+
+/** Told of each model request as it arrives, before it is answered; for benches and specs. */
+export type OnRequest = (messages: readonly Message[]) => void;
+
+/** Starts the demo gateway; port 0 takes a free one. */
+export async function startDemoGateway(port: number, host = '127.0.0.1', onRequest: OnRequest = () => undefined): Promise<Server> {
+  const server = createServer((request, response) => {
+    void answer(request, response, onRequest).catch((error: unknown) => {
+      if (!response.headersSent) sendJson(response, 400, { error: { message: String(error), type: 'invalid_request_error' } });
+      else response.destroy();
+    });
+  });
+  server.keepAliveTimeout = 60_000;
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(port, host, resolve);
+  });
+  return server;
+}
+
+async function answer(request: IncomingMessage, response: ServerResponse, onRequest: OnRequest): Promise<void> {
+  const { pathname } = new URL(request.url ?? '/', 'http://demo');
+  if (request.method === 'GET' && (pathname === '/healthz' || pathname === '/health/liveliness')) return sendJson(response, 200, { status: 'ok' });
+  if (request.method === 'GET' && pathname === '/v1/models') {
+    return sendJson(response, 200, { object: 'list', data: [{ id: MODEL, object: 'model', created: 1_700_000_000, owned_by: 'holdfast' }] });
+  }
+  const dialect = pathname.replace(/^\/v1/, '');
+  if (request.method !== 'POST' || (dialect !== '/chat/completions' && dialect !== '/messages')) {
+    return sendJson(response, 404, { error: { message: `no route ${request.method} ${pathname}`, type: 'not_found_error' } });
+  }
+  const body = await readJson(request);
+  const messages = Array.isArray(body.messages) ? body.messages : [];
+  onRequest(messages);
+  const step = stepFor(messages);
+  if (step.errorStatus !== null) {
+    return sendJson(response, step.errorStatus, { error: { message: `the script asked for HTTP ${step.errorStatus}`, type: 'api_error' } });
+  }
+  if (dialect === '/messages') return anthropicMessages(messages, body.stream === true, step, response);
+  return chatCompletions(messages, body.stream === true, body.stream_options?.include_usage === true, step, response);
+}
