@@ -5,30 +5,37 @@ import type { z } from 'zod';
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
- * Reads a service's settings once. `X_FILE` names a file that holds the value of `X` (a mounted secret). Values of
- * secrets are never part of the error, only names and rules.
+ * Reads a service's settings once; only names that the schema has are looked at. `X_FILE` names a file that holds the
+ * value of `X` (a mounted secret); its trailing line break is cut. Values are never part of the error, only names and
+ * rules.
  *
  * @throws AppError `config.invalid` whose message lists every fault, one per line.
  */
-export function loadConfig<S extends z.ZodType>(schema: S, environment: Environment): z.infer<S> {
+export function loadConfig<S extends z.ZodObject>(schema: S, environment: Environment): z.infer<S> {
   const values: Record<string, string> = {};
-  const faults: string[] = [];
-  for (const [name, value] of Object.entries(environment)) {
-    if (value === undefined) continue;
-    if (!name.endsWith('_FILE')) {
-      values[name] ??= value;
-      continue;
-    }
-    try {
-      values[name.slice(0, -'_FILE'.length)] = readFileSync(value, 'utf8').trimEnd();
-    } catch {
-      faults.push(`${name}: the file cannot be read`);
+  const faults = new Map<string, string>();
+  for (const name of Object.keys(schema.shape)) {
+    const direct = environment[name];
+    const file = environment[`${name}_FILE`];
+    if (direct !== undefined) values[name] = direct;
+    if (file === undefined || file === '') continue;
+    if (direct !== undefined) faults.set(name, `set either ${name} or ${name}_FILE, not both`);
+    else {
+      try {
+        values[name] = readFileSync(file, 'utf8').trimEnd();
+      } catch {
+        faults.set(name, `the file that ${name}_FILE names cannot be read`);
+      }
     }
   }
   const parsed = schema.safeParse(values);
-  for (const issue of parsed.error?.issues ?? []) faults.push(`${issue.path.join('.')}: ${issue.message}`);
-  if (faults.length > 0 || !parsed.success) {
-    throw new AppError('invalid', 'config.invalid', `The configuration has faults:\n  ${faults.join('\n  ')}`);
+  for (const issue of parsed.error?.issues ?? []) {
+    const name = issue.path.join('.');
+    if (!faults.has(name)) faults.set(name, values[name] === undefined ? 'is not set' : issue.message);
+  }
+  if (faults.size > 0 || !parsed.success) {
+    const lines = [...faults].map(([name, fault]) => `  ${name}: ${fault}`);
+    throw new AppError('invalid', 'config.invalid', `The configuration has faults:\n${lines.join('\n')}`);
   }
   return parsed.data;
 }

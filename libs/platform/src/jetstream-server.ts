@@ -1,5 +1,5 @@
 import { type Bus, consumeEvents, type Registration } from '@holdfast/bus';
-import type { StoredEvent } from '@holdfast/contracts';
+import { AppError, type StoredEvent } from '@holdfast/contracts';
 import { type CustomTransportStrategy, Server } from '@nestjs/microservices';
 import { isObservable, lastValueFrom } from 'rxjs';
 import { ERROR_TABLE } from './error-table.ts';
@@ -45,7 +45,7 @@ export class JetStreamServer extends Server implements CustomTransportStrategy {
   }
 
   on(): never {
-    throw new Error('JetStreamServer has no events of its own');
+    throw new AppError('defect', 'internal.no-events', 'JetStreamServer has no events of its own.');
   }
   unwrap<T>(): T {
     return this.#bus as T;

@@ -1,0 +1,157 @@
+import type { Socket } from 'node:net';
+import { AppError, LIMITS, newId } from '@holdfast/contracts';
+import { type ArgumentsHost, Catch, type DynamicModule, type ExceptionFilter, HttpException, StandardSchemaValidationPipe, type Type } from '@nestjs/common';
+import { NestFactory } from '@nestjs/core';
+import type { NestFastifyApplication } from '@nestjs/platform-fastify';
+import type { Logger } from 'pino';
+import { ERROR_TABLE } from './error-table.ts';
+import type { Health } from './health.ts';
+import { parseJsonBody } from './json-body.ts';
+import { nestLogger } from './logger.ts';
+import { toWireFailure, wireErrorBody } from './wire-error.ts';
+
+const MAX_ISSUES = 5;
+const MAX_MESSAGE_CHARS = 2_000;
+/** A peer that sends its request slower than this is cut. */
+const REQUEST_TIMEOUT_MS = 120_000;
+const MAX_PATH_PARAM_CHARS = 512;
+
+/** What the filter needs of Fastify's request and reply. */
+interface FailedRequest {
+  readonly id: string;
+  readonly method: string;
+  readonly routeOptions?: { readonly url?: string | undefined };
+}
+interface FailedReply {
+  readonly sent: boolean;
+  readonly raw: { readonly headersSent: boolean; destroy(): void };
+  status(code: number): this;
+  headers(values: Record<string, string>): this;
+  send(body: unknown): this;
+}
+
+/** Before a route is found there is no reply that could be typed, only Node's response. */
+interface RawReply {
+  writeHead(status: number, headers: Record<string, string>): unknown;
+  end(text: string): unknown;
+}
+
+/**
+ * Answers everything thrown with the wire contract's envelope, and logs it at its kind's level. A response that has
+ * begun (a stream) is cut instead: a clean end would look like success to the SDKs.
+ */
+@Catch()
+export class AppErrorFilter implements ExceptionFilter {
+  readonly #logger: Logger;
+
+  constructor(logger: Logger) {
+    this.#logger = logger;
+  }
+
+  catch(thrown: unknown, host: ArgumentsHost): void {
+    const http = host.switchToHttp();
+    answerFailure(this.#logger, thrown, http.getRequest<FailedRequest>(), http.getResponse<FailedReply>());
+  }
+}
+
+function answerFailure(logger: Logger, thrown: unknown, request: FailedRequest, reply: FailedReply): void {
+  const failure = toWireFailure(thrown);
+  const facts = { requestId: request.id, method: request.method, route: request.routeOptions?.url, status: failure.status };
+  if (failure.error.kind === 'defect') logger.error({ ...facts, err: thrown }, 'request failed');
+  else logger[ERROR_TABLE[failure.error.kind].logLevel]({ ...facts, code: failure.error.code }, failure.error.message);
+  if (reply.sent || reply.raw.headersSent) {
+    reply.raw.destroy();
+    return;
+  }
+  reply
+    .status(failure.status)
+    .headers({ 'content-type': 'application/json; charset=utf-8', 'x-should-retry': String(failure.retryable) })
+    .send(wireErrorBody(failure, request.id));
+}
+
+/**
+ * Validates `@Body({ schema })` and the like with the given zod schema and hands on what it parsed. The first faults are
+ * named with their paths; values are not repeated.
+ */
+export function validationPipe(): StandardSchemaValidationPipe {
+  return new StandardSchemaValidationPipe({
+    exceptionFactory: (issues) => invalidRequest(issues),
+  });
+}
+
+/** The error for a value that a schema refused; also for schemas that are used without the pipe. */
+export function invalidRequest(issues: readonly { readonly message: string; readonly path?: readonly unknown[] | undefined }[]): AppError {
+  const named = issues.slice(0, MAX_ISSUES).map(({ message, path }) => {
+    const where = (path ?? []).map((part) => String(typeof part === 'object' && part !== null && 'key' in part ? part.key : part)).join('.');
+    return where === '' ? message : `${where}: ${message}`;
+  });
+  if (issues.length > MAX_ISSUES) named.push(`and ${issues.length - MAX_ISSUES} more`);
+  return new AppError('invalid', 'request.invalid', named.join('; ').slice(0, MAX_MESSAGE_CHARS));
+}
+
+export interface HttpOptions {
+  readonly logger: Logger;
+  readonly health: Health;
+  /** Largest request body in bytes; default {@link LIMITS.bodyBytes}. */
+  readonly bodyLimitBytes?: number;
+}
+
+/**
+ * A Nest application on Fastify that speaks the wire contract: request ids (`request-id`), the error envelope for all
+ * failures including unknown routes and malformed HTTP, bounded JSON bodies, `/healthz` and `/readyz`. The caller adds
+ * its hooks and listens. While it closes it goes on answering what arrives on open connections.
+ */
+export async function createHttpApp(module: Type | DynamicModule, options: HttpOptions): Promise<NestFastifyApplication> {
+  const { health, logger } = options;
+  // Only here, because services without HTTP would carry Fastify in memory for nothing.
+  const { FastifyAdapter } = await import('@nestjs/platform-fastify');
+  const adapter = new FastifyAdapter({
+    bodyLimit: options.bodyLimitBytes ?? LIMITS.bodyBytes,
+    requestTimeout: REQUEST_TIMEOUT_MS,
+    genReqId: () => newId('request'),
+    return503OnClosing: false,
+    routerOptions: { maxParamLength: MAX_PATH_PARAM_CHARS },
+    clientErrorHandler: (error, socket) => answerMalformed(error, socket),
+    frameworkErrors: (error: unknown, request: { readonly id: string }, reply: { readonly raw: RawReply }) => {
+      const failure = toWireFailure(error);
+      reply.raw.writeHead(failure.status, { 'content-type': 'application/json', 'request-id': request.id, 'x-should-retry': 'false' });
+      reply.raw.end(JSON.stringify(wireErrorBody(failure, request.id)));
+    },
+  });
+  const app = await NestFactory.create<NestFastifyApplication>(module, adapter, {
+    logger: nestLogger(logger),
+    abortOnError: false,
+    bodyParser: false,
+  });
+  const fastify = adapter.getInstance();
+  fastify.addHook('onRequest', (request, reply, done) => {
+    reply.header('request-id', request.id);
+    done();
+  });
+  fastify.removeAllContentTypeParsers();
+  fastify.addContentTypeParser('application/json', { parseAs: 'buffer' }, async (_request: unknown, body: Buffer) => parseJsonBody(body));
+  fastify.get('/healthz', () => ({ status: 200 }));
+  fastify.get('/readyz', async (_request, reply) => {
+    const readiness = await health.readiness();
+    return reply.status(readiness.ready ? 200 : 503).send(readiness);
+  });
+  app.useGlobalFilters(new AppErrorFilter(logger));
+  app.useGlobalPipes(validationPipe());
+  return app;
+}
+
+/** Bytes that are no HTTP request: there is no reply object yet, so the answer is written by hand. */
+function answerMalformed(error: Error & { code?: string }, socket: Socket): void {
+  if (error.code === 'ECONNRESET' || !socket.writable) {
+    socket.destroy();
+    return;
+  }
+  const statuses: Readonly<Record<string, number>> = { HPE_HEADER_OVERFLOW: 431, ERR_HTTP_REQUEST_TIMEOUT: 408 };
+  const failure = toWireFailure(new HttpException('The request is not valid HTTP.', statuses[error.code ?? ''] ?? 400));
+  const requestId = newId('request');
+  const body = JSON.stringify(wireErrorBody(failure, requestId));
+  socket.end(
+    `HTTP/1.1 ${failure.status} Error\r\ncontent-type: application/json\r\nrequest-id: ${requestId}\r\n` +
+      `content-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+  );
+}
