@@ -41,6 +41,6 @@ describe('specification', () => {
       door.open = true;
       return [];
     });
-    expect(() => decision.thenNothing()).toThrow(/changed the state/);
+    expect(() => decision.thenNothing()).toThrow(/read only/);
   });
 });
