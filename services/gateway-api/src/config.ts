@@ -1,0 +1,26 @@
+import { z } from 'zod';
+
+/** Every setting of the gateway. */
+export const gatewayConfig = z.object({
+  /** Postgres, with the select-only role. */
+  DATABASE_URL: z.string().min(1),
+  NATS_URL: z.string().default('nats://127.0.0.1:4222'),
+  NATS_USER: z.string().default(''),
+  NATS_PASSWORD: z.string().default(''),
+  LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
+  HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
+  HOLDFAST_INSTANCE: z.string().default('gateway-api'),
+  /** Folder of the blob store; empty = `$HOLDFAST_STATE_DIR/blobs`. */
+  BLOB_DIR: z.string().default(''),
+  HOST: z.string().default('127.0.0.1'),
+  API_PORT: z.coerce.number().int().min(0).max(65_535).default(8080),
+  /** Asked for its models; the model calls themselves are made by the session service. */
+  LITELLM_GATEWAY_URL: z.string().default(''),
+  LITELLM_API_KEY: z.string().default(''),
+  /** True when the scripted demo gateway stands in for a real one; shown on the status page. */
+  HOLDFAST_DEMO_GATEWAY: z.stringbool().default(false),
+  /** How long a request waits for the session service, in milliseconds. */
+  COMMAND_TIMEOUT_MS: z.coerce.number().int().min(100).default(10_000),
+  SSE_PING_MS: z.coerce.number().int().min(100).default(15_000),
+});
+export type GatewayConfig = z.infer<typeof gatewayConfig>;

@@ -1,0 +1,178 @@
+import { type Agent, type ApiKeyResource, AppError, type Environment, type Page, type Session, SESSION_STATUSES, sessionResource, type SessionView } from '@holdfast/contracts';
+import type pg from 'pg';
+import { decodeRowPlace, encodeCursor, type ListName, type Order, type RowPlace } from '../http/cursor.ts';
+import type { Query, TimeRange } from '../http/query.ts';
+
+const DEFAULT_PAGE = 20;
+const MICROS = `(extract(epoch from created_at) * 1000000)::bigint`;
+
+interface ListQuery {
+  readonly list: ListName;
+  readonly table: string;
+  /** The resource as JSON. */
+  readonly column: string;
+  readonly where: readonly string[];
+  readonly values: readonly unknown[];
+  readonly order: Order;
+  readonly limit: number;
+  readonly page: string | undefined;
+}
+
+/** Reads of the catalogue within one workspace. What is elsewhere does not exist. */
+export class CatalogueReader {
+  readonly #pool: pg.Pool;
+
+  constructor(pool: pg.Pool) {
+    this.#pool = pool;
+  }
+
+  async agent(workspaceId: string, id: string, version?: number): Promise<Agent> {
+    const { rows } = await this.#pool.query<{ resource: Agent }>(
+      version === undefined
+        ? 'select resource from agents where id = $1 and workspace_id = $2'
+        : 'select resource from agent_versions where agent_id = $1 and workspace_id = $2 and version = $3',
+      version === undefined ? [id, workspaceId] : [id, workspaceId, version],
+    );
+    return found(rows[0]?.resource, 'agent', id);
+  }
+
+  async environment(workspaceId: string, id: string): Promise<Environment> {
+    const { rows } = await this.#pool.query<{ resource: Environment }>('select resource from environments where id = $1 and workspace_id = $2', [id, workspaceId]);
+    return found(rows[0]?.resource, 'environment', id);
+  }
+
+  async sessionView(workspaceId: string, id: string): Promise<SessionView> {
+    const { rows } = await this.#pool.query<{ view: SessionView }>({
+      name: 'session-view',
+      text: 'select view from sessions where id = $1 and workspace_id = $2',
+      values: [id, workspaceId],
+    });
+    return found(rows[0]?.view, 'session', id);
+  }
+
+  async session(workspaceId: string, id: string): Promise<Session> {
+    return sessionResource(await this.sessionView(workspaceId, id), new Date().toISOString());
+  }
+
+  /** Id of the environment that quick sessions run in. */
+  async environmentNamed(workspaceId: string, name: string): Promise<string> {
+    const { rows } = await this.#pool.query<{ id: string }>('select id from environments where workspace_id = $1 and name = $2 and archived_at is null', [workspaceId, name]);
+    return found(rows[0]?.id, 'environment', name);
+  }
+
+  agents(workspaceId: string, query: Query): Promise<Page<Agent>> {
+    const { where, values } = filters(workspaceId, query.range('created_at'), query.flag('include_archived'));
+    return this.#list<Agent>({ list: 'agents', table: 'agents', column: 'resource', where, values, order: 'desc', limit: query.limit(DEFAULT_PAGE), page: query.one('page') });
+  }
+
+  async agentVersions(workspaceId: string, agentId: string, query: Query): Promise<Page<Agent>> {
+    await this.agent(workspaceId, agentId);
+    return this.#list<Agent>({
+      list: 'agent_versions',
+      table: '(select *, agent_id as parent, lpad(version::text, 10, \'0\') as id from agent_versions) as versions',
+      column: 'resource',
+      where: ['workspace_id = $1', 'parent = $2'],
+      values: [workspaceId, agentId],
+      order: 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
+  }
+
+  environments(workspaceId: string, query: Query): Promise<Page<Environment>> {
+    const { where, values } = filters(workspaceId, {}, query.flag('include_archived'));
+    return this.#list<Environment>({ list: 'environments', table: 'environments', column: 'resource', where, values, order: 'desc', limit: query.limit(DEFAULT_PAGE), page: query.one('page') });
+  }
+
+  apiKeys(workspaceId: string, query: Query): Promise<Page<ApiKeyResource>> {
+    const iso = (column: string): string => `to_char(${column} at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`;
+    return this.#list<ApiKeyResource>({
+      list: 'api_keys',
+      table: 'api_keys',
+      column: `jsonb_build_object('id', id, 'type', 'api_key', 'name', name, 'hint', hint, 'created_at', ${iso('created_at')},
+        'expires_at', ${iso('expires_at')}, 'revoked_at', ${iso('revoked_at')}, 'last_used_at', null)`,
+      where: ['workspace_id = $1', `kind = 'api_key'`],
+      values: [workspaceId],
+      order: 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
+  }
+
+  async sessions(workspaceId: string, query: Query): Promise<Page<Session> & { prev_page: string | null }> {
+    query.refuse('deployment_id', 'memory_store_id');
+    const statuses = query.choices('statuses', SESSION_STATUSES);
+    // Asking for terminated sessions is asking for archived ones.
+    const { where, values } = filters(workspaceId, query.range('created_at'), query.flag('include_archived') || statuses.includes('terminated'));
+    const add = (condition: (n: number) => string, value: unknown): void => {
+      values.push(value);
+      where.push(condition(values.length));
+    };
+    const agentId = query.one('agent_id');
+    const agentVersion = query.integer('agent_version', { min: 1, max: 2 ** 31 - 1 });
+    if (agentId !== undefined) add((n) => `agent_id = $${n}`, agentId);
+    if (agentVersion !== undefined) add((n) => `agent_version = $${n}`, agentVersion);
+    if (statuses.length > 0) add((n) => `status = any ($${n})`, statuses);
+    const page = await this.#list<SessionView>({
+      list: 'sessions',
+      table: 'sessions',
+      column: 'view',
+      where,
+      values,
+      order: query.choice('order', ['asc', 'desc']) ?? 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
+    const now = new Date().toISOString();
+    return { ...page, data: page.data.map((view) => sessionResource(view, now)) };
+  }
+
+  /** Rows by (created_at, id), one more than asked for to know whether the list goes on. */
+  async #list<T>(asked: ListQuery): Promise<Page<T> & { prev_page: string | null }> {
+    const place = asked.page === undefined ? null : decodeRowPlace(asked.page, asked.list, asked.order);
+    const backwards = place?.d === 'prev';
+    const values = [...asked.values];
+    const where = [...asked.where];
+    const ascending = (asked.order === 'asc') !== backwards;
+    if (place !== null) {
+      values.push(place.t, place.i);
+      where.push(`(${MICROS}, id) ${ascending ? '>' : '<'} ($${values.length - 1}::bigint, $${values.length}::text)`);
+    }
+    values.push(asked.limit + 1);
+    const direction = ascending ? 'asc' : 'desc';
+    const { rows } = await this.#pool.query<{ item: T; t: string; i: string }>(
+      `select ${asked.column} as item, ${MICROS} as t, id as i from ${asked.table}
+       where ${where.join(' and ')} order by created_at ${direction}, id ${direction} limit $${values.length}`,
+      values,
+    );
+    const more = rows.length > asked.limit;
+    const shown = rows.slice(0, asked.limit);
+    if (backwards) shown.reverse();
+    const token = (row: { t: string; i: string } | undefined, d: RowPlace['d']): string | null =>
+      row === undefined ? null : encodeCursor(asked.list, asked.order, { t: Number(row.t), i: row.i, d });
+    const first = shown[0];
+    const last = shown[shown.length - 1];
+    return {
+      data: shown.map((row) => row.item),
+      next_page: backwards || more ? token(last, 'next') : null,
+      prev_page: place !== null && (!backwards || more) ? token(first, 'prev') : null,
+    };
+  }
+}
+
+function filters(workspaceId: string, range: TimeRange, includeArchived: boolean): { where: string[]; values: unknown[] } {
+  const values: unknown[] = [workspaceId];
+  const where = ['workspace_id = $1'];
+  const operators = { gt: '>', gte: '>=', lt: '<', lte: '<=' } as const;
+  for (const [bound, at] of Object.entries(range)) {
+    values.push(at);
+    where.push(`created_at ${operators[bound as keyof TimeRange]} $${values.length}::timestamptz`);
+  }
+  if (!includeArchived) where.push('archived_at is null');
+  return { where, values };
+}
+
+function found<T>(value: T | undefined, what: string, id: string): T {
+  if (value === undefined) throw new AppError('not-found', `${what}.not-found`, `There is no ${what} ${id.slice(0, 100)}.`);
+  return value;
+}

@@ -1,0 +1,156 @@
+import { join } from 'node:path';
+import { type Bus, connectBus, type Registration } from '@holdfast/bus';
+import { ALL_SERVICE_BEATS, AppError, CREDENTIAL_REVOKED, type CredentialRevoked, DEAD_LETTER_STREAM, type ServiceBeat } from '@holdfast/contracts';
+import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
+import { Health, startBeats } from '@holdfast/platform';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type pg from 'pg';
+import type { Logger } from 'pino';
+import { z } from 'zod';
+import { Authenticator, type Principal } from '../auth/authenticator.ts';
+import type { GatewayConfig } from '../config.ts';
+import { CatalogueReader } from '../data/catalogue.reader.ts';
+import { EventReader } from '../data/event.reader.ts';
+import { ModelCatalogue } from '../data/model.catalogue.ts';
+import { Commands, Exchange } from '../http/exchange.ts';
+import { openApiDocument } from '../http/openapi.ts';
+import { catalogueOperations } from '../operations/catalogue.operations.ts';
+import type { Operation } from '../operations/operation.ts';
+import { platformOperations } from '../operations/platform.operations.ts';
+import { sessionOperations, unsupportedEventFault } from '../operations/session.operations.ts';
+import { StreamHub } from '../stream/stream-hub.ts';
+
+/** A service that has not been heard for so long is not shown as running. */
+const BEAT_TTL_MS = 5_000;
+const NOBODY: Principal = { id: 'anonymous', workspaceId: '', kind: 'link', parentId: null };
+
+/** The public API of one process: mapping, checks and streams. It writes nothing itself. */
+export class GatewayService {
+  readonly #config: GatewayConfig;
+  readonly #logger: Logger;
+  readonly health = new Health();
+  #parts: { bus: Bus; pool: pg.Pool; streams: StreamHub; stopBeats: () => void; registrations: Registration[] } | null = null;
+
+  constructor(config: GatewayConfig, logger: Logger) {
+    this.#config = config;
+    this.#logger = logger;
+  }
+
+  /** Connects and adds the routes. */
+  async start(server: FastifyInstance): Promise<void> {
+    const config = this.#config;
+    const logger = this.#logger;
+    const pool = createLogPool({ connectionString: config.DATABASE_URL, applicationName: `holdfast-${config.HOLDFAST_INSTANCE}`, max: 10, onIdleError: (error) => logger.debug({ err: error }, 'a database connection ended') });
+    const bus = await connectBus({
+      servers: config.NATS_URL,
+      user: config.NATS_USER,
+      password: config.NATS_PASSWORD,
+      name: config.HOLDFAST_INSTANCE,
+      onStatus: (status, detail) => logger.info({ status, detail }, 'bus'),
+    });
+    const blobs = new DirectoryBlobStore(config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR);
+    const authenticator = new Authenticator(pool);
+    const reader = new CatalogueReader(pool);
+    const events = new EventReader(pool, new EventLog({ pool }), blobs);
+    const commands = new Commands(bus, config.COMMAND_TIMEOUT_MS);
+    const models = new ModelCatalogue({ baseUrl: config.LITELLM_GATEWAY_URL, apiKey: config.LITELLM_API_KEY });
+    const streams = new StreamHub({ bus, pool, events, logger, pingMs: config.SSE_PING_MS });
+    const beats = new Map<string, { beat: ServiceBeat; heardMs: number }>();
+    const registrations = [
+      bus.subscribeLive<CredentialRevoked>(CREDENTIAL_REVOKED, ({ id }) => {
+        authenticator.forget(id);
+        streams.revoke(id);
+      }),
+      bus.subscribeLive<ServiceBeat>(ALL_SERVICE_BEATS, (beat) => beats.set(beat.instance, { beat, heardMs: Date.now() })),
+    ];
+    const alive = (): ServiceBeat[] => {
+      for (const [instance, { heardMs }] of beats) if (heardMs < Date.now() - BEAT_TTL_MS) beats.delete(instance);
+      return [...beats.values()].map(({ beat }) => beat).sort((a, b) => (a.instance < b.instance ? -1 : 1));
+    };
+    const operations = [
+      ...catalogueOperations({ reader, commands, models }),
+      ...sessionOperations({ reader, events, commands, models, streams, blobs }),
+      ...platformOperations({ reader, commands, authenticator, pool, beats: alive, deadLetters: () => deadLetters(bus), demoGateway: config.HOLDFAST_DEMO_GATEWAY }),
+    ];
+    for (const one of operations) this.#route(server, one, authenticator);
+    const document = openApiDocument(operations);
+    server.get('/openapi.json', () => document);
+    server.get('/healthz', () => ({ status: 200 }));
+    server.get('/readyz', async (_request, reply) => {
+      const readiness = await this.health.readiness();
+      return reply.code(readiness.ready ? 200 : 503).send(readiness);
+    });
+    this.health.add('postgres', async () => {
+      await pool.query('select 1 from api_keys limit 1');
+      return undefined;
+    });
+    this.health.add('bus', () => (bus.connected ? undefined : 'not connected'));
+    this.health.add('session', () => (alive().some((beat) => beat.service === 'session') ? undefined : 'no session service is running'));
+    const stopBeats = startBeats(bus, 'gateway-api', config.HOLDFAST_INSTANCE, () => ({ openStreams: streams.openStreams }));
+    this.#parts = { bus, pool, streams, stopBeats, registrations };
+  }
+
+  /** Ends the streams with an error frame; the server closes afterwards. */
+  drain(): void {
+    this.health.drain();
+    this.#parts?.streams.drain();
+  }
+
+  async stop(): Promise<void> {
+    this.#parts?.stopBeats();
+    await this.#parts?.bus.close();
+    await this.#parts?.pool.end();
+  }
+
+  #route(server: FastifyInstance, one: Operation, authenticator: Authenticator): void {
+    server.route({
+      method: one.method,
+      url: one.path,
+      handler: async (request: FastifyRequest, reply: FastifyReply) => {
+        const principal = one.authenticated === false ? NOBODY : await authenticator.authenticate(request.headers);
+        if (one.authenticated !== false) {
+          const asked = request.headers['anthropic-workspace-id'];
+          if (typeof asked === 'string' && asked !== principal.workspaceId) {
+            throw new AppError('not-found', 'workspace.not-found', 'There is no such workspace for this key.');
+          }
+          reply.header('anthropic-workspace-id', principal.workspaceId);
+        }
+        const result = await one.handle(new Exchange(request, reply, principal, parseBody(one, request.body) as never));
+        return one.streams === true ? reply : result;
+      },
+    });
+  }
+}
+
+function parseBody(one: Operation, body: unknown): unknown {
+  if (one.body === undefined) return undefined;
+  const unsupported = unsupportedEventFault(body);
+  if (unsupported !== undefined) throw new AppError('invalid', 'request.not-supported', unsupported);
+  const parsed = one.body.safeParse(body);
+  if (parsed.success) return parsed.data;
+  const faults = parsed.error.issues.slice(0, 5).map((issue) => {
+    const where = issue.path.map(String).join('.');
+    return `${where === '' ? 'body' : where.slice(0, 200)}: ${faultOf(issue)}`;
+  });
+  throw new AppError('invalid', 'request.body', faults.join('; ').slice(0, 2_000));
+}
+
+/** Of a union's alternatives the one that came furthest says most. */
+function faultOf(issue: z.core.$ZodIssue): string {
+  if (issue.code !== 'invalid_union' || issue.errors.length === 0) return issue.message;
+  const best = [...issue.errors].sort((a, b) => depth(b) - depth(a))[0]?.[0];
+  return best === undefined ? issue.message : `${best.path.length === 0 ? '' : `${best.path.map(String).join('.')}: `}${faultOf(best)}`;
+}
+function depth(issues: readonly z.core.$ZodIssue[]): number {
+  return Math.max(0, ...issues.map((issue) => issue.path.length));
+}
+
+async function deadLetters(bus: Bus): Promise<number | null> {
+  try {
+    const message = await bus.connection.request(`$JS.API.STREAM.INFO.${DEAD_LETTER_STREAM}`, '', { timeout: 1_000 });
+    const parsed = z.object({ state: z.object({ messages: z.number() }) }).safeParse(message.json());
+    return parsed.success ? parsed.data.state.messages : null;
+  } catch {
+    return null;
+  }
+}

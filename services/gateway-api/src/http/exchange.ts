@@ -1,0 +1,90 @@
+import { createHash } from 'node:crypto';
+import { type Aggregate, AppError, type Command, type CommandReply, commandSubject, type Idempotency, LIMITS, newId } from '@holdfast/contracts';
+import type { Bus } from '@holdfast/bus';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { FastifyReply, FastifyRequest } from 'fastify';
+import type { Principal } from '../auth/authenticator.ts';
+import { Query } from './query.ts';
+
+const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
+
+/** One request on its way through an operation. */
+export class Exchange<B = unknown> {
+  readonly request: FastifyRequest;
+  readonly reply: FastifyReply;
+  readonly principal: Principal;
+  readonly body: B;
+  readonly query: Query;
+
+  constructor(request: FastifyRequest, reply: FastifyReply, principal: Principal, body: B) {
+    this.request = request;
+    this.reply = reply;
+    this.principal = principal;
+    this.body = body;
+    this.query = new Query(request.url);
+  }
+
+  param(name: string): string {
+    return (this.request.params as Record<string, string | undefined>)[name] ?? '';
+  }
+
+  header(name: string): string | undefined {
+    const value = this.request.headers[name];
+    return Array.isArray(value) ? value[0] : value;
+  }
+
+  /** How a repeat of this request is recognised (T5). */
+  get idempotency(): Idempotency {
+    const key = this.header('idempotency-key');
+    if (key !== undefined && (key.length > LIMITS.idempotencyKeyChars || !/^[\x20-\x7e]+$/.test(key))) {
+      throw new AppError('invalid', 'request.idempotency-key', `Idempotency-Key must be 1 to ${LIMITS.idempotencyKeyChars} printable characters.`);
+    }
+    const count = Number(this.header('x-stainless-retry-count'));
+    const path = `${this.request.method} ${this.request.url.split('?')[0]}`;
+    const fingerprint = createHash('sha256')
+      .update(`${this.principal.id}\n${path}\n`)
+      .update(JSON.stringify(this.request.body ?? null))
+      .digest('hex');
+    return { key: key ?? null, attempt: Number.isInteger(count) && count > 0 && count < 100 ? count : 0, path, fingerprint };
+  }
+
+  command<C>(body: C, idempotency: Idempotency | null): Command<C> {
+    const traceparent = this.header('traceparent');
+    return {
+      commandId: newId('command'),
+      workspaceId: this.principal.workspaceId,
+      actor: { type: this.principal.kind === 'dashboard' ? 'dashboard' : 'api_key', id: this.principal.parentId ?? this.principal.id },
+      idempotency,
+      traceparent: traceparent !== undefined && TRACEPARENT.test(traceparent) ? traceparent : null,
+      body,
+    };
+  }
+}
+
+/** Sends commands to the session service. */
+export class Commands {
+  readonly #bus: Bus;
+  readonly #timeoutMs: number;
+
+  constructor(bus: Bus, timeoutMs: number) {
+    this.#bus = bus;
+    this.#timeoutMs = timeoutMs;
+  }
+
+  /**
+   * A question that nobody heard is asked again until the time is up: nothing can have happened. One that was heard and
+   * not answered is not; the caller's retry is recognised by its idempotency facts.
+   */
+  async send<R>(aggregate: Aggregate, id: string, verb: string, command: Command): Promise<R> {
+    const deadlineAtMs = Date.now() + this.#timeoutMs;
+    for (;;) {
+      try {
+        const reply = await this.#bus.request<CommandReply>(commandSubject(aggregate, id, verb), command, { deadlineAtMs, traceparent: command.traceparent });
+        return reply.body as R;
+      } catch (error) {
+        if (!(error instanceof AppError) || error.code !== 'bus.no-responders' || Date.now() + 100 > deadlineAtMs) throw error;
+        await sleep(50);
+      }
+    }
+  }
+}

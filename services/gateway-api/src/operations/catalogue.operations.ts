@@ -1,0 +1,159 @@
+import {
+  createAgentBody,
+  createEnvironmentBody,
+  isId,
+  newId,
+  AppError,
+  type IdKind,
+  type ToolParam,
+  unsupportedToolFault,
+  updateAgentBody,
+  updateEnvironmentBody,
+} from '@holdfast/contracts';
+import type { CatalogueReader } from '../data/catalogue.reader.ts';
+import type { ModelCatalogue } from '../data/model.catalogue.ts';
+import type { Commands, Exchange } from '../http/exchange.ts';
+import { type Operation, operation } from './operation.ts';
+
+/** The id in a path. One that no object can have is not found, like any other that does not exist. */
+export function pathId(exchange: Exchange, kind: IdKind): string {
+  const id = exchange.param('id');
+  if (!isId(kind, id)) throw new AppError('not-found', `${kind}.not-found`, `There is no ${kind} ${id.slice(0, 100)}.`);
+  return id;
+}
+
+function checkTools(list: readonly ToolParam[] | null | undefined): void {
+  const fault = unsupportedToolFault(list ?? []);
+  if (fault !== undefined) throw new AppError('invalid', 'agent.unsupported-tool', fault);
+}
+
+const modelId = (model: string | { id: string } | undefined): string | undefined => (typeof model === 'string' ? model : model?.id);
+
+export function catalogueOperations(parts: { reader: CatalogueReader; commands: Commands; models: ModelCatalogue }): Operation[] {
+  const { reader, commands, models } = parts;
+  const list = ['limit', 'page', 'include_archived'];
+  return [
+    operation({
+      method: 'POST',
+      path: '/v1/agents',
+      id: 'createAgent',
+      summary: 'Create an agent, version 1.',
+      body: createAgentBody,
+      handle: async (exchange) => {
+        checkTools(exchange.body.tools);
+        await models.require(modelId(exchange.body.model));
+        return commands.send('agent', newId('agent'), 'create', exchange.command(exchange.body, exchange.idempotency));
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/agents',
+      id: 'listAgents',
+      summary: 'List agents, newest first.',
+      query: [...list, 'created_at[gte]', 'created_at[lte]'],
+      handle: (exchange) => reader.agents(exchange.principal.workspaceId, exchange.query),
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/agents/:id',
+      id: 'retrieveAgent',
+      summary: 'An agent, newest or by version.',
+      query: ['version'],
+      handle: (exchange) => reader.agent(exchange.principal.workspaceId, pathId(exchange, 'agent'), exchange.query.integer('version', { min: 1, max: 2 ** 31 - 1 })),
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/agents/:id',
+      id: 'updateAgent',
+      summary: 'Change an agent; makes a new version.',
+      body: updateAgentBody,
+      handle: async (exchange) => {
+        checkTools(exchange.body.tools);
+        await models.require(modelId(exchange.body.model));
+        return commands.send('agent', pathId(exchange, 'agent'), 'update', exchange.command(exchange.body, exchange.idempotency));
+      },
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/agents/:id/archive',
+      id: 'archiveAgent',
+      summary: 'Archive an agent; its sessions go on.',
+      handle: (exchange) => commands.send('agent', pathId(exchange, 'agent'), 'archive', exchange.command({}, exchange.idempotency)),
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/agents/:id/versions',
+      id: 'listAgentVersions',
+      summary: 'Versions of an agent, newest first.',
+      query: ['limit', 'page'],
+      handle: (exchange) => reader.agentVersions(exchange.principal.workspaceId, pathId(exchange, 'agent'), exchange.query),
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/environments',
+      id: 'createEnvironment',
+      summary: 'Create an environment.',
+      body: createEnvironmentBody,
+      handle: (exchange) => commands.send('environment', newId('environment'), 'create', exchange.command(exchange.body, exchange.idempotency)),
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/environments',
+      id: 'listEnvironments',
+      summary: 'List environments, newest first.',
+      query: list,
+      handle: (exchange) => reader.environments(exchange.principal.workspaceId, exchange.query),
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/environments/:id',
+      id: 'retrieveEnvironment',
+      summary: 'An environment.',
+      handle: (exchange) => reader.environment(exchange.principal.workspaceId, pathId(exchange, 'environment')),
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/environments/:id',
+      id: 'updateEnvironment',
+      summary: 'Change an environment; sandboxes started later have it.',
+      body: updateEnvironmentBody,
+      handle: (exchange) => commands.send('environment', pathId(exchange, 'environment'), 'update', exchange.command(exchange.body, exchange.idempotency)),
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/environments/:id/archive',
+      id: 'archiveEnvironment',
+      summary: 'Archive an environment.',
+      handle: (exchange) => commands.send('environment', pathId(exchange, 'environment'), 'archive', exchange.command({}, exchange.idempotency)),
+    }),
+    operation({
+      method: 'DELETE',
+      path: '/v1/environments/:id',
+      id: 'deleteEnvironment',
+      summary: 'Delete an environment that no open session uses.',
+      handle: (exchange) => commands.send('environment', pathId(exchange, 'environment'), 'delete', exchange.command({}, null)),
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/models',
+      id: 'listModels',
+      summary: 'Models that the gateway offers.',
+      handle: async () => {
+        const data = await models.list();
+        return { data, has_more: false, first_id: data[0]?.id ?? null, last_id: data[data.length - 1]?.id ?? null };
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/models/:id',
+      id: 'retrieveModel',
+      summary: 'One model.',
+      handle: async (exchange) => {
+        const id = exchange.param('id');
+        const found = (await models.list()).find((model) => model.id === id);
+        if (found === undefined) throw new AppError('not-found', 'model.not-found', `There is no model ${id.slice(0, 100)}.`);
+        return found;
+      },
+    }),
+  ];
+}

@@ -1,0 +1,24 @@
+import type { z } from 'zod';
+import type { Exchange } from '../http/exchange.ts';
+
+/** One route: what it takes, and what answers it. The server, the checks and the OpenAPI document derive from it. */
+export interface Operation<S extends z.ZodType = z.ZodType> {
+  readonly method: 'GET' | 'POST' | 'DELETE';
+  /** With `:name` parameters. */
+  readonly path: string;
+  readonly id: string;
+  readonly summary: string;
+  /** False = answers callers without a credential. */
+  readonly authenticated?: boolean;
+  readonly body?: S;
+  /** Query parameters, for the document; each operation reads its own. */
+  readonly query?: readonly string[];
+  /** True when `handle` writes the answer by itself. */
+  readonly streams?: boolean;
+  readonly handle: (exchange: Exchange<z.infer<S>>) => Promise<unknown>;
+}
+
+/** Keeps the body's type while the operations are kept in one list. */
+export function operation<S extends z.ZodType>(declaration: Operation<S>): Operation {
+  return declaration as unknown as Operation;
+}

@@ -1,0 +1,169 @@
+import { type ApiKeyResource, AppError, type ChildCredential, LIMITS, newId, type ServiceBeat } from '@holdfast/contracts';
+import type pg from 'pg';
+import { z } from 'zod';
+import { type Authenticator, mintCredential } from '../auth/authenticator.ts';
+import type { CatalogueReader } from '../data/catalogue.reader.ts';
+import { type Commands, Exchange } from '../http/exchange.ts';
+import { pathId } from './catalogue.operations.ts';
+import { type Operation, operation } from './operation.ts';
+
+const createKeyBody = z.strictObject({ name: z.string().trim().min(1).max(LIMITS.nameChars) });
+const signInBody = z.strictObject({ link_token: z.string().max(64) }).optional();
+
+function needsApiKey(exchange: Exchange): void {
+  if (exchange.principal.kind !== 'api_key') throw new AppError('forbidden', 'auth.needs-api-key', 'This needs an API key, not a dashboard session.');
+}
+
+/** Our own routes beside the wire contract: keys, sign-in and the status page. */
+export function platformOperations(parts: {
+  reader: CatalogueReader;
+  commands: Commands;
+  authenticator: Authenticator;
+  pool: pg.Pool;
+  beats: () => readonly ServiceBeat[];
+  deadLetters: () => Promise<number | null>;
+  demoGateway: boolean;
+}): Operation[] {
+  const { reader, commands, authenticator, pool } = parts;
+
+  const dashboardSession = async (exchange: Exchange, verb: 'create' | 'redeem', id: string): Promise<ChildCredential & { token: string }> => {
+    const { text, hash, hint } = mintCredential('dashboard');
+    const sessionId = newId('apiKey');
+    const child =
+      verb === 'create'
+        ? await commands.send<ChildCredential>('api_key', sessionId, 'create-dashboard-session', exchange.command({ parent_id: id, hash, hint }, null))
+        : await commands.send<ChildCredential>('api_key', id, 'redeem-link', exchange.command({ session_id: sessionId, hash, hint }, null));
+    return { ...child, token: text };
+  };
+
+  return [
+    operation({
+      method: 'GET',
+      path: '/v1/x/me',
+      id: 'whoAmI',
+      summary: 'The caller’s credential and workspace.',
+      handle: async ({ principal }) => ({ credential_id: principal.id, kind: principal.kind, workspace_id: principal.workspaceId }),
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/x/api_keys',
+      id: 'createApiKey',
+      summary: 'Create an API key. Its text is in this answer only.',
+      body: createKeyBody,
+      handle: async (exchange) => {
+        const { text, hash, hint } = mintCredential('api_key');
+        const made = await commands.send<ApiKeyResource>('api_key', newId('apiKey'), 'create', exchange.command({ name: exchange.body.name, hash, hint }, null));
+        return { ...made, key: text };
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/x/api_keys',
+      id: 'listApiKeys',
+      summary: 'List API keys; no answer holds a key’s text.',
+      query: ['limit', 'page'],
+      handle: (exchange) => reader.apiKeys(exchange.principal.workspaceId, exchange.query),
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/x/api_keys/:id/revoke',
+      id: 'revokeApiKey',
+      summary: 'Revoke an API key and the dashboard sessions that hang on it; their streams close.',
+      handle: async (exchange) => {
+        const revoked = await commands.send<ApiKeyResource>('api_key', pathId(exchange, 'apiKey'), 'revoke', exchange.command({}, null));
+        authenticator.forget(revoked.id);
+        return revoked;
+      },
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/x/sign_in_links',
+      id: 'createSignInLink',
+      summary: 'A one-time sign-in token, good for ten minutes.',
+      handle: async (exchange) => {
+        needsApiKey(exchange);
+        const { text, hash, hint } = mintCredential('link');
+        const link = await commands.send<ChildCredential>('api_key', newId('apiKey'), 'create-link', exchange.command({ parent_id: exchange.principal.id, hash, hint }, null));
+        return { ...link, token: text };
+      },
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/x/dashboard_sessions',
+      id: 'createDashboardSession',
+      summary: 'Sign in, with an API key or with a one-time link’s token.',
+      authenticated: false,
+      body: signInBody,
+      handle: async (exchange) => {
+        if (exchange.body !== undefined) {
+          const link = await authenticator.findLink(exchange.body.link_token);
+          return dashboardSession(new Exchange(exchange.request, exchange.reply, link, undefined), 'redeem', link.id);
+        }
+        const principal = await authenticator.authenticate(exchange.request.headers);
+        const signed = new Exchange(exchange.request, exchange.reply, principal, undefined);
+        needsApiKey(signed);
+        return dashboardSession(signed, 'create', principal.id);
+      },
+    }),
+    operation({
+      method: 'DELETE',
+      path: '/v1/x/dashboard_sessions/current',
+      id: 'deleteDashboardSession',
+      summary: 'Sign out.',
+      handle: async (exchange) => {
+        if (exchange.principal.kind !== 'dashboard') throw new AppError('invalid', 'auth.no-session', 'This is no dashboard session.');
+        await commands.send('api_key', exchange.principal.id, 'revoke', exchange.command({}, null));
+        authenticator.forget(exchange.principal.id);
+        return { id: exchange.principal.id, type: 'dashboard_session_deleted' };
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/x/status',
+      id: 'platformStatus',
+      summary: 'Services, queue depth, relay lag and sandboxes.',
+      handle: async (exchange) => {
+        const { workspaceId } = exchange.principal;
+        const [sessions, sandboxes, deadLetters] = await Promise.all([
+          pool.query<{ status: string; amount: number }>('select status, count(*)::integer as amount from sessions where workspace_id = $1 and archived_at is null group by status', [workspaceId]),
+          pool.query<{ status: string; amount: number }>(`select status, count(*)::integer as amount from sandboxes where workspace_id = $1 and status <> 'destroyed' group by status`, [workspaceId]),
+          parts.deadLetters(),
+        ]);
+        const pending = await pool.query<{ amount: number }>(
+          `select coalesce(sum(jsonb_array_length(view->'pending')), 0)::integer as amount from sessions where workspace_id = $1 and status in ('running', 'rescheduling')`,
+          [workspaceId],
+        );
+        const beats = parts.beats();
+        const relay = beats.find((beat) => beat.service === 'session' && beat.figures['relay_leading'] === true);
+        return {
+          demo_gateway: parts.demoGateway,
+          services: beats.map((beat) => ({
+            service: beat.service,
+            instance: beat.instance,
+            started_at: beat.startedAt,
+            memory_bytes: beat.memoryBytes,
+            figures: beat.figures,
+          })),
+          sessions: Object.fromEntries(sessions.rows.map((row) => [row.status, row.amount])),
+          queued_messages: pending.rows[0]?.amount ?? 0,
+          relay: relay === undefined ? null : { instance: relay.instance, lag_ms: relay.figures['relay_lagMs'] ?? null },
+          dead_letters: deadLetters,
+          sandboxes: Object.fromEntries(sandboxes.rows.map((row) => [row.status, row.amount])),
+        };
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/x/capabilities',
+      id: 'capabilities',
+      summary: 'What this platform has beyond the wire contract, and what it has not yet.',
+      handle: async () => ({
+        resume_by_cursor: true,
+        quick_sessions: true,
+        contexts: true,
+        steering: true,
+        not_supported_yet: ['web_search', 'mcp_servers', 'skills', 'multiagent', 'environment packages', 'self_hosted environments', 'resources', 'vaults', 'budgets', 'files', 'threads', 'deployments', 'fork'],
+      }),
+    }),
+  ];
+}
