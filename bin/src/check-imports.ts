@@ -1,6 +1,6 @@
 import { globSync, readFileSync } from 'node:fs';
 import { builtinModules } from 'node:module';
-import { dirname, join, relative, resolve } from 'node:path';
+import { dirname, join } from 'node:path';
 import { parseSync } from '@swc/core';
 import { PROJECT_RULES, PURE_FILE, type ProjectRule, SPEC_FILE } from './import-rules.ts';
 
@@ -68,7 +68,7 @@ function judge(project: Project, file: string, edge: Edge, spec: boolean, develo
 }
 
 function judgeRelative(project: Project, file: string, target: string, spec: boolean): string | null {
-  const found = relative('.', resolve(dirname(file), target));
+  const found = join(dirname(file), target);
   if (found.startsWith(`${project.folder}/`)) {
     return SPEC_FILE.test(found) && !spec ? `"${target}" is a spec; only specs may import it` : null;
   }

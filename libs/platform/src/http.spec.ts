@@ -55,8 +55,8 @@ async function call(path: string, init?: RequestInit) {
   const response = await fetch(`${origin}${path}`, init);
   return { status: response.status, headers: response.headers, body: (await response.json()) as Envelope };
 }
-function post(text: string | Uint8Array<ArrayBuffer>, type = 'application/json') {
-  return call('/things', { method: 'POST', body: text, headers: { 'content-type': type } });
+function post(text: string | Uint8Array<ArrayBuffer>) {
+  return call('/things', { method: 'POST', body: text, headers: { 'content-type': 'application/json' } });
 }
 
 describe('the error envelope', () => {
@@ -127,6 +127,7 @@ describe('a body', () => {
     ['half a surrogate pair', '{"name":"\\ud800"}'],
     ['too deep', '['.repeat(5_000)],
     ['bad UTF-8', new Uint8Array([0x22, 0xff, 0x22])],
+    ['XML', '<name/>'],
     ['absent', ''],
   ])('that is %s is a 400 with the envelope', async (_name, text) => {
     const { status, headers, body } = await post(text);
@@ -134,9 +135,8 @@ describe('a body', () => {
     expect(body.error.type).toBe('invalid_request_error');
     expect(headers.get('x-should-retry')).toBe('false');
   });
-  it('above the limit is a 413, of another type a 415', async () => {
+  it('above the limit is a 413', async () => {
     expect(await post(JSON.stringify({ name: 'x'.repeat(20_000) }))).toMatchObject({ status: 413, body: { error: { type: 'request_too_large' } } });
-    expect(await post('<name/>', 'text/xml')).toMatchObject({ status: 415, body: { error: { type: 'invalid_request_error' } } });
   });
 });
 
@@ -149,7 +149,7 @@ describe('parseJsonBody', () => {
         try {
           parsed = parseJsonBody(Buffer.from(text));
         } catch (error) {
-          expect(text).toMatch(/\\u0000|\\ud[89a-f]|__proto__|constructor/);
+          expect(text).toMatch(/\\u0000|\\ud[89a-f]|__proto__|constructor|prototype/);
           expect(error).toMatchObject({ code: 'request.invalid-json' });
           return;
         }

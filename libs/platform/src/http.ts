@@ -65,7 +65,11 @@ function answerFailure(logger: Logger, thrown: unknown, request: FailedRequest, 
   }
   reply
     .status(failure.status)
-    .headers({ 'content-type': 'application/json; charset=utf-8', 'x-should-retry': String(failure.retryable) })
+    .headers({
+      'content-type': 'application/json; charset=utf-8',
+      'x-should-retry': String(failure.retryable),
+      ...(failure.retryable && failure.status !== 500 ? { 'retry-after': '1' } : {}),
+    })
     .send(wireErrorBody(failure, request.id));
 }
 
@@ -125,11 +129,12 @@ export async function createHttpApp(module: Type | DynamicModule, options: HttpO
   });
   const fastify = adapter.getInstance();
   fastify.addHook('onRequest', (request, reply, done) => {
-    reply.header('request-id', request.id);
+    reply.headers({ 'request-id': request.id, 'x-content-type-options': 'nosniff' });
     done();
   });
   fastify.removeAllContentTypeParsers();
-  fastify.addContentTypeParser('application/json', { parseAs: 'buffer' }, async (_request: unknown, body: Buffer) => parseJsonBody(body));
+  // Whatever the content type says: SDKs and curl differ, and nothing but JSON is spoken here.
+  fastify.addContentTypeParser('*', { parseAs: 'buffer' }, async (_request: unknown, body: Buffer) => parseJsonBody(body));
   fastify.get('/healthz', () => ({ status: 200 }));
   fastify.get('/readyz', async (_request, reply) => {
     const readiness = await health.readiness();

@@ -1,5 +1,5 @@
 import { isUtf8 } from 'node:buffer';
-import { AppError, hasUnstorableText, type JsonValue, LIMITS } from '@holdfast/contracts';
+import { AppError, type JsonValue, jsonFault, LIMITS } from '@holdfast/contracts';
 
 /** How many values a body may hold: bounds the memory that parsing takes, which bytes alone do not. */
 const MAX_VALUES = 1_000_000;
@@ -27,7 +27,8 @@ export function parseJsonBody(bytes: Buffer): JsonValue | undefined {
   } catch {
     throw invalid('The body is not valid JSON.');
   }
-  checkTexts(value);
+  const fault = jsonFault(value);
+  if (fault !== undefined) throw invalid(`The body ${fault}.`);
   return value;
 }
 
@@ -56,25 +57,4 @@ function endOfString(text: string, start: number): number {
     if (backslashes % 2 === 0) return end;
   }
   throw invalid('The body is not valid JSON.');
-}
-
-function checkTexts(root: JsonValue): void {
-  const waiting: JsonValue[] = [root];
-  for (let value = waiting.pop(); value !== undefined; value = waiting.pop()) {
-    if (typeof value === 'string') checkText(value);
-    else if (Array.isArray(value)) for (const item of value) waiting.push(item);
-    else if (typeof value === 'object' && value !== null) {
-      for (const [key, item] of Object.entries(value)) {
-        checkText(key);
-        if (key === '__proto__' || (key === 'constructor' && typeof item === 'object' && item !== null && Object.hasOwn(item, 'prototype'))) {
-          throw invalid(`The key "${key}" is not allowed.`);
-        }
-        waiting.push(item);
-      }
-    }
-  }
-}
-
-function checkText(text: string): void {
-  if (hasUnstorableText(text)) throw invalid('Texts may hold neither U+0000 nor half of a surrogate pair.');
 }

@@ -6,6 +6,8 @@ const SECRET_PATHS = ['authorization', 'apiKey', 'api_key', 'password', 'token',
 const CREDENTIAL = /\b(hf[sl]?_[A-Za-z0-9_-]{4})[A-Za-z0-9_-]{39}\b|\b(sk-[A-Za-z0-9_-]{4})[A-Za-z0-9_-]{8,}\b/g;
 const CONNECTION = /\b([a-z]+:\/\/[^:/\s@]*):[^@\s/]+@/g;
 
+export type { Logger };
+
 /** Takes credentials out of a text: our own keys, common model keys, and passwords within URLs. */
 export function redact(text: string): string {
   return text.replace(CREDENTIAL, (_all, own: string | undefined, other: string | undefined) => `${own ?? other ?? ''}…`).replace(CONNECTION, '$1:…@');

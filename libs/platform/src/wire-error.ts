@@ -25,7 +25,6 @@ const HTTP_FAULTS: Readonly<Record<number, { code: string; type: string; message
   404: { code: 'request.unknown-route', type: 'not_found_error', message: 'There is no such route; see /openapi.json for those there are.' },
   408: { code: 'request.timeout', type: 'timeout_error', message: 'The request took too long to arrive.' },
   413: { code: 'request.too-large', type: 'request_too_large', message: 'The request body is larger than this server takes.' },
-  415: { code: 'request.media-type', type: 'invalid_request_error', message: 'The body must be JSON with content-type application/json.' },
   431: { code: 'request.headers-too-large', type: 'request_too_large', message: 'The request headers are larger than this server takes.' },
 };
 
@@ -48,16 +47,21 @@ export function toWireFailure(thrown: unknown): WireFailure {
   return { status: rule.httpStatus, type: rule.wireType, retryable: rule.retryable, error };
 }
 
-/** The body of a failed request. A defect says nothing of its cause: that is in the log under the request id. */
+/**
+ * The body of a failed request; `details.error_code` is the error's code, unless its details name one of the wire
+ * contract's own as `errorCode`. A defect says nothing of its cause: that is in the
+ * log under the request id.
+ */
 export function wireErrorBody(failure: WireFailure, requestId: string): WireErrorBody {
   const { code, details, kind, message } = failure.error;
+  const { errorCode, ...rest } = details;
   return {
     type: 'error',
     request_id: requestId,
     error: {
       type: failure.type,
       message: kind === 'defect' ? 'Something went wrong on our side; the request id finds it in the log.' : message,
-      details: { ...(TELLING.has(kind) ? details : {}), error_code: code },
+      details: { ...(TELLING.has(kind) ? rest : {}), error_code: typeof errorCode === 'string' ? errorCode : code },
     },
   };
 }
