@@ -72,6 +72,8 @@ function judgeRelative(project: Project, file: string, target: string, spec: boo
   if (found.startsWith(`${project.folder}/`)) {
     return SPEC_FILE.test(found) && !spec ? `"${target}" is a spec; only specs may import it` : null;
   }
+  // What bin runs before anything is built reads the declarations from their source.
+  if (project.folder === 'bin' && found === 'libs/contracts/src/index.ts') return null;
   // The specs' servers and scripted models live in bin, which has no package to be imported by.
   if (found.startsWith('bin/src/') && (spec || project.folder === 'libs/testing' || project.folder === 'bench')) return null;
   return `"${target}" leaves ${project.folder}; import the other project by its name`;
