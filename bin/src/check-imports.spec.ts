@@ -9,8 +9,12 @@ beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), 'holdfast-imports-'));
   write('package.json', '{"devDependencies":{"@jest/globals":"1"}}');
   const houses = { contracts: '"zod":"1"', bus: '"@holdfast/contracts":"1","@nestjs/core":"1"' };
-  for (const [name, dependencies] of Object.entries(houses)) write(`libs/${name}/package.json`, `{"dependencies":{${dependencies}}}`);
-  write('services/session/package.json', '{"dependencies":{"@holdfast/bus":"1","@holdfast/contracts":"1","@kubernetes/client-node":"1"}}');
+  for (const [name, dependencies] of Object.entries(houses))
+    write(`libs/${name}/package.json`, `{"dependencies":{${dependencies}}}`);
+  write(
+    'services/session/package.json',
+    '{"dependencies":{"@holdfast/bus":"1","@holdfast/contracts":"1","@kubernetes/client-node":"1"}}',
+  );
   write('services/sandbox/package.json', '{"dependencies":{"@kubernetes/client-node":"1"}}');
   write('services/dashboard/package.json', '{"dependencies":{"@holdfast/bus":"1","react":"1"}}');
   write('harnesses/runner/package.json', '{"dependencies":{"@holdfast/contracts":"1"}}');
@@ -30,7 +34,10 @@ describe('the import rules', () => {
     ['services/session/src/a.int.spec.ts', `import '../../../bin/src/demo.ts';`],
     ['services/sandbox/src/a.ts', `import '@kubernetes/client-node';`],
     ['services/dashboard/src/a.tsx', `import 'react'; export const a = <p>from 'x'</p>;`],
-    ['harnesses/runner/src/a.ts', `import type { A } from '@holdfast/contracts'; import { type B } from '@holdfast/contracts';`],
+    [
+      'harnesses/runner/src/a.ts',
+      `import type { A } from '@holdfast/contracts'; import { type B } from '@holdfast/contracts';`,
+    ],
     ['services/session/src/a.decider.ts', `import '@holdfast/contracts'; import type { Bus } from '@holdfast/bus';`],
   ])('allow in %s: %s', (file, text) => {
     write(file, text);
@@ -71,6 +78,14 @@ describe('edgesOf', () => {
       type E = import('e').E; const f = await import('f'); import g = require('g');
       const text = "import x from 'not'"; // import y from 'not';
     `;
-    expect(edgesOf('x.ts', text).map(({ target, typeOnly }) => `${target}${typeOnly ? ' type' : ''}`)).toEqual(['a', 'b type', 'c', 'd', 'e type', 'f', 'g']);
+    expect(edgesOf('x.ts', text).map(({ target, typeOnly }) => `${target}${typeOnly ? ' type' : ''}`)).toEqual([
+      'a',
+      'b type',
+      'c',
+      'd',
+      'e type',
+      'f',
+      'g',
+    ]);
   });
 });

@@ -2,7 +2,7 @@ import { globSync, readFileSync } from 'node:fs';
 import { builtinModules } from 'node:module';
 import { dirname, join } from 'node:path';
 import { parseSync } from '@swc/core';
-import { PROJECT_RULES, PURE_FILE, type ProjectRule, SPEC_FILE } from './import-rules.ts';
+import { PROJECT_RULES, type ProjectRule, PURE_FILE, SPEC_FILE } from './import-rules.ts';
 
 /** One import as it stands in a file. */
 interface Edge {
@@ -37,7 +37,10 @@ export function checkImports(root: string): string[] {
   const development = new Set(Object.keys({ ...rootManifest.dependencies, ...rootManifest.devDependencies }));
   const faults: string[] = [];
   for (const project of projectsOf(root, development)) {
-    for (const file of globSync(`${project.folder}/${SOURCES}`, { cwd: root, exclude: (name) => SKIPPED.includes(name) })) {
+    for (const file of globSync(`${project.folder}/${SOURCES}`, {
+      cwd: root,
+      exclude: (name) => SKIPPED.includes(name),
+    })) {
       const spec = SPEC_FILE.test(file);
       for (const edge of edgesOf(file, readFileSync(join(root, file), 'utf8'))) {
         const fault = judge(project, file, edge, spec, development);
@@ -49,7 +52,13 @@ export function checkImports(root: string): string[] {
 }
 
 /** What is wrong with one import, or null. */
-function judge(project: Project, file: string, edge: Edge, spec: boolean, development: ReadonlySet<string>): string | null {
+function judge(
+  project: Project,
+  file: string,
+  edge: Edge,
+  spec: boolean,
+  development: ReadonlySet<string>,
+): string | null {
   const { target } = edge;
   const { rule } = project;
   if (target.startsWith('.')) return judgeRelative(project, file, target, spec);
@@ -75,7 +84,8 @@ function judgeRelative(project: Project, file: string, target: string, spec: boo
   // What bin runs before anything is built reads the declarations from their source.
   if (project.folder === 'bin' && found === 'libs/contracts/src/index.ts') return null;
   // The specs' servers and scripted models live in bin, which has no package to be imported by.
-  if (found.startsWith('bin/src/') && (spec || project.folder === 'libs/testing' || project.folder === 'bench')) return null;
+  if (found.startsWith('bin/src/') && (spec || project.folder === 'libs/testing' || project.folder === 'bench'))
+    return null;
   return `"${target}" leaves ${project.folder}; import the other project by its name`;
 }
 
@@ -84,14 +94,20 @@ function judgeLib(project: Project, file: string, edge: Edge, spec: boolean): st
   if (deep.length > 0) return `"${edge.target}" goes past the door; import "${SCOPE}${name}"`;
   if (name === project.name) return 'a project imports itself by relative paths';
   if (spec && name === 'testing') return null;
-  if (!project.rule.libs.includes(name)) return `${project.folder} may not import "${edge.target}" (bin/src/import-rules.ts)`;
-  if (project.rule.typesOnly?.includes(name) === true && !edge.typeOnly && !spec) return `${project.folder} may import only types of "${edge.target}"`;
-  if (PURE_FILE.test(file) && name !== 'contracts' && !edge.typeOnly && !spec) return `a pure file imports "${edge.target}"; only contracts are pure`;
-  return project.declared.has(edge.target) || project.folder === 'bin' ? null : `"${edge.target}" is not declared in ${project.folder}/package.json`;
+  if (!project.rule.libs.includes(name))
+    return `${project.folder} may not import "${edge.target}" (bin/src/import-rules.ts)`;
+  if (project.rule.typesOnly?.includes(name) === true && !edge.typeOnly && !spec)
+    return `${project.folder} may import only types of "${edge.target}"`;
+  if (PURE_FILE.test(file) && name !== 'contracts' && !edge.typeOnly && !spec)
+    return `a pure file imports "${edge.target}"; only contracts are pure`;
+  return project.declared.has(edge.target) || project.folder === 'bin'
+    ? null
+    : `"${edge.target}" is not declared in ${project.folder}/package.json`;
 }
 
 function isRefused(patterns: readonly string[], target: string): boolean {
-  const matches = (pattern: string): boolean => (pattern.endsWith('*') ? target.startsWith(pattern.slice(0, -1)) : target === pattern);
+  const matches = (pattern: string): boolean =>
+    pattern.endsWith('*') ? target.startsWith(pattern.slice(0, -1)) : target === pattern;
   if (patterns.some((pattern) => pattern.startsWith('!') && matches(pattern.slice(1)))) return false;
   return patterns.some((pattern) => !pattern.startsWith('!') && matches(pattern));
 }
@@ -107,7 +123,8 @@ function projectsOf(root: string, development: ReadonlySet<string>): Project[] {
     for (const folder of globSync(rule.folder, { cwd: root, exclude: (name) => SKIPPED.includes(name) })) {
       if (projects.has(folder)) continue;
       const own = readManifest(root, folder);
-      const declared = folder === 'bin' ? development : new Set(Object.keys({ ...own.dependencies, ...own.devDependencies }));
+      const declared =
+        folder === 'bin' ? development : new Set(Object.keys({ ...own.dependencies, ...own.devDependencies }));
       projects.set(folder, { folder, name: folder.split('/').at(-1) ?? folder, rule, declared });
     }
   }
@@ -129,7 +146,10 @@ export function edgesOf(file: string, text: string): Edge[] {
   const add = (source: unknown, typeOnly: boolean): void => {
     if (!isNode(source) || source.type !== 'StringLiteral' || typeof source['value'] !== 'string') return;
     // Positions are bytes and count from 1.
-    const line = bytes.subarray(0, source.span.start - 1).toString('latin1').split('\n').length;
+    const line = bytes
+      .subarray(0, source.span.start - 1)
+      .toString('latin1')
+      .split('\n').length;
     edges.push({ target: source['value'], line, typeOnly });
   };
   const visit = (value: unknown): void => {
@@ -138,7 +158,11 @@ export function edgesOf(file: string, text: string): Edge[] {
       if (typeof value === 'object' && value !== null && !Array.isArray(value)) Object.values(value).forEach(visit);
       return;
     }
-    if (value.type === 'ImportDeclaration' || value.type === 'ExportNamedDeclaration' || value.type === 'ExportAllDeclaration') {
+    if (
+      value.type === 'ImportDeclaration' ||
+      value.type === 'ExportNamedDeclaration' ||
+      value.type === 'ExportAllDeclaration'
+    ) {
       add(value['source'], value['typeOnly'] === true || onlyTypes(value['specifiers']));
     } else if (value.type === 'TsImportType') add(value['argument'], true);
     else if (value.type === 'TsExternalModuleReference') add(value['expression'], false);
@@ -153,7 +177,11 @@ export function edgesOf(file: string, text: string): Edge[] {
 }
 
 function onlyTypes(specifiers: unknown): boolean {
-  return Array.isArray(specifiers) && specifiers.length > 0 && specifiers.every((each: { readonly isTypeOnly?: boolean }) => each.isTypeOnly === true);
+  return (
+    Array.isArray(specifiers) &&
+    specifiers.length > 0 &&
+    specifiers.every((each: { readonly isTypeOnly?: boolean }) => each.isTypeOnly === true)
+  );
 }
 
 interface SyntaxNode {
@@ -162,7 +190,9 @@ interface SyntaxNode {
   readonly [member: string]: unknown;
 }
 function isNode(value: unknown): value is SyntaxNode {
-  return typeof value === 'object' && value !== null && 'type' in value && typeof value.type === 'string' && 'span' in value;
+  return (
+    typeof value === 'object' && value !== null && 'type' in value && typeof value.type === 'string' && 'span' in value
+  );
 }
 
 if (import.meta.main) {

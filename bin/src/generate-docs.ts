@@ -1,6 +1,13 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 // The source, because this also runs where nothing has been built yet.
-import { catalogueEvents, type EventDeclaration, eventSubject, sandboxEvents, sessionEvents, streamOf } from '../../libs/contracts/src/index.ts';
+import {
+  catalogueEvents,
+  type EventDeclaration,
+  eventSubject,
+  sandboxEvents,
+  sessionEvents,
+  streamOf,
+} from '../../libs/contracts/src/index.ts';
 
 /** `node bin/src/generate-docs.ts [--check]`: writes docs/events.md from the declarations; `--check` only compares. */
 const FILE = 'docs/events.md';
@@ -22,7 +29,9 @@ interface Shape {
 }
 
 /** What the page needs of a declaration; `wire` is only asked for its presence. */
-type Declared = Pick<EventDeclaration, 'type' | 'schemaVersion' | 'aggregate' | 'summary' | 'data'> & { readonly wire?: unknown };
+type Declared = Pick<EventDeclaration, 'type' | 'schemaVersion' | 'aggregate' | 'summary' | 'data'> & {
+  readonly wire?: unknown;
+};
 
 /** The text of `docs/events.md`: every durable event, by aggregate. */
 export function eventsPage(): string {
@@ -55,13 +64,21 @@ export function eventsPage(): string {
 
 function row(event: Declared): string {
   const shape = event.data.toJSONSchema({ unrepresentable: 'any', io: 'output' }) as Shape;
-  const cells = [`\`${event.type}\``, String(event.schemaVersion), event.wire === undefined ? 'inside' : 'shown', event.summary, dataOf(shape)];
+  const cells = [
+    `\`${event.type}\``,
+    String(event.schemaVersion),
+    event.wire === undefined ? 'inside' : 'shown',
+    event.summary,
+    dataOf(shape),
+  ];
   return `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
 }
 
 function dataOf(shape: Shape): string {
   const fields = Object.entries(shape.properties ?? {});
-  return fields.length === 0 ? '–' : fields.map(([name, field]) => `\`${fieldOf(shape, name)}\`: ${describe(field, 1)}`).join('<br>');
+  return fields.length === 0
+    ? '–'
+    : fields.map(([name, field]) => `\`${fieldOf(shape, name)}\`: ${describe(field, 1)}`).join('<br>');
 }
 
 function fieldOf(shape: Shape, name: string): string {
@@ -83,8 +100,14 @@ function describe(shape: Shape, depth: number): string {
   }
   if (shape.type === 'object') {
     const fields = Object.entries(shape.properties ?? {});
-    if (fields.length === 0) return typeof shape.additionalProperties === 'object' ? `map of ${describe(shape.additionalProperties, depth)}` : 'object';
-    if (depth >= MAX_DEPTH) return typeof shape.properties?.['type']?.const === 'string' ? `\`${shape.properties['type'].const}\` object` : 'object';
+    if (fields.length === 0)
+      return typeof shape.additionalProperties === 'object'
+        ? `map of ${describe(shape.additionalProperties, depth)}`
+        : 'object';
+    if (depth >= MAX_DEPTH)
+      return typeof shape.properties?.['type']?.const === 'string'
+        ? `\`${shape.properties['type'].const}\` object`
+        : 'object';
     return `{ ${fields.map(([name, field]) => `${fieldOf(shape, name)}: ${describe(field, depth + 1)}`).join(', ')} }`;
   }
   if (Array.isArray(shape.type)) return shape.type.join(' | ');

@@ -27,9 +27,18 @@ export const PROJECT_RULES: readonly ProjectRule[] = [
   { folder: 'libs/platform', libs: ['contracts', 'event-store', 'bus'], refused: [...KUBERNETES, ...PAGES] },
   { folder: 'libs/testing', libs: ['contracts', 'event-store', 'bus'], refused: [...NEST, ...KUBERNETES, ...PAGES] },
   { folder: 'services/sandbox', libs: SERVICE_LIBS, refused: PAGES },
-  { folder: 'services/dashboard', libs: ['contracts'], refused: [...NEST, ...KUBERNETES, '@nats-io/*', 'typeorm', 'pg', 'pg-*'] },
+  {
+    folder: 'services/dashboard',
+    libs: ['contracts'],
+    refused: [...NEST, ...KUBERNETES, '@nats-io/*', 'typeorm', 'pg', 'pg-*'],
+  },
   { folder: 'services/*', libs: SERVICE_LIBS, refused: [...KUBERNETES, ...PAGES] },
-  { folder: 'harnesses/*', libs: ['contracts'], typesOnly: ['contracts'], refused: [...NEST, ...KUBERNETES, ...PAGES, '@nats-io/*', 'typeorm', 'pg', 'pg-*'] },
+  {
+    folder: 'harnesses/*',
+    libs: ['contracts'],
+    typesOnly: ['contracts'],
+    refused: [...NEST, ...KUBERNETES, ...PAGES, '@nats-io/*', 'typeorm', 'pg', 'pg-*'],
+  },
   { folder: 'bench', libs: [...SERVICE_LIBS, 'testing'], refused: [] },
   { folder: 'bin', libs: [...SERVICE_LIBS], refused: [] },
 ];

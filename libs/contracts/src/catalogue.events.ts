@@ -17,15 +17,50 @@ const declare = <const T extends string, S extends z.ZodType>(
 ) => durableEvent({ type, schemaVersion: 1, aggregate, data, summary });
 
 export const AgentCreated = declare('agent', 'agent.created', wholeAgent, 'An agent was created, version 1.');
-export const AgentUpdated = declare('agent', 'agent.updated', wholeAgent, 'An agent got a new version; holds all of it.');
+export const AgentUpdated = declare(
+  'agent',
+  'agent.updated',
+  wholeAgent,
+  'An agent got a new version; holds all of it.',
+);
 export const AgentArchived = declare('agent', 'agent.archived', wholeAgent, 'An agent was archived.');
-export const EnvironmentCreated = declare('environment', 'environment.created', wholeEnvironment, 'An environment was created.');
-export const EnvironmentUpdated = declare('environment', 'environment.updated', wholeEnvironment, 'An environment was changed; holds all of it.');
-export const EnvironmentArchived = declare('environment', 'environment.archived', wholeEnvironment, 'An environment was archived.');
-export const EnvironmentDeleted = declare('environment', 'environment.deleted', z.object({}), 'An environment was deleted.');
-export const ApiKeyCreated = declare('api_key', 'api_key.created', keyFacts, 'A credential was made; the event holds neither it nor its hash.');
+export const EnvironmentCreated = declare(
+  'environment',
+  'environment.created',
+  wholeEnvironment,
+  'An environment was created.',
+);
+export const EnvironmentUpdated = declare(
+  'environment',
+  'environment.updated',
+  wholeEnvironment,
+  'An environment was changed; holds all of it.',
+);
+export const EnvironmentArchived = declare(
+  'environment',
+  'environment.archived',
+  wholeEnvironment,
+  'An environment was archived.',
+);
+export const EnvironmentDeleted = declare(
+  'environment',
+  'environment.deleted',
+  z.object({}),
+  'An environment was deleted.',
+);
+export const ApiKeyCreated = declare(
+  'api_key',
+  'api_key.created',
+  keyFacts,
+  'A credential was made; the event holds neither it nor its hash.',
+);
 export const ApiKeyRevoked = declare('api_key', 'api_key.revoked', z.object({}), 'A credential was revoked.');
-export const WorkspaceCreated = declare('workspace', 'workspace.created', z.object({ name: z.string() }), 'A workspace was created.');
+export const WorkspaceCreated = declare(
+  'workspace',
+  'workspace.created',
+  z.object({ name: z.string() }),
+  'A workspace was created.',
+);
 
 export const catalogueEvents = Object.freeze([
   AgentCreated,

@@ -41,4 +41,5 @@ export function durableEvent<const T extends string, S extends z.ZodType>(
 /** The stored event that a declaration describes. */
 export type EventOf<D> = D extends EventDeclaration<infer T, infer S> ? StoredEvent<T, z.infer<S>> : never;
 /** Type and data of an event that is not stored yet. */
-export type DraftOf<D> = D extends EventDeclaration<infer T, infer S> ? { readonly type: T; readonly data: z.infer<S> } : never;
+export type DraftOf<D> =
+  D extends EventDeclaration<infer T, infer S> ? { readonly type: T; readonly data: z.infer<S> } : never;

@@ -90,14 +90,41 @@ export type ServiceName = 'gateway-api' | 'session' | 'sandbox' | 'dashboard';
  * What each service's NATS user may do (B5). Only the session service hosts the relay and may publish `evt.>`.
  * `_INBOX.>` is for request/reply, `$JS.>` for JetStream's API.
  */
-export const NATS_PERMISSIONS: Readonly<Record<Exclude<ServiceName, 'dashboard'>, { publish: string[]; subscribe: string[] }>> = {
+export const NATS_PERMISSIONS: Readonly<
+  Record<Exclude<ServiceName, 'dashboard'>, { publish: string[]; subscribe: string[] }>
+> = {
   'gateway-api': {
-    publish: ['cmd.session.>', 'cmd.agent.>', 'cmd.environment.>', 'cmd.api_key.>', 'cmd.workspace.>', 'qry.>', 'live.service.>', '$JS.API.INFO', '$JS.API.STREAM.INFO.>', '$JS.API.CONSUMER.NAMES.>', '$JS.API.CONSUMER.LIST.>', '$JS.API.CONSUMER.INFO.>', '$JS.API.DIRECT.GET.>', '$JS.API.STREAM.MSG.GET.>', '_INBOX.>'],
+    publish: [
+      'cmd.session.>',
+      'cmd.agent.>',
+      'cmd.environment.>',
+      'cmd.api_key.>',
+      'cmd.workspace.>',
+      'qry.>',
+      'live.service.>',
+      '$JS.API.INFO',
+      '$JS.API.STREAM.INFO.>',
+      '$JS.API.CONSUMER.NAMES.>',
+      '$JS.API.CONSUMER.LIST.>',
+      '$JS.API.CONSUMER.INFO.>',
+      '$JS.API.DIRECT.GET.>',
+      '$JS.API.STREAM.MSG.GET.>',
+      '_INBOX.>',
+    ],
     subscribe: ['live.>', '_INBOX.>'],
   },
   session: {
     publish: ['evt.>', 'dead.>', 'cmd.sandbox.>', 'live.>', '$JS.>', '_INBOX.>'],
-    subscribe: ['cmd.session.>', 'cmd.agent.>', 'cmd.environment.>', 'cmd.api_key.>', 'cmd.workspace.>', 'qry.session.>', 'live.>', '_INBOX.>'],
+    subscribe: [
+      'cmd.session.>',
+      'cmd.agent.>',
+      'cmd.environment.>',
+      'cmd.api_key.>',
+      'cmd.workspace.>',
+      'qry.session.>',
+      'live.>',
+      '_INBOX.>',
+    ],
   },
   sandbox: {
     publish: ['cmd.sandbox.>', 'dead.>', 'live.>', '$JS.API.>', '$JS.ACK.>', '_INBOX.>'],

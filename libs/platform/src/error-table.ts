@@ -1,5 +1,5 @@
-import type { ErrorKind } from '@holdfast/contracts';
 import type { Verdict } from '@holdfast/bus';
+import type { ErrorKind } from '@holdfast/contracts';
 
 export interface ErrorRule {
   readonly httpStatus: number;
@@ -15,10 +15,22 @@ export interface ErrorRule {
 /** What each kind of failure means to the outside: the one table. */
 export const ERROR_TABLE: Readonly<Record<ErrorKind, ErrorRule>> = {
   invalid: { httpStatus: 400, wireType: 'invalid_request_error', retryable: false, verdict: 'term', logLevel: 'debug' },
-  unauthenticated: { httpStatus: 401, wireType: 'authentication_error', retryable: false, verdict: 'term', logLevel: 'info' },
+  unauthenticated: {
+    httpStatus: 401,
+    wireType: 'authentication_error',
+    retryable: false,
+    verdict: 'term',
+    logLevel: 'info',
+  },
   forbidden: { httpStatus: 403, wireType: 'permission_error', retryable: false, verdict: 'term', logLevel: 'info' },
   'not-found': { httpStatus: 404, wireType: 'not_found_error', retryable: false, verdict: 'term', logLevel: 'debug' },
-  rejected: { httpStatus: 409, wireType: 'invalid_request_error', retryable: false, verdict: 'term', logLevel: 'debug' },
+  rejected: {
+    httpStatus: 409,
+    wireType: 'invalid_request_error',
+    retryable: false,
+    verdict: 'term',
+    logLevel: 'debug',
+  },
   conflict: { httpStatus: 409, wireType: 'invalid_request_error', retryable: false, verdict: 'nak', logLevel: 'info' },
   exhausted: { httpStatus: 429, wireType: 'rate_limit_error', retryable: true, verdict: 'nak', logLevel: 'info' },
   unavailable: { httpStatus: 503, wireType: 'overloaded_error', retryable: true, verdict: 'nak', logLevel: 'warn' },

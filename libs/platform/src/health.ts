@@ -28,7 +28,9 @@ export class Health {
     const waiting: Record<string, string> = this.#draining ? { shutdown: 'the service is draining' } : {};
     await Promise.all(
       [...this.#checks].map(async ([name, check]) => {
-        const late = new Promise<string>((resolve) => setTimeout(resolve, CHECK_TIMEOUT_MS, `no answer within ${CHECK_TIMEOUT_MS} ms`).unref());
+        const late = new Promise<string>((resolve) =>
+          setTimeout(resolve, CHECK_TIMEOUT_MS, `no answer within ${CHECK_TIMEOUT_MS} ms`).unref(),
+        );
         const missing = await Promise.race([late, (async () => check())()]).catch(() => 'cannot be reached');
         if (missing !== undefined) waiting[name] = missing;
       }),

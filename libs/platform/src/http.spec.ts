@@ -1,6 +1,6 @@
 import { connect } from 'node:net';
-import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { AppError, ERROR_KINDS, type ErrorKind } from '@holdfast/contracts';
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { Body, Controller, Get, Module, Param, Post, Res } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import fc from 'fast-check';
@@ -39,7 +39,10 @@ let app: NestFastifyApplication;
 let origin: string;
 
 beforeAll(async () => {
-  const logger: Logger = pino({ level: 'trace' }, { write: (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>) });
+  const logger: Logger = pino(
+    { level: 'trace' },
+    { write: (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>) },
+  );
   app = await createHttpApp(ThingsModule, { logger, health, bodyLimitBytes: 10_000 });
   await app.listen(0, '127.0.0.1');
   origin = await app.getUrl();
@@ -85,8 +88,14 @@ describe('the error envelope', () => {
   });
 
   it('of an unknown route is a 404, of a bad path a 400', async () => {
-    expect(await call('/nowhere?token=hunter2')).toMatchObject({ status: 404, body: { error: { type: 'not_found_error' } } });
-    expect(await call('/fail/%E0%A4%A')).toMatchObject({ status: 400, body: { error: { type: 'invalid_request_error' } } });
+    expect(await call('/nowhere?token=hunter2')).toMatchObject({
+      status: 404,
+      body: { error: { type: 'not_found_error' } },
+    });
+    expect(await call('/fail/%E0%A4%A')).toMatchObject({
+      status: 400,
+      body: { error: { type: 'invalid_request_error' } },
+    });
     expect(JSON.stringify(lines.at(-1))).not.toContain('hunter2');
   });
 
@@ -136,7 +145,10 @@ describe('a body', () => {
     expect(headers.get('x-should-retry')).toBe('false');
   });
   it('above the limit is a 413', async () => {
-    expect(await post(JSON.stringify({ name: 'x'.repeat(20_000) }))).toMatchObject({ status: 413, body: { error: { type: 'request_too_large' } } });
+    expect(await post(JSON.stringify({ name: 'x'.repeat(20_000) }))).toMatchObject({
+      status: 413,
+      body: { error: { type: 'request_too_large' } },
+    });
   });
 });
 

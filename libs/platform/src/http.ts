@@ -1,6 +1,14 @@
 import type { Socket } from 'node:net';
 import { AppError, LIMITS, newId } from '@holdfast/contracts';
-import { type ArgumentsHost, Catch, type DynamicModule, type ExceptionFilter, HttpException, StandardSchemaValidationPipe, type Type } from '@nestjs/common';
+import {
+  type ArgumentsHost,
+  Catch,
+  type DynamicModule,
+  type ExceptionFilter,
+  HttpException,
+  StandardSchemaValidationPipe,
+  type Type,
+} from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { Logger } from 'pino';
@@ -56,7 +64,12 @@ export class AppErrorFilter implements ExceptionFilter {
 
 function answerFailure(logger: Logger, thrown: unknown, request: FailedRequest, reply: FailedReply): void {
   const failure = toWireFailure(thrown);
-  const facts = { requestId: request.id, method: request.method, route: request.routeOptions?.url, status: failure.status };
+  const facts = {
+    requestId: request.id,
+    method: request.method,
+    route: request.routeOptions?.url,
+    status: failure.status,
+  };
   if (failure.error.kind === 'defect') logger.error({ ...facts, err: thrown }, 'request failed');
   else logger[ERROR_TABLE[failure.error.kind].logLevel]({ ...facts, code: failure.error.code }, failure.error.message);
   if (reply.sent || reply.raw.headersSent) {
@@ -84,9 +97,13 @@ export function validationPipe(): StandardSchemaValidationPipe {
 }
 
 /** The error for a value that a schema refused; also for schemas that are used without the pipe. */
-export function invalidRequest(issues: readonly { readonly message: string; readonly path?: readonly unknown[] | undefined }[]): AppError {
+export function invalidRequest(
+  issues: readonly { readonly message: string; readonly path?: readonly unknown[] | undefined }[],
+): AppError {
   const named = issues.slice(0, MAX_ISSUES).map(({ message, path }) => {
-    const where = (path ?? []).map((part) => String(typeof part === 'object' && part !== null && 'key' in part ? part.key : part)).join('.');
+    const where = (path ?? [])
+      .map((part) => String(typeof part === 'object' && part !== null && 'key' in part ? part.key : part))
+      .join('.');
     return where === '' ? message : `${where}: ${message}`;
   });
   if (issues.length > MAX_ISSUES) named.push(`and ${issues.length - MAX_ISSUES} more`);
@@ -105,7 +122,10 @@ export interface HttpOptions {
  * failures including unknown routes and malformed HTTP, bounded JSON bodies, `/healthz` and `/readyz`. The caller adds
  * its hooks and listens. While it closes it goes on answering what arrives on open connections.
  */
-export async function createHttpApp(module: Type | DynamicModule, options: HttpOptions): Promise<NestFastifyApplication> {
+export async function createHttpApp(
+  module: Type | DynamicModule,
+  options: HttpOptions,
+): Promise<NestFastifyApplication> {
   const { health, logger } = options;
   // Only here, because services without HTTP would carry Fastify in memory for nothing.
   const { FastifyAdapter } = await import('@nestjs/platform-fastify');
@@ -118,7 +138,11 @@ export async function createHttpApp(module: Type | DynamicModule, options: HttpO
     clientErrorHandler: (error, socket) => answerMalformed(error, socket),
     frameworkErrors: (error: unknown, request: { readonly id: string }, reply: { readonly raw: RawReply }) => {
       const failure = toWireFailure(error);
-      reply.raw.writeHead(failure.status, { 'content-type': 'application/json', 'request-id': request.id, 'x-should-retry': 'false' });
+      reply.raw.writeHead(failure.status, {
+        'content-type': 'application/json',
+        'request-id': request.id,
+        'x-should-retry': 'false',
+      });
       reply.raw.end(JSON.stringify(wireErrorBody(failure, request.id)));
     },
   });
@@ -134,7 +158,9 @@ export async function createHttpApp(module: Type | DynamicModule, options: HttpO
   });
   fastify.removeAllContentTypeParsers();
   // Whatever the content type says: SDKs and curl differ, and nothing but JSON is spoken here.
-  fastify.addContentTypeParser('*', { parseAs: 'buffer' }, async (_request: unknown, body: Buffer) => parseJsonBody(body));
+  fastify.addContentTypeParser('*', { parseAs: 'buffer' }, async (_request: unknown, body: Buffer) =>
+    parseJsonBody(body),
+  );
   fastify.get('/healthz', () => ({ status: 200 }));
   fastify.get('/readyz', async (_request, reply) => {
     const readiness = await health.readiness();

@@ -2,7 +2,17 @@ import { isAppError } from '@holdfast/contracts';
 import type { LoggerService } from '@nestjs/common';
 import { type Logger, pino } from 'pino';
 
-const SECRET_PATHS = ['authorization', 'apiKey', 'api_key', 'password', 'token', 'secret', 'key', 'cookie', 'credential'];
+const SECRET_PATHS = [
+  'authorization',
+  'apiKey',
+  'api_key',
+  'password',
+  'token',
+  'secret',
+  'key',
+  'cookie',
+  'credential',
+];
 const CREDENTIAL = /\b(hf[sl]?_[A-Za-z0-9_-]{4})[A-Za-z0-9_-]{39}\b|\b(sk-[A-Za-z0-9_-]{4})[A-Za-z0-9_-]{8,}\b/g;
 const CONNECTION = /\b([a-z]+:\/\/[^:/\s@]*):[^@\s/]+@/g;
 
@@ -10,7 +20,9 @@ export type { Logger };
 
 /** Takes credentials out of a text: our own keys, common model keys, and passwords within URLs. */
 export function redact(text: string): string {
-  return text.replace(CREDENTIAL, (_all, own: string | undefined, other: string | undefined) => `${own ?? other ?? ''}…`).replace(CONNECTION, '$1:…@');
+  return text
+    .replace(CREDENTIAL, (_all, own: string | undefined, other: string | undefined) => `${own ?? other ?? ''}…`)
+    .replace(CONNECTION, '$1:…@');
 }
 
 /** JSON lines on stdout. Secret-looking members are removed, and credentials within texts are shortened. */
@@ -26,7 +38,10 @@ export function createLogger(options: { service: string; instance: string; level
 }
 
 function describeError(error: unknown): unknown {
-  if (!(error instanceof Error)) return typeof error === 'object' && error !== null && 'message' in error ? { message: String(error.message) } : String(error);
+  if (!(error instanceof Error))
+    return typeof error === 'object' && error !== null && 'message' in error
+      ? { message: String(error.message) }
+      : String(error);
   return {
     type: error.name,
     message: error.message,
@@ -38,7 +53,19 @@ function describeError(error: unknown): unknown {
 
 /** Nest's own messages through the same logger; its start-up chatter is debug. */
 export function nestLogger(logger: Logger): LoggerService {
-  const write = (level: 'debug' | 'warn' | 'error') => (message: unknown, ...rest: unknown[]) =>
-    logger[level]({ context: rest[rest.length - 1] }, typeof message === 'string' ? message : JSON.stringify(message));
-  return { log: write('debug'), debug: write('debug'), verbose: write('debug'), warn: write('warn'), error: write('error'), fatal: write('error') };
+  const write =
+    (level: 'debug' | 'warn' | 'error') =>
+    (message: unknown, ...rest: unknown[]) =>
+      logger[level](
+        { context: rest[rest.length - 1] },
+        typeof message === 'string' ? message : JSON.stringify(message),
+      );
+  return {
+    log: write('debug'),
+    debug: write('debug'),
+    verbose: write('debug'),
+    warn: write('warn'),
+    error: write('error'),
+    fatal: write('error'),
+  };
 }

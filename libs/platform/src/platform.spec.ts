@@ -1,8 +1,8 @@
-import { describe, expect, it } from '@jest/globals';
-import { ERROR_KINDS } from '@holdfast/contracts';
 import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { ERROR_KINDS } from '@holdfast/contracts';
+import { describe, expect, it } from '@jest/globals';
 import { z } from 'zod';
 import { ERROR_TABLE, Health, loadConfig, redact } from './index.ts';
 
@@ -20,7 +20,11 @@ describe('loadConfig', () => {
   it('reads a secret from the file that X_FILE names', () => {
     const file = join(mkdtempSync(join(tmpdir(), 'holdfast-config-')), 'secret');
     writeFileSync(file, 's3cret\n');
-    expect(loadConfig(schema, { PORT: '1', NAME: 'x', SECRET_FILE: file })).toEqual({ PORT: 1, NAME: 'x', SECRET: 's3cret' });
+    expect(loadConfig(schema, { PORT: '1', NAME: 'x', SECRET_FILE: file })).toEqual({
+      PORT: 1,
+      NAME: 'x',
+      SECRET: 's3cret',
+    });
   });
 });
 

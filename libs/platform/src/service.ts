@@ -5,10 +5,22 @@ import type { Logger } from 'pino';
 const DRAIN_LIMIT_MS = 25_000;
 
 /** Says once a second that this instance lives, with its figures. Returns how to stop. */
-export function startBeats(bus: Bus, service: string, instance: string, figures: () => ServiceBeat['figures']): () => void {
+export function startBeats(
+  bus: Bus,
+  service: string,
+  instance: string,
+  figures: () => ServiceBeat['figures'],
+): () => void {
   const startedAt = new Date().toISOString();
   const beat = (): void => {
-    const message: ServiceBeat = { service, instance, pid: process.pid, startedAt, memoryBytes: process.memoryUsage.rss(), figures: figures() };
+    const message: ServiceBeat = {
+      service,
+      instance,
+      pid: process.pid,
+      startedAt,
+      memoryBytes: process.memoryUsage.rss(),
+      figures: figures(),
+    };
     bus.publishLive(serviceBeatSubject(service), message);
   };
   const timer = setInterval(beat, 1_000);

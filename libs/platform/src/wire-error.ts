@@ -6,7 +6,11 @@ import { ERROR_TABLE } from './error-table.ts';
 export interface WireErrorBody {
   readonly type: 'error';
   readonly request_id: string;
-  readonly error: { readonly type: string; readonly message: string; readonly details: Readonly<Record<string, unknown>> };
+  readonly error: {
+    readonly type: string;
+    readonly message: string;
+    readonly details: Readonly<Record<string, unknown>>;
+  };
 }
 
 /** A failure as HTTP shows it; `error` is for the log. */
@@ -18,14 +22,33 @@ export interface WireFailure {
 }
 
 /** Kinds whose details are the caller's business; the rest would name our insides. */
-const TELLING: ReadonlySet<ErrorKind> = new Set(['invalid', 'not-found', 'forbidden', 'rejected', 'conflict', 'exhausted']);
+const TELLING: ReadonlySet<ErrorKind> = new Set([
+  'invalid',
+  'not-found',
+  'forbidden',
+  'rejected',
+  'conflict',
+  'exhausted',
+]);
 
 /** Statuses that HTTP has and no error kind has; an SDK chooses its error class by them. */
 const HTTP_FAULTS: Readonly<Record<number, { code: string; type: string; message: string }>> = {
-  404: { code: 'request.unknown-route', type: 'not_found_error', message: 'There is no such route; see /openapi.json for those there are.' },
+  404: {
+    code: 'request.unknown-route',
+    type: 'not_found_error',
+    message: 'There is no such route; see /openapi.json for those there are.',
+  },
   408: { code: 'request.timeout', type: 'timeout_error', message: 'The request took too long to arrive.' },
-  413: { code: 'request.too-large', type: 'request_too_large', message: 'The request body is larger than this server takes.' },
-  431: { code: 'request.headers-too-large', type: 'request_too_large', message: 'The request headers are larger than this server takes.' },
+  413: {
+    code: 'request.too-large',
+    type: 'request_too_large',
+    message: 'The request body is larger than this server takes.',
+  },
+  431: {
+    code: 'request.headers-too-large',
+    type: 'request_too_large',
+    message: 'The request headers are larger than this server takes.',
+  },
 };
 
 /** What the caller gets for anything thrown. A fault of the request that the HTTP server found keeps its status. */

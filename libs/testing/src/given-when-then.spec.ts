@@ -1,5 +1,5 @@
-import { describe, expect, it } from '@jest/globals';
 import { AppError } from '@holdfast/contracts';
+import { describe, expect, it } from '@jest/globals';
 import { specification } from './given-when-then.ts';
 
 type Draft = { type: 'opened' } | { type: 'closed'; by: string };
@@ -19,9 +19,15 @@ function close(door: Door, by: string): Draft[] {
 
 describe('specification', () => {
   it('compares what was decided upon a history', () => {
-    given({ type: 'opened' }).when((door) => close(door, 'me')).then({ type: 'closed', by: 'me' });
-    given({ type: 'opened' }).when((door) => close(door, 'nobody')).thenNothing();
-    given().when((door) => close(door, 'me')).thenRefused('door.closed');
+    given({ type: 'opened' })
+      .when((door) => close(door, 'me'))
+      .then({ type: 'closed', by: 'me' });
+    given({ type: 'opened' })
+      .when((door) => close(door, 'nobody'))
+      .thenNothing();
+    given()
+      .when((door) => close(door, 'me'))
+      .thenRefused('door.closed');
     given({ type: 'opened' })
       .when((door) => close(door, 'me'))
       .thenState((door) => expect(door).toEqual({ open: false, version: 2 }));
@@ -33,7 +39,11 @@ describe('specification', () => {
     expect(() => decision.then()).toThrow();
     expect(() => decision.thenNothing()).toThrow();
     expect(() => decision.thenRefused('door.closed')).toThrow();
-    expect(() => given().when((door) => close(door, 'me')).thenRefused('door.locked')).toThrow();
+    expect(() =>
+      given()
+        .when((door) => close(door, 'me'))
+        .thenRefused('door.locked'),
+    ).toThrow();
   });
 
   it('fails when a decision changes its state', () => {

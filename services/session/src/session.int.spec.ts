@@ -78,9 +78,9 @@ beforeAll(async () => {
   sandbox.replyMany<ExecBody, ExecReply>('cmd.sandbox.*.link.exec', {}, async (body, _context, send) => {
     executed.set(body.callId, (executed.get(body.callId) ?? 0) + 1);
     send({ kind: 'alive' });
-    const command = String(body.input['command'] ?? '');
-    if (command.startsWith('sleep')) await sleep(3_000);
-    send({ kind: 'done', result: { outcome: 'completed', isError: false, text: `ran ${body.tool} ${command}`, fullOutput: null } });
+    const line = typeof body.input['command'] === 'string' ? body.input['command'] : '';
+    if (line.startsWith('sleep')) await sleep(3_000);
+    send({ kind: 'done', result: { outcome: 'completed', isError: false, text: `ran ${body.tool} ${line}`, fullOutput: null } });
   });
   sandbox.reply('cmd.sandbox.*.link.cancel', {}, () => ({ outcome: 'cancelled', isError: true, text: 'cancelled', fullOutput: null }));
   service = await startService('session-1');

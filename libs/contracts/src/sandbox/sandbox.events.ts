@@ -8,7 +8,12 @@ export const SandboxRequested = durableEvent({
   ...base,
   type: 'sandbox.requested',
   summary: 'A session needs a sandbox; the provider starts one.',
-  data: z.object({ session_id: z.string(), environment_id: z.string(), context_key: z.string().nullable(), provider: z.string() }),
+  data: z.object({
+    session_id: z.string(),
+    environment_id: z.string(),
+    context_key: z.string().nullable(),
+    provider: z.string(),
+  }),
 });
 export const SandboxReady = durableEvent({
   ...base,

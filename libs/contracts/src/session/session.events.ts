@@ -227,7 +227,11 @@ export const AgentToolUse = durableEvent({
   summary: 'The agent calls a built-in tool; the event’s id is the call’s id everywhere.',
   data: z.object({ name: z.string(), input: jsonObject, evaluated_permission: z.enum(['allow', 'ask', 'deny']) }),
   wire: (event) =>
-    shown(event, { name: event.data.name, input: event.data.input, evaluated_permission: event.data.evaluated_permission }),
+    shown(event, {
+      name: event.data.name,
+      input: event.data.input,
+      evaluated_permission: event.data.evaluated_permission,
+    }),
 });
 export const AgentToolResult = durableEvent({
   type: 'agent.tool_result',
@@ -317,4 +321,6 @@ export function wireFrame(event: StoredEvent<string, unknown>): WireEvent | unde
 /** Log types whose first showing has no time stamp; lists show them at their stamp instead (S2). */
 export const QUEUED_TYPES: readonly string[] = [UserMessage.type, SystemMessage.type];
 /** Log types that are shown on the public stream. */
-export const WIRE_LOG_TYPES: readonly string[] = sessionEvents.filter((event) => 'wire' in event).map((event) => event.type);
+export const WIRE_LOG_TYPES: readonly string[] = sessionEvents
+  .filter((event) => 'wire' in event)
+  .map((event) => event.type);

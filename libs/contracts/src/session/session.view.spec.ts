@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 import { type SessionEvent, sessionEvents, wireFrame } from './session.events.ts';
-import { evolveSessionView, sessionResource, type SessionView } from './session.view.ts';
+import { evolveSessionView, type SessionView, sessionResource } from './session.view.ts';
 
 let version = 0;
 function stored(type: string, data: unknown, recordedAt = '2026-01-01T00:00:00.000Z'): SessionEvent {
@@ -22,7 +22,13 @@ function fold(events: readonly SessionEvent[]): SessionView | undefined {
   return events.reduce<SessionView | undefined>(evolveSessionView, undefined);
 }
 const created = () =>
-  stored('session.created', { agent: { id: 'agent_1', version: 1 }, environment_id: 'env_1', title: null, metadata: {}, context_key: null });
+  stored('session.created', {
+    agent: { id: 'agent_1', version: 1 },
+    environment_id: 'env_1',
+    title: null,
+    metadata: {},
+    context_key: null,
+  });
 
 describe('the session read model', () => {
   it('follows status, queue, usage and time', () => {
@@ -33,7 +39,14 @@ describe('the session read model', () => {
       message,
       stored('session.status_running', {}, '2026-01-01T00:00:01.000Z'),
       stored('session.message_processed', { event_id: message.id, message: { type: 'user.message', content: [] } }),
-      stored('span.model_request_end', { model_request_start_id: 'x', is_error: false, model_usage: usage, cost_usd: 0.5, finish_reason: 'stop', gateway_call_id: null }),
+      stored('span.model_request_end', {
+        model_request_start_id: 'x',
+        is_error: false,
+        model_usage: usage,
+        cost_usd: 0.5,
+        finish_reason: 'stop',
+        gateway_call_id: null,
+      }),
       stored('session.status_idle', { stop_reason: { type: 'end_turn' } }, '2026-01-01T00:00:03.000Z'),
     ]);
     expect(view).toMatchObject({ status: 'idle', pending: [], activeMs: 2_000, stopReason: { type: 'end_turn' } });
@@ -51,9 +64,22 @@ describe('the session read model', () => {
 describe('wire frames', () => {
   it('shows a queued message first without and then with its time stamp, under one id (S2)', () => {
     const message = stored('user.message', { content: [{ type: 'text', text: 'hi' }] });
-    const processed = stored('session.message_processed', { event_id: message.id, message: { type: 'user.message', content: [{ type: 'text', text: 'hi' }] } });
-    expect(wireFrame(message)).toEqual({ id: message.id, type: 'user.message', processed_at: null, content: [{ type: 'text', text: 'hi' }] });
-    expect(wireFrame(processed)).toEqual({ id: message.id, type: 'user.message', processed_at: processed.recordedAt, content: [{ type: 'text', text: 'hi' }] });
+    const processed = stored('session.message_processed', {
+      event_id: message.id,
+      message: { type: 'user.message', content: [{ type: 'text', text: 'hi' }] },
+    });
+    expect(wireFrame(message)).toEqual({
+      id: message.id,
+      type: 'user.message',
+      processed_at: null,
+      content: [{ type: 'text', text: 'hi' }],
+    });
+    expect(wireFrame(processed)).toEqual({
+      id: message.id,
+      type: 'user.message',
+      processed_at: processed.recordedAt,
+      content: [{ type: 'text', text: 'hi' }],
+    });
   });
 
   it('gives internal events no frame', () => {

@@ -27,7 +27,10 @@ const toolConfig = z
     message: 'allowed_domains and blocked_domains exclude each other',
   })
   .refine(
-    (config) => config.name === 'web_fetch' || config.name === 'web_search' || !(config.allowed_domains || config.blocked_domains || config.max_content_tokens),
+    (config) =>
+      config.name === 'web_fetch' ||
+      config.name === 'web_search' ||
+      !(config.allowed_domains || config.blocked_domains || config.max_content_tokens),
     { message: 'allowed_domains, blocked_domains and max_content_tokens belong to web tools' },
   );
 
@@ -101,7 +104,12 @@ export type ResolvedTool =
       readonly default_config: { readonly enabled: boolean; readonly permission_policy: PermissionPolicy };
       readonly configs: readonly ResolvedToolConfig[];
     }
-  | { readonly type: 'custom'; readonly name: string; readonly description: string; readonly input_schema: Readonly<Record<string, unknown>> };
+  | {
+      readonly type: 'custom';
+      readonly name: string;
+      readonly description: string;
+      readonly input_schema: Readonly<Record<string, unknown>>;
+    };
 
 /**
  * Resolves every `enabled` and `permission_policy` of a toolset, as responses echo them. `web_search` is not offered
@@ -141,13 +149,14 @@ export function unsupportedToolFault(list: readonly ToolParam[]): string | undef
   return undefined;
 }
 
-const emptyOnly = (name: string) =>
-  z.array(jsonValue).max(0, `${name} is not supported yet; leave it empty`).nullish();
+const emptyOnly = (name: string) => z.array(jsonValue).max(0, `${name} is not supported yet; leave it empty`).nullish();
 const nullOnly = (name: string) => z.null({ error: `${name} is not supported yet; leave it out` }).optional();
 const executionIdentity = z
   .strictObject({ type: z.literal('service_account', { error: 'execution_identity supports only service_account' }) })
   .nullish();
-const harness = z.strictObject({ type: z.literal('native', { error: 'the only harness so far is "native"' }) }).nullish();
+const harness = z
+  .strictObject({ type: z.literal('native', { error: 'the only harness so far is "native"' }) })
+  .nullish();
 
 export const createAgentBody = z.strictObject({
   name: text(LIMITS.nameChars, 1),
@@ -204,7 +213,13 @@ export interface Agent {
 /** What a session keeps of its agent. */
 export type AgentSnapshot = Omit<Agent, 'metadata' | 'created_at' | 'updated_at' | 'archived_at'>;
 export function snapshotAgent(agent: Agent): AgentSnapshot {
-  const { metadata: _metadata, created_at: _created, updated_at: _updated, archived_at: _archived, ...snapshot } = agent;
+  const {
+    metadata: _metadata,
+    created_at: _created,
+    updated_at: _updated,
+    archived_at: _archived,
+    ...snapshot
+  } = agent;
   return snapshot;
 }
 

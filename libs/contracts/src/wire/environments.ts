@@ -33,10 +33,10 @@ const cloudConfig = z.strictObject({
   networking: networking.nullish(),
   packages: packages.nullish(),
 });
-export const environmentConfigParam = z.discriminatedUnion(
-  'type',
-  [cloudConfig, z.strictObject({ type: z.literal('self_hosted') })],
-);
+export const environmentConfigParam = z.discriminatedUnion('type', [
+  cloudConfig,
+  z.strictObject({ type: z.literal('self_hosted') }),
+]);
 
 export const createEnvironmentBody = z.strictObject({
   name: text(LIMITS.nameChars, 1),
@@ -68,7 +68,14 @@ export type ResolvedNetworking =
 export interface EnvironmentConfig {
   readonly type: 'cloud';
   readonly networking: ResolvedNetworking;
-  readonly packages: { readonly apt: []; readonly cargo: []; readonly gem: []; readonly go: []; readonly npm: []; readonly pip: [] };
+  readonly packages: {
+    readonly apt: [];
+    readonly cargo: [];
+    readonly gem: [];
+    readonly go: [];
+    readonly npm: [];
+    readonly pip: [];
+  };
 }
 
 /** Omitted config means the cloud defaults; networking is unrestricted unless it says otherwise. */

@@ -15,15 +15,27 @@ const mediaType = z.string().regex(/^[\w.+-]{1,64}\/[\w.+-]{1,64}$/);
 const base64Source = z.strictObject({
   type: z.literal('base64'),
   media_type: mediaType,
-  data: z.string().max(LIMITS.bodyBytes).regex(/^[A-Za-z0-9+/_-]*={0,2}$/, 'must be base64'),
+  data: z
+    .string()
+    .max(LIMITS.bodyBytes)
+    .regex(/^[A-Za-z0-9+/_-]*={0,2}$/, 'must be base64'),
 });
 const urlSource = z.strictObject({ type: z.literal('url'), url: z.url({ protocol: /^https?$/ }).max(8_192) });
-const textSource = z.strictObject({ type: z.literal('text'), media_type: z.literal('text/plain'), data: text(LIMITS.textChars) });
+const textSource = z.strictObject({
+  type: z.literal('text'),
+  media_type: z.literal('text/plain'),
+  data: text(LIMITS.textChars),
+});
 const fileSource = z.strictObject({
-  type: z.literal('file', { error: 'file sources are not supported yet; send base64 or a url' }).refine(() => false, 'file sources are not supported yet; send base64 or a url'),
+  type: z
+    .literal('file', { error: 'file sources are not supported yet; send base64 or a url' })
+    .refine(() => false, 'file sources are not supported yet; send base64 or a url'),
   file_id: z.string(),
 });
-const imageBlock = z.strictObject({ type: z.literal('image'), source: z.discriminatedUnion('type', [base64Source, urlSource, fileSource]) });
+const imageBlock = z.strictObject({
+  type: z.literal('image'),
+  source: z.discriminatedUnion('type', [base64Source, urlSource, fileSource]),
+});
 const documentBlock = z.strictObject({
   type: z.literal('document'),
   source: z.discriminatedUnion('type', [base64Source, urlSource, textSource, fileSource]),
@@ -37,7 +49,10 @@ export const storedBlock = z.union([contentBlock, blobReference]);
 export type StoredBlock = z.infer<typeof storedBlock>;
 const content = z.array(contentBlock).min(1).max(LIMITS.contentBlocks);
 
-const threadId = z.null({ error: 'threads other than the primary one are not supported yet' }).or(z.string().max(128)).optional();
+const threadId = z
+  .null({ error: 'threads other than the primary one are not supported yet' })
+  .or(z.string().max(128))
+  .optional();
 
 export const clientEventParam = z.discriminatedUnion('type', [
   z.strictObject({
@@ -78,7 +93,11 @@ export const sendEventsBody = z.strictObject({
       const before = events[events.length - 2];
       if (systems.length > 1 || (systems.length === 1 && events[events.length - 1]?.type !== 'system.message')) {
         context.addIssue({ code: 'custom', message: 'at most one system.message, as the last event' });
-      } else if (systems.length === 1 && before?.type !== 'user.message' && before?.type !== 'user.custom_tool_result') {
+      } else if (
+        systems.length === 1 &&
+        before?.type !== 'user.message' &&
+        before?.type !== 'user.custom_tool_result'
+      ) {
         context.addIssue({ code: 'custom', message: 'system.message must follow a user.message or a tool result' });
       }
     }),
@@ -132,7 +151,11 @@ export interface EventStartFrame {
 export interface EventDeltaFrame {
   readonly type: 'event_delta';
   readonly event_id: string;
-  readonly delta: { readonly type: 'content_delta'; readonly index: number; readonly content: { readonly type: 'text'; readonly text: string } };
+  readonly delta: {
+    readonly type: 'content_delta';
+    readonly index: number;
+    readonly content: { readonly type: 'text'; readonly text: string };
+  };
 }
 
 /** A token delta on the bus (S3): dropped by the gateway once its event is closed or its sequence has a gap. */

@@ -1,8 +1,8 @@
 import { z } from 'zod';
 import { idSchema } from '../ids.ts';
+import { jsonValue } from '../json-schema.ts';
 import type { AgentSnapshot } from './agents.ts';
 import { agentReference, tools } from './agents.ts';
-import { jsonValue } from '../json-schema.ts';
 import { metadata, metadataPatch, text } from './common.ts';
 import { clientEventParam, type StopReason } from './events.ts';
 import { LIMITS } from './limits.ts';

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { AppError, credentialHint, credentialKind, newId, streamOf } from '@holdfast/contracts';
+import { AppError, credentialHint, credentialKind, type JsonObject, newId, streamOf } from '@holdfast/contracts';
 import { createLogPool, derivedEventId, EventLog } from '@holdfast/event-store';
 import { createEnvironment } from '../catalogue/environment.decider.ts';
 
@@ -40,7 +40,7 @@ export async function bootstrap(databaseUrl: string, apiKey: string): Promise<vo
             streamId: streamOf('environment', environment.id),
             workspaceId: DEFAULT_WORKSPACE,
             events: [
-              { id: derivedEventId(`cmd_${environment.id}`, 0), type: 'environment.created', schemaVersion: 1, data: JSON.parse(JSON.stringify({ environment })), metadata },
+              { id: derivedEventId(`cmd_${environment.id}`, 0), type: 'environment.created', schemaVersion: 1, data: JSON.parse(JSON.stringify({ environment })) as JsonObject, metadata },
             ],
           },
         ],

@@ -4,10 +4,9 @@ import { ALL_COMMITTED_SESSIONS, parseSubject, TURN_HINT } from '@holdfast/contr
 import type { EventLog } from '@holdfast/event-store';
 import type pg from 'pg';
 import type { Logger } from 'pino';
-import { advance, type Draft, type IdSource, startTurn, type TurnBounds } from '../session/session.decider.ts';
+import { advance, type Draft, foldDrafts, type IdSource, startTurn, type TurnBounds } from '../session/session.decider.ts';
 import type { SessionState } from '../session/session.state.ts';
 import { type Decision, type LoadedSession, type SessionStore, workerCommand } from '../session/session.store.ts';
-import { foldDrafts } from '../session/session.decider.ts';
 import { Turn, type TurnTools } from './turn.ts';
 
 export interface TurnWorkerOptions {
