@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { type Bus, connectBus, type Registration } from '@holdfast/bus';
 import { ALL_SERVICE_BEATS, AppError, CREDENTIAL_REVOKED, type CredentialRevoked, DEAD_LETTER_STREAM, type ServiceBeat } from '@holdfast/contracts';
 import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
-import { Health, startBeats } from '@holdfast/platform';
+import { Health, invalidRequest, startBeats } from '@holdfast/platform';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type pg from 'pg';
 import type { Logger } from 'pino';
@@ -75,11 +75,6 @@ export class GatewayService {
     for (const one of operations) this.#route(server, one, authenticator);
     const document = openApiDocument(operations);
     server.get('/openapi.json', () => document);
-    server.get('/healthz', () => ({ status: 200 }));
-    server.get('/readyz', async (_request, reply) => {
-      const readiness = await this.health.readiness();
-      return reply.code(readiness.ready ? 200 : 503).send(readiness);
-    });
     this.health.add('postgres', async () => {
       await pool.query('select 1 from api_keys limit 1');
       return undefined;
@@ -128,11 +123,7 @@ function parseBody(one: Operation, body: unknown): unknown {
   if (unsupported !== undefined) throw new AppError('invalid', 'request.not-supported', unsupported);
   const parsed = one.body.safeParse(body);
   if (parsed.success) return parsed.data;
-  const faults = parsed.error.issues.slice(0, 5).map((issue) => {
-    const where = issue.path.map(String).join('.');
-    return `${where === '' ? 'body' : where.slice(0, 200)}: ${faultOf(issue)}`;
-  });
-  throw new AppError('invalid', 'request.body', faults.join('; ').slice(0, 2_000));
+  throw invalidRequest(parsed.error.issues.map((issue) => ({ path: issue.path, message: faultOf(issue) })));
 }
 
 /** Of a union's alternatives the one that came furthest says most. */
