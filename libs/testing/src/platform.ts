@@ -1,0 +1,74 @@
+import { execFile } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { mkdtempSync, readFileSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { freePort } from './postgres.ts';
+
+const run = promisify(execFile);
+const UP = fileURLToPath(new URL('../../../bin/src/up.ts', import.meta.url));
+
+/** The whole platform as `bin/up` starts it, with a state folder and ports of its own. */
+export interface TestPlatform {
+  readonly apiUrl: string;
+  readonly dashboardUrl: string;
+  readonly apiKey: string;
+  readonly stateDir: string;
+  /** Postgres as its superuser. */
+  readonly env: Readonly<Record<string, string>>;
+  pid(name: string): number;
+  /** `kill -9` of one process by its pid file. */
+  kill(name: string): void;
+  log(name: string): string;
+  up(...flags: string[]): Promise<string>;
+  stop(): Promise<void>;
+}
+
+export async function startPlatform(settings: Readonly<Record<string, string>> = {}): Promise<TestPlatform> {
+  const stateDir = mkdtempSync(join(tmpdir(), 'holdfast-platform-'));
+  const names = ['API_PORT', 'DASHBOARD_PORT', 'POSTGRES_PORT', 'NATS_PORT', 'HUB_PORT', 'DEMO_GATEWAY_PORT'];
+  const ports = Object.fromEntries(await Promise.all(names.map(async (name) => [name, String(await freePort())] as const)));
+  const apiKey = `hf_${randomBytes(32).toString('base64url')}`;
+  const env: Record<string, string> = {
+    PATH: process.env.PATH ?? '',
+    HOME: process.env.HOME ?? '/',
+    ...ports,
+    HOLDFAST_STATE_DIR: stateDir,
+    HOLDFAST_ENV_FILE: join(stateDir, 'env'),
+    HOLDFAST_API_KEY: apiKey,
+    LITELLM_GATEWAY_URL: '',
+    DATABASE_URL: '',
+    NATS_URL: '',
+    ...settings,
+  };
+  const up = async (...flags: string[]): Promise<string> => {
+    const { stdout } = await run(process.execPath, ['--no-warnings', UP, ...flags], { env, timeout: 240_000, maxBuffer: 1 << 24 });
+    return stdout;
+  };
+  const pid = (name: string): number => Number(readFileSync(join(stateDir, 'run', `${name}.pid`), 'utf8'));
+  const platform: TestPlatform = {
+    apiUrl: `http://127.0.0.1:${ports['API_PORT']}`,
+    dashboardUrl: `http://127.0.0.1:${ports['DASHBOARD_PORT']}`,
+    apiKey,
+    stateDir,
+    env,
+    pid,
+    kill: (name) => process.kill(pid(name), 'SIGKILL'),
+    log: (name) => readFileSync(join(stateDir, 'log', `${name}.log`), 'utf8'),
+    up,
+    stop: async () => {
+      await up('--down');
+      await rm(stateDir, { recursive: true, force: true });
+    },
+  };
+  try {
+    await up('--detach');
+  } catch (error) {
+    await platform.stop();
+    throw error;
+  }
+  return platform;
+}
