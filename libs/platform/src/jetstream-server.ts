@@ -1,12 +1,9 @@
 import { type Bus, consumeEvents, type Registration } from '@holdfast/bus';
 import { AppError, type StoredEvent } from '@holdfast/contracts';
-import { Catch, type DynamicModule, type INestMicroservice, type RpcExceptionFilter, type Type } from '@nestjs/common';
-import { NestFactory } from '@nestjs/core';
+import { Catch, type RpcExceptionFilter } from '@nestjs/common';
 import { type CustomTransportStrategy, Server } from '@nestjs/microservices';
-import type { Logger } from 'pino';
 import { isObservable, lastValueFrom, type Observable, throwError } from 'rxjs';
 import { ERROR_TABLE } from './error-table.ts';
-import { nestLogger } from './logger.ts';
 
 /**
  * Nest transport over durable JetStream consumers: `@EventPattern<string>('evt.session.*.session.deleted', { durable:
@@ -30,7 +27,8 @@ export class JetStreamServer extends Server implements CustomTransportStrategy {
     for (const [pattern, handler] of this.messageHandlers) {
       const durable: unknown = handler.extras?.['durable'];
       if (typeof durable !== 'string' || handler.next !== undefined) {
-        return ready(new AppError('defect', 'internal.reactor', `"${pattern}" needs one handler with a durable name.`));
+        ready(new AppError('defect', 'internal.reactor', `"${pattern}" needs one handler with a durable name.`));
+        return;
       }
       this.#consumers.push(
         consumeEvents(this.#bus, {
@@ -62,28 +60,8 @@ export class JetStreamServer extends Server implements CustomTransportStrategy {
 
 /** Nest would replace every error by "Internal server error"; the table must see the real one. */
 @Catch()
-class KeepError implements RpcExceptionFilter {
+export class KeepError implements RpcExceptionFilter {
   catch(thrown: unknown): Observable<never> {
     return throwError(() => thrown);
   }
-}
-
-/**
- * A Nest application without HTTP whose `@EventPattern` methods consume durable events. Events are taken from `listen()`
- * on; `close()` waits for what is being handled. The bus stays the caller's.
- */
-export async function createReactorApp(
-  module: Type | DynamicModule,
-  options: { readonly bus: Bus; readonly logger: Logger },
-): Promise<INestMicroservice> {
-  const { bus, logger } = options;
-  const app = await NestFactory.createMicroservice(module, {
-    strategy: new JetStreamServer(bus, (error, subject) =>
-      logger.warn({ err: error, subject }, 'an event was not handled'),
-    ),
-    logger: nestLogger(logger),
-    abortOnError: false,
-  });
-  app.useGlobalFilters(new KeepError());
-  return app;
 }
