@@ -1,6 +1,7 @@
-import { type Bus } from '@holdfast/bus';
+import type { Bus } from '@holdfast/bus';
 import { type ServiceBeat, serviceBeatSubject } from '@holdfast/contracts';
 import type { Logger } from 'pino';
+import { redact } from './logger.ts';
 
 const DRAIN_LIMIT_MS = 25_000;
 
@@ -62,7 +63,7 @@ export async function runService(start: () => Promise<void>): Promise<void> {
   try {
     await start();
   } catch (error) {
-    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+    process.stderr.write(`${redact(error instanceof Error ? error.message : String(error))}\n`);
     process.exit(1);
   }
 }
