@@ -71,6 +71,11 @@ describe('the import rules', () => {
   });
 });
 
+it('a file that cannot be parsed is a fault, not a pass', () => {
+  write('services/session/src/a.ts', 'import {');
+  expect(checkImports(root)).toEqual([expect.stringMatching(/^services\/session\/src\/a\.ts:1: cannot be parsed/)]);
+});
+
 describe('edgesOf', () => {
   it('sees every kind of import and nothing else', () => {
     const text = `

@@ -42,13 +42,24 @@ export function checkImports(root: string): string[] {
       exclude: (name) => SKIPPED.includes(name),
     })) {
       const spec = SPEC_FILE.test(file);
-      for (const edge of edgesOf(file, readFileSync(join(root, file), 'utf8'))) {
+      const edges = parsedEdges(file, readFileSync(join(root, file), 'utf8'));
+      if (edges === null) faults.push(`${file}:1: cannot be parsed; the type check says where`);
+      for (const edge of edges ?? []) {
         const fault = judge(project, file, edge, spec, development);
         if (fault !== null) faults.push(`${file}:${edge.line}: ${fault}`);
       }
     }
   }
   return faults.sort();
+}
+
+/** The imports of a file, or null when it is no TypeScript: its imports are not known then. */
+function parsedEdges(file: string, text: string): Edge[] | null {
+  try {
+    return edgesOf(file, text);
+  } catch {
+    return null;
+  }
 }
 
 /** What is wrong with one import, or null. */
