@@ -6,6 +6,7 @@ export * from './event-declaration.ts';
 export * from './ids.ts';
 export * from './json.ts';
 export * from './json-schema.ts';
+export * from './sandbox/runner-link.messages.ts';
 export * from './sandbox/sandbox.events.ts';
 export * from './sandbox/sandbox.messages.ts';
 export * from './session/session.events.ts';

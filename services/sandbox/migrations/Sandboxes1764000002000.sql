@@ -1,5 +1,7 @@
 create table sandboxes (
   id text primary key,
+  -- A number of its own, for the host identity of its processes.
+  serial integer generated always as identity unique,
   workspace_id text not null,
   session_id text not null,
   environment_id text not null,
@@ -11,7 +13,9 @@ create table sandboxes (
   incarnation integer not null default 0,
   journal_id text,
   isolation text,
-  generation integer not null default 0,
+  -- What its runner has to prove: the newest token, and the key that was bound to it.
+  token_hash text,
+  public_key text,
   environment jsonb not null,
   created_at timestamptz not null default clock_timestamp(),
   updated_at timestamptz not null default clock_timestamp()

@@ -1,0 +1,60 @@
+import { z } from 'zod';
+import { jsonObject } from '../json-schema.ts';
+import { SANDBOX_TOOLS } from '../wire/agents.ts';
+
+/**
+ * The link between a runner in its sandbox and the hub in the sandbox service: JSON messages over a WebSocket that the
+ * runner dials. The hub speaks first with a nonce; the runner proves itself by the token that it got over a file
+ * descriptor, once, and by a signature with a key of its own from then on (X5).
+ */
+export const RUNNER_LINK_PATH = '/runner-link';
+/** A link that is silent for so long is taken as gone; both sides ping at a third of it. */
+export const LINK_SILENCE_MS = 9_000;
+/** What one message may hold; longer output travels in pieces. */
+export const LINK_MESSAGE_BYTES = 8 * 1024 * 1024;
+
+const callId = z.string().min(1).max(128);
+const outcome = z.object({
+  outcome: z.enum(['completed', 'unknown', 'cancelled']),
+  isError: z.boolean(),
+  text: z.string(),
+});
+/** A tool call's result as the runner knows it. */
+export type RunnerOutcome = z.infer<typeof outcome>;
+
+export const hubMessage = z.discriminatedUnion('type', [
+  z.object({ type: z.literal('challenge'), nonce: z.string() }),
+  z.object({ type: z.literal('welcome'), env: z.record(z.string(), z.string()) }),
+  z.object({ type: z.literal('claim'), id: z.string(), generation: z.int() }),
+  z.object({
+    type: z.literal('exec'),
+    callId,
+    generation: z.int(),
+    tool: z.enum(SANDBOX_TOOLS),
+    input: jsonObject,
+    timeoutMs: z.int().min(1),
+  }),
+  z.object({ type: z.literal('cancel'), id: z.string(), callId, generation: z.int() }),
+  /** The workspace is above its bound: everything that may write is killed. */
+  z.object({ type: z.literal('over-limit'), text: z.string() }),
+]);
+export type HubMessage = z.infer<typeof hubMessage>;
+
+export const runnerMessage = z.discriminatedUnion('type', [
+  z.object({
+    type: z.literal('hello'),
+    /** Ed25519, SPKI, base64. */
+    publicKey: z.string().max(256),
+    /** Of the nonce, base64. */
+    signature: z.string().max(256),
+    token: z.string().max(128).nullable(),
+    journalId: z.string().max(128),
+  }),
+  /** Part of a call's whole output, base64; before its `done`. */
+  z.object({ type: z.literal('output'), callId, data: z.string() }),
+  z.object({ type: z.literal('done'), callId, result: outcome }),
+  z.object({ type: z.literal('refused'), callId, code: z.literal('stale-generation') }),
+  /** Answer to claim or cancel. */
+  z.object({ type: z.literal('answer'), id: z.string(), stale: z.boolean(), result: outcome.nullable() }),
+]);
+export type RunnerMessage = z.infer<typeof runnerMessage>;

@@ -1,0 +1,168 @@
+import { rmSync } from 'node:fs';
+import { chmod } from 'node:fs/promises';
+import { lookup } from 'node:dns/promises';
+import { createServer, type IncomingMessage, request as httpRequest, type Server, type ServerResponse } from 'node:http';
+import { connect, type Socket } from 'node:net';
+import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import type { ResolvedNetworking } from '@holdfast/contracts';
+import { hostAllowed, isPublicAddress, PACKAGE_HOSTS } from './address.ts';
+
+const IDLE_MS = 120_000;
+const MAX_CONNECTIONS = 128;
+const CONNECT_MS = 10_000;
+
+export interface Decision {
+  readonly host: string;
+  readonly port: number;
+  readonly allowed: boolean;
+  readonly reason: string;
+}
+
+interface Target {
+  readonly host: string;
+  readonly port: number;
+}
+
+/**
+ * The only network of one sandbox: an HTTP proxy on a socket that only this sandbox can reach. It resolves a name once,
+ * checks every address it got, and dials one of those it checked (X2). `limited` = the environment's hosts,
+ * `unrestricted` = any public one. Each host's decision is told once.
+ */
+export class EgressProxy {
+  readonly #networking: ResolvedNetworking;
+  readonly #onDecision: (decision: Decision) => void;
+  readonly #told = new Set<string>();
+  readonly #open = new Set<Duplex>();
+  #server: Server | null = null;
+
+  constructor(networking: ResolvedNetworking, onDecision: (decision: Decision) => void) {
+    this.#networking = networking;
+    this.#onDecision = onDecision;
+  }
+
+  async listen(linkDir: string): Promise<void> {
+    const path = join(linkDir, 'egress.sock');
+    rmSync(path, { force: true });
+    const server = createServer({ maxHeaderSize: 32 * 1024, requestTimeout: 0 }, (request, response) => void this.#forward(request, response));
+    server.maxConnections = MAX_CONNECTIONS;
+    server.on('connect', (request, socket: Duplex, head: Buffer) => void this.#tunnel(request, socket, head));
+    server.on('clientError', (_error, socket) => socket.destroy());
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(path, resolve);
+    });
+    await chmod(path, 0o666);
+    this.#server = server;
+  }
+
+  async close(): Promise<void> {
+    for (const socket of this.#open) socket.destroy();
+    this.#server?.closeAllConnections();
+    await new Promise<void>((resolve) => {
+      if (this.#server === null) resolve();
+      else this.#server.close(() => resolve());
+    });
+  }
+
+  async #tunnel(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
+    this.#open.add(socket);
+    socket.on('error', () => socket.destroy());
+    socket.on('close', () => this.#open.delete(socket));
+    const target = parseAuthority(request.url ?? '');
+    const upstream = target === null ? 'the target is malformed' : await this.#dial(target);
+    if (typeof upstream === 'string') {
+      socket.end(`HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n${upstream}\n`);
+      return;
+    }
+    this.#open.add(upstream);
+    upstream.on('close', () => {
+      this.#open.delete(upstream);
+      socket.destroy();
+    });
+    upstream.on('error', () => socket.destroy());
+    socket.on('close', () => upstream.destroy());
+    upstream.setTimeout(IDLE_MS, () => upstream.destroy());
+    socket.write('HTTP/1.1 200 Connection established\r\n\r\n');
+    if (head.length > 0) upstream.write(head);
+    socket.pipe(upstream).pipe(socket);
+  }
+
+  /** Plain http:// in absolute form; what comes back is the client's to follow, and is checked again. */
+  async #forward(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    let url: URL;
+    try {
+      url = new URL(request.url ?? '');
+      if (url.protocol !== 'http:') throw new TypeError('only http');
+    } catch {
+      response.writeHead(400, { 'content-type': 'text/plain' }).end('this is a proxy: send absolute http:// URLs or CONNECT\n');
+      return;
+    }
+    const upstream = await this.#dial({ host: url.hostname.replace(/^\[|\]$/g, ''), port: Number(url.port || 80) });
+    if (typeof upstream === 'string') {
+      response.writeHead(403, { 'content-type': 'text/plain' }).end(`${upstream}\n`);
+      return;
+    }
+    upstream.setTimeout(IDLE_MS, () => upstream.destroy());
+    const headers = { ...request.headers, host: url.host, connection: 'close' };
+    for (const name of ['proxy-connection', 'proxy-authorization', 'keep-alive', 'te', 'upgrade']) Reflect.deleteProperty(headers, name);
+    const forwarded = httpRequest({ method: request.method, path: url.pathname + url.search, headers, createConnection: () => upstream }, (answer) => {
+      response.writeHead(answer.statusCode ?? 502, answer.headers);
+      answer.pipe(response);
+    });
+    forwarded.on('error', () => (response.headersSent ? response.destroy() : response.writeHead(502).end()));
+    response.on('close', () => upstream.destroy());
+    request.pipe(forwarded);
+  }
+
+  /** A connection to an address that was checked, or the reason why there is none. */
+  async #dial(target: Target): Promise<Socket | string> {
+    const decided = await this.#decide(target);
+    const key = `${target.host}:${target.port}:${decided.allowed}`;
+    if (!this.#told.has(key) && this.#told.size < 1_000) {
+      this.#told.add(key);
+      this.#onDecision({ ...target, allowed: decided.allowed, reason: decided.reason });
+    }
+    if (decided.address === null) return decided.reason;
+    const { address } = decided;
+    return new Promise((resolve) => {
+      const socket = connect({ host: address, port: target.port });
+      const timer = setTimeout(() => socket.destroy(new Error('timeout')), CONNECT_MS);
+      socket.once('connect', () => {
+        clearTimeout(timer);
+        socket.removeAllListeners('error');
+        socket.on('error', () => socket.destroy());
+        resolve(socket);
+      });
+      socket.once('error', () => {
+        clearTimeout(timer);
+        resolve(`${target.host} could not be reached`);
+      });
+    });
+  }
+
+  async #decide({ host, port }: Target): Promise<{ allowed: boolean; reason: string; address: string | null }> {
+    const refuse = (reason: string) => ({ allowed: false, reason, address: null });
+    if (port < 1 || port > 65_535) return refuse('the port is not valid');
+    const networking = this.#networking;
+    if (networking.type === 'limited') {
+      const allowed = [...networking.allowed_hosts, ...(networking.allow_package_managers ? PACKAGE_HOSTS : [])];
+      if (!hostAllowed(host, allowed)) return refuse(`the environment does not allow ${host}`);
+    }
+    let found: { address: string }[];
+    try {
+      found = await lookup(host, { all: true });
+    } catch {
+      return { allowed: true, reason: `${host} cannot be resolved`, address: null };
+    }
+    // One private address among public ones is how rebinding looks: all must be public.
+    if (found.length === 0 || found.some(({ address }) => !isPublicAddress(address))) return refuse(`${host} is not on the public internet`);
+    return { allowed: true, reason: 'allowed', address: found[0]?.address ?? null };
+  }
+}
+
+function parseAuthority(text: string): Target | null {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]{1,253})):(\d{1,5})$/.exec(text);
+  const host = match?.[1] ?? match?.[2];
+  return host === undefined ? null : { host, port: Number(match?.[3]) };
+}

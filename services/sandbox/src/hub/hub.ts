@@ -1,0 +1,253 @@
+import { createHash, createPublicKey, randomBytes, timingSafeEqual, verify } from 'node:crypto';
+import { rmSync } from 'node:fs';
+import { chmod } from 'node:fs/promises';
+import { createServer, type Server } from 'node:http';
+import { join } from 'node:path';
+import { AppError, type ExecBody, LINK_MESSAGE_BYTES, LINK_SILENCE_MS, type HubMessage, type RunnerMessage, type RunnerOutcome, RUNNER_LINK_PATH, runnerMessage } from '@holdfast/contracts';
+import { type WebSocket, WebSocketServer } from 'ws';
+
+const CANCEL_WAIT_MS = 5_000;
+const MAX_WHOLE_BYTES = 64 * 1024 * 1024;
+
+/** What a sandbox's runner has to prove. */
+export interface LinkProof {
+  /** SHA-256 (hex) of the token that the newest incarnation was given. */
+  readonly tokenHash: string;
+  /** The key that this token was bound to; null until the first link. */
+  publicKey: string | null;
+}
+
+export interface HubOptions {
+  readonly linkDir: string;
+  readonly proof: LinkProof;
+  readonly env: Readonly<Record<string, string>>;
+  readonly onLinked: (facts: { journalId: string; publicKey: string }) => Promise<void>;
+  readonly onLost: () => void;
+  readonly onRefused: (reason: string) => void;
+}
+
+export interface Executed {
+  readonly result: RunnerOutcome;
+  readonly whole: Buffer | null;
+}
+
+interface PendingCall {
+  readonly waiters: { resolve: (executed: Executed) => void; reject: (error: unknown) => void }[];
+  readonly pieces: Buffer[];
+  size: number;
+}
+
+/**
+ * One sandbox's end of the link in this process: a WebSocket server on a socket that only this sandbox can reach. At most
+ * one link stands; a newer one that proves itself replaces it.
+ */
+export class Hub {
+  readonly #options: HubOptions;
+  #server: Server | null = null;
+  #sockets: WebSocketServer | null = null;
+  #link: WebSocket | null = null;
+  readonly #calls = new Map<string, PendingCall>();
+  readonly #questions = new Map<string, { resolve: (answer: Extract<RunnerMessage, { type: 'answer' }>) => void; reject: (error: unknown) => void }>();
+  journalId: string | null = null;
+
+  constructor(options: HubOptions) {
+    this.#options = options;
+  }
+
+  get linked(): boolean {
+    return this.#link !== null;
+  }
+  get busy(): boolean {
+    return this.#calls.size > 0;
+  }
+
+  async listen(): Promise<void> {
+    const path = join(this.#options.linkDir, 'hub.sock');
+    rmSync(path, { force: true });
+    const server = createServer((_request, response) => response.writeHead(404).end());
+    this.#sockets = new WebSocketServer({ server, path: RUNNER_LINK_PATH, maxPayload: LINK_MESSAGE_BYTES, perMessageDeflate: false });
+    this.#sockets.on('connection', (socket) => this.#greet(socket));
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(path, resolve);
+    });
+    // Whoever reaches the folder may dial; the proof decides.
+    await chmod(path, 0o666);
+    this.#server = server;
+  }
+
+  async close(): Promise<void> {
+    this.#link?.terminate();
+    for (const client of this.#sockets?.clients ?? []) client.terminate();
+    await new Promise<void>((resolve) => {
+      if (this.#server === null) resolve();
+      else this.#server.close(() => resolve());
+    });
+  }
+
+  /** Runs a call, or joins it when it runs already. @throws AppError `sandbox.link-lost`, `sandbox.stale-generation` */
+  exec(body: ExecBody): Promise<Executed> {
+    return new Promise((resolve, reject) => {
+      if (this.#link === null) {
+        reject(lost());
+        return;
+      }
+      const pending = this.#calls.get(body.callId) ?? { waiters: [], pieces: [], size: 0 };
+      pending.waiters.push({ resolve, reject });
+      this.#calls.set(body.callId, pending);
+      const { callId, generation, tool, input, timeoutMs } = body;
+      this.#send({ type: 'exec', callId, generation, tool, input, timeoutMs });
+    });
+  }
+
+  /** Refuses lower generations from now on (T1). */
+  async claim(generation: number): Promise<void> {
+    const answer = await this.#ask((id) => ({ type: 'claim', id, generation }));
+    if (answer.stale) throw stale();
+  }
+
+  async cancel(callId: string, generation: number): Promise<RunnerOutcome> {
+    const answer = await this.#ask((id) => ({ type: 'cancel', id, callId, generation }));
+    if (answer.stale || answer.result === null) throw stale();
+    return answer.result;
+  }
+
+  overLimit(text: string): void {
+    this.#send({ type: 'over-limit', text });
+  }
+
+  #ask(question: (id: string) => HubMessage): Promise<Extract<RunnerMessage, { type: 'answer' }>> {
+    if (this.#link === null) return Promise.reject(lost());
+    const id = randomBytes(8).toString('hex');
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        this.#questions.delete(id);
+        reject(lost());
+      }, CANCEL_WAIT_MS);
+      const settle =
+        <T>(how: (value: T) => void) =>
+        (value: T): void => {
+          clearTimeout(timer);
+          this.#questions.delete(id);
+          how(value);
+        };
+      this.#questions.set(id, { resolve: settle(resolve), reject: settle(reject) });
+      this.#send(question(id));
+    });
+  }
+
+  #send(message: HubMessage): void {
+    this.#link?.send(JSON.stringify(message));
+  }
+
+  #greet(socket: WebSocket): void {
+    const nonce = randomBytes(24).toString('base64');
+    const late = setTimeout(() => socket.terminate(), 5_000);
+    socket.on('error', () => undefined);
+    socket.once('message', (data) => {
+      clearTimeout(late);
+      const parsed = runnerMessage.safeParse(parseJson(data));
+      const reason = parsed.success && parsed.data.type === 'hello' ? this.#fault(parsed.data, nonce) : 'it did not say hello';
+      if (reason !== null) {
+        this.#options.onRefused(reason);
+        socket.terminate();
+        return;
+      }
+      if (parsed.success && parsed.data.type === 'hello') void this.#accept(socket, parsed.data);
+    });
+    socket.send(JSON.stringify({ type: 'challenge', nonce } satisfies HubMessage));
+  }
+
+  /** Why a hello does not prove that this is the sandbox's runner; null when it does. */
+  #fault(hello: Extract<RunnerMessage, { type: 'hello' }>, nonce: string): string | null {
+    const { proof } = this.#options;
+    try {
+      const key = createPublicKey({ key: Buffer.from(hello.publicKey, 'base64'), format: 'der', type: 'spki' });
+      if (key.asymmetricKeyType !== 'ed25519' || !verify(null, Buffer.from(nonce), key, Buffer.from(hello.signature, 'base64'))) return 'its signature is wrong';
+    } catch {
+      return 'its key cannot be read';
+    }
+    if (proof.publicKey !== null) return proof.publicKey === hello.publicKey ? null : 'another key is bound to this sandbox';
+    const given = createHash('sha256').update(hello.token ?? '').digest();
+    return timingSafeEqual(given, Buffer.from(proof.tokenHash, 'hex')) ? null : 'its token is wrong';
+  }
+
+  async #accept(socket: WebSocket, hello: Extract<RunnerMessage, { type: 'hello' }>): Promise<void> {
+    this.#options.proof.publicKey = hello.publicKey;
+    this.journalId = hello.journalId;
+    let heardMs = Date.now();
+    const watch = setInterval(() => {
+      if (Date.now() - heardMs > LINK_SILENCE_MS) socket.terminate();
+      else socket.ping();
+    }, LINK_SILENCE_MS / 3);
+    for (const event of ['ping', 'pong', 'message'] as const) {
+      socket.on(event, () => {
+        heardMs = Date.now();
+      });
+    }
+    socket.on('message', (data) => this.#onMessage(data));
+    socket.on('close', () => {
+      clearInterval(watch);
+      if (this.#link !== socket) return;
+      this.#link = null;
+      for (const { waiters } of this.#calls.values()) for (const waiter of waiters) waiter.reject(lost());
+      this.#calls.clear();
+      for (const question of [...this.#questions.values()]) question.reject(lost());
+      this.#options.onLost();
+    });
+    const before = this.#link;
+    this.#link = socket;
+    before?.terminate();
+    this.#send({ type: 'welcome', env: { ...this.#options.env } });
+    try {
+      await this.#options.onLinked({ journalId: hello.journalId, publicKey: hello.publicKey });
+    } catch {
+      // It could not be recorded; the runner dials again.
+      socket.terminate();
+    }
+  }
+
+  #onMessage(data: unknown): void {
+    const parsed = runnerMessage.safeParse(parseJson(data));
+    if (!parsed.success) {
+      this.#options.onRefused('it sent a message that cannot be read');
+      this.#link?.terminate();
+      return;
+    }
+    const message = parsed.data;
+    if (message.type === 'answer') {
+      this.#questions.get(message.id)?.resolve(message);
+      return;
+    }
+    if (message.type === 'hello') return;
+    const pending = this.#calls.get(message.callId);
+    if (pending === undefined) return;
+    if (message.type === 'output') {
+      const piece = Buffer.from(message.data, 'base64');
+      pending.size += piece.length;
+      if (pending.size <= MAX_WHOLE_BYTES) pending.pieces.push(piece);
+      return;
+    }
+    this.#calls.delete(message.callId);
+    if (message.type === 'refused') for (const waiter of pending.waiters) waiter.reject(stale());
+    else {
+      const whole = pending.pieces.length === 0 || pending.size > MAX_WHOLE_BYTES ? null : Buffer.concat(pending.pieces);
+      for (const waiter of pending.waiters) waiter.resolve({ result: message.result, whole });
+    }
+  }
+}
+
+function parseJson(data: unknown): unknown {
+  try {
+    return JSON.parse(String(data as Buffer));
+  } catch {
+    return undefined;
+  }
+}
+
+function lost(): AppError {
+  return new AppError('unavailable', 'sandbox.link-lost', 'The link to the sandbox was lost; it is dialled again.');
+}
+function stale(): AppError {
+  return new AppError('rejected', 'sandbox.stale-generation', 'A newer worker holds this session.');
+}
