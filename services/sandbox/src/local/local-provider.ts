@@ -1,6 +1,6 @@
 import { execFile, spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs';
-import { access, chmod, chown, constants, lchown, mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises';
+import { chmod, chown, lchown, mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -13,7 +13,7 @@ const run = promisify(execFile);
 /** Host uids of sandboxes begin here, far above those of people and services. */
 const FIRST_UID = 1_000_000;
 /** Shared folders of contexts get group ids above those. */
-const FIRST_CONTEXT_GID = 2_000_000_000;
+const FIRST_CONTEXT_GID = 1_000_000_000;
 const TMP_BYTES = 512 * 1024 * 1024;
 const SHM_BYTES = 64 * 1024 * 1024;
 
@@ -105,24 +105,22 @@ export class LocalProvider implements SandboxProvider {
     });
     child.unref();
     if (child.pid !== undefined) {
-      await writeFile(places.pidFile, `${child.pid} ${startTimeOf(child.pid)}`);
       this.#limits.add(spec.id, child.pid);
+      await this.#recordProcesses(places, child.pid);
     }
     return true;
   }
 
   async suspend(spec: SandboxSpec): Promise<void> {
     const places = this.#places(spec);
-    const pid = await this.#pid(places);
-    if (pid === null) return;
-    // The runner first, so that nothing is begun any more; then everything that is left.
+    // The inside first, so that nothing is begun any more; then everything that is left.
     for (const [signal, patienceMs] of [
       ['SIGTERM', 1_500],
       ['SIGKILL', 5_000],
     ] as const) {
-      for (const one of [...descendants(pid).reverse(), pid]) signalProcess(one, signal);
+      for (const pid of await this.#alive(places)) for (const one of [...descendants(pid).reverse(), pid]) signalProcess(one, signal);
       for (const deadline = Date.now() + patienceMs; Date.now() < deadline; await sleep(20)) {
-        if ((await this.#pid(places)) === null) {
+        if ((await this.#alive(places)).length === 0) {
           this.#limits.remove(spec.id);
           return;
         }
@@ -139,7 +137,7 @@ export class LocalProvider implements SandboxProvider {
 
   async observe(spec: SandboxSpec): Promise<Observation> {
     const places = this.#places(spec);
-    if ((await this.#pid(places)) !== null) return 'running';
+    if ((await this.#alive(places)).length > 0) return 'running';
     return existsSync(places.root) ? 'stopped' : 'absent';
   }
 
@@ -312,14 +310,29 @@ export class LocalProvider implements SandboxProvider {
     ];
   }
 
-  async #pid(places: Places): Promise<number | null> {
-    try {
-      await access(places.pidFile, constants.R_OK);
-      const [pid, startTime] = (await readFile(places.pidFile, 'utf8')).split(' ');
-      return startTime !== '' && startTimeOf(Number(pid)) === startTime ? Number(pid) : null;
-    } catch {
-      return null;
+  /**
+   * Records bubblewrap and the first process of its namespace: either can outlive the other, and while one lives no second
+   * incarnation may start.
+   */
+  async #recordProcesses(places: Places, pid: number): Promise<void> {
+    const line = (one: number): string => `${one} ${startTimeOf(one)}\n`;
+    await writeFile(places.pidFile, line(pid));
+    if (this.#bwrap === null) return;
+    for (const deadline = Date.now() + 5_000; Date.now() < deadline && startTimeOf(pid) !== ''; await sleep(5)) {
+      const inner = childrenOf(pid).find(isFirstOfNamespace);
+      if (inner === undefined) continue;
+      await writeFile(places.pidFile, line(pid) + line(inner));
+      return;
     }
+  }
+
+  /** The recorded processes that still run. */
+  async #alive(places: Places): Promise<number[]> {
+    const recorded = await readFile(places.pidFile, 'utf8').catch(() => '');
+    return recorded.split('\n').flatMap((line) => {
+      const [pid, startTime] = line.split(' ');
+      return startTime !== undefined && startTime !== '' && startTimeOf(Number(pid)) === startTime ? [Number(pid)] : [];
+    });
   }
 }
 
@@ -337,24 +350,32 @@ function startTimeOf(pid: number): string {
   }
 }
 
+function childrenOf(pid: number): number[] {
+  try {
+    return readdirSync(`/proc/${pid}/task`).flatMap((task) =>
+      readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8')
+        .split(' ')
+        .filter((child) => child !== '')
+        .map(Number),
+    );
+  } catch {
+    // Gone meanwhile.
+    return [];
+  }
+}
+
+/** True for process 1 of a PID namespace below ours; before bubblewrap itself runs there are short-lived helpers. */
+function isFirstOfNamespace(pid: number): boolean {
+  try {
+    return /^NSpid:.*\s1$/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
+
 /** Processes below one, parents before children. */
 function descendants(pid: number): number[] {
-  const below: number[] = [];
-  const visit = (parent: number): void => {
-    try {
-      for (const task of readdirSync(`/proc/${parent}/task`)) {
-        for (const child of readFileSync(`/proc/${parent}/task/${task}/children`, 'utf8').split(' ')) {
-          if (child === '') continue;
-          below.push(Number(child));
-          visit(Number(child));
-        }
-      }
-    } catch {
-      // Gone meanwhile.
-    }
-  };
-  visit(pid);
-  return below;
+  return childrenOf(pid).flatMap((child) => [child, ...descendants(child)]);
 }
 
 function signalProcess(pid: number, signal: NodeJS.Signals): void {
