@@ -217,6 +217,24 @@ describe('EventLog', () => {
     }
   });
 
+  it('reads in order where transaction ids gain a digit', async () => {
+    const { rows } = await pool.query<{ id: string }>('select pg_current_xact_id()::text as id');
+    const now = Number(rows[0]?.id);
+    const burn = 10 ** String(now).length - now - 4;
+    await pool.query(`do $$ begin for i in 1..${burn} loop perform pg_current_xact_id(); commit; end loop; end $$`);
+    let { cursor } = await log.readAll({ after: { txid: String(now), position: '0' }, limit: 1 });
+    const streamId = unique('digits');
+    for (let n = 0; n < 10; n++) await one(streamId, [event()]);
+    const seen: StoredEvent[] = [];
+    for (;;) {
+      const page = await log.readAll({ after: cursor, limit: 3 });
+      if (page.events.length === 0) break;
+      seen.push(...page.events);
+      cursor = page.cursor;
+    }
+    expect(seen.map(({ version }) => version)).toEqual(Array.from({ length: 10 }, (_, i) => i + 1));
+  });
+
   it('does not deadlock when appends name their streams in any order (L4)', async () => {
     const streams = Array.from({ length: 6 }, () => unique('deadlock'));
     const logs = Array.from({ length: 4 }, () => new EventLog({ pool }));

@@ -146,9 +146,10 @@ export class EventLog {
    */
   async readAll(options: { after: LogCursor; limit: number }): Promise<{ events: StoredEvent[]; cursors: LogCursor[]; cursor: LogCursor }> {
     const { rows } = await this.#pool.query<EventRow>(
+      // The table's name in the order: a bare `txid` would be the text of the output column, and "1000" sorts before "999".
       `select ${COLUMNS}, txid::text as txid from events
        where (txid, position) > ($1::xid8, $2::bigint) and txid < pg_snapshot_xmin(pg_current_snapshot())
-       order by txid, position limit $3`,
+       order by events.txid, events.position limit $3`,
       [options.after.txid, options.after.position, Math.min(options.limit, MAX_PAGE)],
     );
     const cursors = rows.map((row) => ({ txid: row.txid, position: row.position }));
