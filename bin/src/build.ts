@@ -26,7 +26,12 @@ export function sourcesId(): string {
 export function build(log: (line: string) => void): string {
   const id = sourcesId();
   const stamp = join(ROOT, 'node_modules', '.cache', 'holdfast-build');
-  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === id && existsSync(join(ROOT, 'services/session/dist/main.js'))) return id;
+  if (
+    existsSync(stamp) &&
+    readFileSync(stamp, 'utf8') === id &&
+    existsSync(join(ROOT, 'services/session/dist/main.js'))
+  )
+    return id;
   log('building (about a minute the first time)');
   const { status, stdout } = spawnSync('nx', ['run-many', '-t', 'build', '--outputStyle=static'], {
     cwd: ROOT,

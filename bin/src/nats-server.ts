@@ -59,7 +59,10 @@ export async function findNatsServer(log: (line: string) => void): Promise<strin
       const [, major, minor] = /Candidate: (\d+)\.(\d+)\./.exec(stdout) ?? [];
       if (Number(major) > MINIMUM[0] || Number(minor) >= MINIMUM[1]) {
         log("installing the distribution's nats-server");
-        await run('apt-get', ['install', '-y', 'nats-server'], { env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }, timeout: 300_000 });
+        await run('apt-get', ['install', '-y', 'nats-server'], {
+          env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
+          timeout: 300_000,
+        });
         if (await isUsable('nats-server')) return 'nats-server';
       } else {
         log("the distribution's nats-server is too old");

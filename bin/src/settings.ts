@@ -30,7 +30,9 @@ export function ensureEnvFile(file: string, example: string): Record<string, str
     const known = (parseEnv(text) as Record<string, string>)[name];
     if (known !== undefined && known !== '') continue;
     const line = `${name}=${value}`;
-    text = new RegExp(`^${name}=.*$`, 'm').test(text) ? text.replace(new RegExp(`^${name}=.*$`, 'm'), line) : `${text.trimEnd()}\n${line}\n`;
+    text = new RegExp(`^${name}=.*$`, 'm').test(text)
+      ? text.replace(new RegExp(`^${name}=.*$`, 'm'), line)
+      : `${text.trimEnd()}\n${line}\n`;
   }
   if (text !== readFileSync(file, 'utf8')) writeFileSync(file, text, { mode: 0o600 });
   chmodSync(file, 0o600);
@@ -46,7 +48,8 @@ export function loadSettings(environment: NodeJS.ProcessEnv = process.env): Sett
   const port = (name: string, fallback: number): number => {
     const text = values[name] ?? '';
     const number = text === '' ? fallback : Number(text);
-    if (!Number.isInteger(number) || number < 1 || number > 65_535) faults.push(`${name} must be a port from 1 to 65535`);
+    if (!Number.isInteger(number) || number < 1 || number > 65_535)
+      faults.push(`${name} must be a port from 1 to 65535`);
     return number;
   };
   const state = values.HOLDFAST_STATE_DIR ?? '';
@@ -64,14 +67,17 @@ export function loadSettings(environment: NodeJS.ProcessEnv = process.env): Sett
     demoGateway: (values.LITELLM_GATEWAY_URL ?? '') === '',
     apiKey: values.HOLDFAST_API_KEY ?? '',
   };
-  if (!/^hf_[A-Za-z0-9_-]{43}$/.test(settings.apiKey)) faults.push('HOLDFAST_API_KEY must be hf_ and 43 characters of A-Z a-z 0-9 _ -');
+  if (!/^hf_[A-Za-z0-9_-]{43}$/.test(settings.apiKey))
+    faults.push('HOLDFAST_API_KEY must be hf_ and 43 characters of A-Z a-z 0-9 _ -');
   if (faults.length > 0) throw new Error(`the settings have faults:\n  ${faults.join('\n  ')}`);
   return settings;
 }
 
 /** A password of its own for each role and user. */
 export function derivedSecret(settings: Settings, name: string): string {
-  return createHmac('sha256', settings.values.HOLDFAST_SECRET ?? '').update(name).digest('base64url');
+  return createHmac('sha256', settings.values.HOLDFAST_SECRET ?? '')
+    .update(name)
+    .digest('base64url');
 }
 
 /** How many processes of a service run, 1 to 16. */

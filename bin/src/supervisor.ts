@@ -9,7 +9,7 @@ import { natsServerConfig } from '@holdfast/bus';
 import { findNatsServer } from './nats-server.ts';
 import { postgresAnswers, prepareDatabase, preparePostgres, roleUrl, superuserUrl } from './postgres.ts';
 import { Keeper, type ProcessPlan, RunFolder } from './processes.ts';
-import { derivedSecret, loadSettings, replicas, ROOT, type Settings } from './settings.ts';
+import { derivedSecret, loadSettings, ROOT, replicas, type Settings } from './settings.ts';
 
 const run = promisify(execFile);
 const NODE = process.execPath;
@@ -41,14 +41,30 @@ function status(phase: string, extra: Partial<SupervisorStatus> = {}): void {
 
 /** The environment that every process starts from: ours alone, not everything that the terminal had. */
 function baseEnv(): Record<string, string> {
-  const kept = ['PATH', 'HOME', 'LANG', 'TZ', 'NODE_EXTRA_CA_CERTS', 'SSL_CERT_FILE', 'HTTPS_PROXY', 'HTTP_PROXY', 'NO_PROXY'];
-  const env: Record<string, string> = { NODE_ENV: 'production', LOG_LEVEL: settings.values.LOG_LEVEL ?? 'info', HOLDFAST_STATE_DIR: settings.stateDir };
+  const kept = [
+    'PATH',
+    'HOME',
+    'LANG',
+    'TZ',
+    'NODE_EXTRA_CA_CERTS',
+    'SSL_CERT_FILE',
+    'HTTPS_PROXY',
+    'HTTP_PROXY',
+    'NO_PROXY',
+  ];
+  const env: Record<string, string> = {
+    NODE_ENV: 'production',
+    LOG_LEVEL: settings.values.LOG_LEVEL ?? 'info',
+    HOLDFAST_STATE_DIR: settings.stateDir,
+  };
   for (const name of kept) if (settings.values[name] !== undefined) env[name] = settings.values[name];
   return env;
 }
 
 function keep(plan: Omit<ProcessPlan, 'fingerprint'>): Keeper {
-  const fingerprint = createHash('sha256').update(JSON.stringify([plan.command, plan.args, plan.env, buildId])).digest('hex');
+  const fingerprint = createHash('sha256')
+    .update(JSON.stringify([plan.command, plan.args, plan.env, buildId]))
+    .digest('hex');
   const keeper = new Keeper({ ...plan, fingerprint }, folder, log);
   keepers.push(keeper);
   keeper.start();
@@ -59,7 +75,9 @@ async function waitFor(what: string, check: () => Promise<boolean>, timeoutMs: n
   for (const deadline = Date.now() + timeoutMs; Date.now() < deadline; await sleep(50)) {
     if (stopping || (await check())) return;
   }
-  throw new Error(`${what} did not come up within ${timeoutMs / 1000} s. Its log, ${folder.logFile(name)}, ends with:\n  ${folder.lastLines(name, 8).join('\n  ')}`);
+  throw new Error(
+    `${what} did not come up within ${timeoutMs / 1000} s. Its log, ${folder.logFile(name)}, ends with:\n  ${folder.lastLines(name, 8).join('\n  ')}`,
+  );
 }
 
 const portAnswers = (port: number): Promise<boolean> =>
@@ -74,12 +92,24 @@ const portAnswers = (port: number): Promise<boolean> =>
 async function startPostgres(): Promise<void> {
   if ((settings.values.DATABASE_URL ?? '') !== '') {
     status('waiting for your Postgres');
-    await waitFor('Postgres at DATABASE_URL', () => postgresAnswers(settings.values.DATABASE_URL ?? ''), 30_000, 'postgres');
+    await waitFor(
+      'Postgres at DATABASE_URL',
+      () => postgresAnswers(settings.values.DATABASE_URL ?? ''),
+      30_000,
+      'postgres',
+    );
     return;
   }
   status('starting Postgres');
   const local = await preparePostgres(settings);
-  const options = [`port=${settings.ports.postgres}`, 'listen_addresses=127.0.0.1', 'unix_socket_directories=', 'max_connections=200', 'shared_buffers=64MB', 'logging_collector=off'];
+  const options = [
+    `port=${settings.ports.postgres}`,
+    'listen_addresses=127.0.0.1',
+    'unix_socket_directories=',
+    'max_connections=200',
+    'shared_buffers=64MB',
+    'logging_collector=off',
+  ];
   keep({
     name: 'postgres',
     command: join(local.bin, 'postgres'),
@@ -108,8 +138,25 @@ async function startNats(): Promise<void> {
   const binary = await findNatsServer((line) => status(line));
   const config = join(settings.stateDir, 'run', 'nats.conf');
   mkdirSync(join(settings.stateDir, 'data', 'nats'), { recursive: true, mode: 0o700 });
-  writeFileSync(config, natsServerConfig({ host: '127.0.0.1', port: settings.ports.nats, storeDir: join(settings.stateDir, 'data', 'nats'), passwords: natsPasswords() }), { mode: 0o600 });
-  keep({ name: 'nats', command: binary, args: ['-c', config], env: { PATH: settings.values.PATH ?? '', HOME: settings.values.HOME ?? '/' }, cwd: settings.stateDir, stopSignal: 'SIGTERM', stopGraceMs: 10_000 });
+  writeFileSync(
+    config,
+    natsServerConfig({
+      host: '127.0.0.1',
+      port: settings.ports.nats,
+      storeDir: join(settings.stateDir, 'data', 'nats'),
+      passwords: natsPasswords(),
+    }),
+    { mode: 0o600 },
+  );
+  keep({
+    name: 'nats',
+    command: binary,
+    args: ['-c', config],
+    env: { PATH: settings.values.PATH ?? '', HOME: settings.values.HOME ?? '/' },
+    cwd: settings.stateDir,
+    stopSignal: 'SIGTERM',
+    stopGraceMs: 10_000,
+  });
   await waitFor('NATS', () => portAnswers(settings.ports.nats), 30_000, 'nats');
 }
 
@@ -117,19 +164,28 @@ async function migrate(): Promise<void> {
   status('bringing the schema up to date');
   const env = { ...baseEnv(), DATABASE_URL: roleUrl(settings, 'owner') };
   await run(NODE, [join(ROOT, 'services/session/dist/migrate.js')], { env, cwd: ROOT });
-  await run(NODE, [join(ROOT, 'services/session/dist/bootstrap.js')], { env: { ...env, HOLDFAST_API_KEY: settings.apiKey }, cwd: ROOT });
+  await run(NODE, [join(ROOT, 'services/session/dist/bootstrap.js')], {
+    env: { ...env, HOLDFAST_API_KEY: settings.apiKey },
+    cwd: ROOT,
+  });
 }
 
 function natsEnv(user: 'gateway-api' | 'session' | 'sandbox'): Record<string, string> {
   const given = settings.values.NATS_URL ?? '';
   return given === ''
     ? { NATS_URL: `nats://127.0.0.1:${settings.ports.nats}`, NATS_USER: user, NATS_PASSWORD: natsPasswords()[user] }
-    : { NATS_URL: given, NATS_USER: settings.values.NATS_USER ?? '', NATS_PASSWORD: settings.values.NATS_PASSWORD ?? '' };
+    : {
+        NATS_URL: given,
+        NATS_USER: settings.values.NATS_USER ?? '',
+        NATS_PASSWORD: settings.values.NATS_PASSWORD ?? '',
+      };
 }
 
 /** Settings of a service that may be given in `.env` or the environment. */
 function passThrough(pattern: RegExp): Record<string, string> {
-  return Object.fromEntries(Object.entries(settings.values).filter(([name, value]) => pattern.test(name) && value !== ''));
+  return Object.fromEntries(
+    Object.entries(settings.values).filter(([name, value]) => pattern.test(name) && value !== ''),
+  );
 }
 
 function startServices(current: Settings): void {
@@ -137,32 +193,93 @@ function startServices(current: Settings): void {
   const { ports } = current;
   const service = (name: string, entry: string, env: Record<string, string>, readyUrl: string): void => {
     health = { ...health, [name]: readyUrl };
-    keep({ name, command: NODE, args: ['--max-semi-space-size=8', join(ROOT, entry)], env: { ...baseEnv(), ...env, HOLDFAST_INSTANCE: name }, cwd: ROOT, stopSignal: 'SIGTERM', stopGraceMs: 15_000 });
+    keep({
+      name,
+      command: NODE,
+      args: ['--max-semi-space-size=8', join(ROOT, entry)],
+      env: { ...baseEnv(), ...env, HOLDFAST_INSTANCE: name },
+      cwd: ROOT,
+      stopSignal: 'SIGTERM',
+      stopGraceMs: 15_000,
+    });
   };
   const modelEnv = current.demoGateway
     ? { LITELLM_GATEWAY_URL: `http://127.0.0.1:${ports.demoGateway}`, HOLDFAST_DEMO_GATEWAY: 'true' }
-    : { LITELLM_GATEWAY_URL: current.values.LITELLM_GATEWAY_URL ?? '', LITELLM_API_KEY: current.values.LITELLM_API_KEY ?? '' };
-  if (current.demoGateway) service('demo-gateway', 'bin/src/demo-gateway/main.ts', { DEMO_GATEWAY_PORT: String(ports.demoGateway) }, `http://127.0.0.1:${ports.demoGateway}/healthz`);
+    : {
+        LITELLM_GATEWAY_URL: current.values.LITELLM_GATEWAY_URL ?? '',
+        LITELLM_API_KEY: current.values.LITELLM_API_KEY ?? '',
+      };
+  if (current.demoGateway)
+    service(
+      'demo-gateway',
+      'bin/src/demo-gateway/main.ts',
+      { DEMO_GATEWAY_PORT: String(ports.demoGateway) },
+      `http://127.0.0.1:${ports.demoGateway}/healthz`,
+    );
   const named = (base: string, n: number): string => (n === 1 ? base : `${base}-${n}`);
   // Health endpoints lie above the API's port, out of the way of the ports that people choose.
   const healthPort = (block: number, n: number): number => ((ports.api + 1_000 + block * 20 + n) % 64_000) + 1_024;
   for (let n = 1; n <= replicas(current, 'session'); n++) {
     const port = healthPort(0, n);
-    service(named('session', n), 'services/session/dist/main.js', { DATABASE_URL: roleUrl(current, 'session'), ...natsEnv('session'), ...modelEnv, ...passThrough(/^(TURN_|MODEL_|TOOL_|SANDBOX_WAIT_MS$|WEB_FETCH_|MAX_TURNS$|BLOB_DIR$)/), HEALTH_PORT: String(port) }, `http://127.0.0.1:${port}/readyz`);
+    service(
+      named('session', n),
+      'services/session/dist/main.js',
+      {
+        DATABASE_URL: roleUrl(current, 'session'),
+        ...natsEnv('session'),
+        ...modelEnv,
+        ...passThrough(/^(TURN_|MODEL_|TOOL_|SANDBOX_WAIT_MS$|WEB_FETCH_|MAX_TURNS$|BLOB_DIR$)/),
+        HEALTH_PORT: String(port),
+      },
+      `http://127.0.0.1:${port}/readyz`,
+    );
   }
   if (existsSync(join(ROOT, 'services/sandbox/dist/main.js'))) {
     for (let n = 1; n <= replicas(current, 'sandbox'); n++) {
       const port = healthPort(1, n);
-      service(named('sandbox', n), 'services/sandbox/dist/main.js', { DATABASE_URL: roleUrl(current, 'sandbox'), ...natsEnv('sandbox'), ...passThrough(/^(CONTAINER_ENV_|SANDBOX_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_DIR$)/), HUB_PORT: String(ports.hub), HEALTH_PORT: String(port) }, `http://127.0.0.1:${port}/readyz`);
+      service(
+        named('sandbox', n),
+        'services/sandbox/dist/main.js',
+        {
+          DATABASE_URL: roleUrl(current, 'sandbox'),
+          ...natsEnv('sandbox'),
+          ...passThrough(/^(CONTAINER_ENV_|SANDBOX_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_DIR$)/),
+          HUB_PORT: String(ports.hub),
+          HEALTH_PORT: String(port),
+        },
+        `http://127.0.0.1:${port}/readyz`,
+      );
     }
   }
   for (let n = 1; n <= replicas(current, 'gateway-api'); n++) {
     const port = n === 1 ? ports.api : healthPort(2, n);
-    service(named('gateway-api', n), 'services/gateway-api/dist/main.js', { DATABASE_URL: roleUrl(current, 'gateway'), ...natsEnv('gateway-api'), ...modelEnv, ...passThrough(/^(COMMAND_TIMEOUT_MS|SSE_PING_MS|BLOB_DIR)$/), API_PORT: String(port) }, `http://127.0.0.1:${port}/readyz`);
+    service(
+      named('gateway-api', n),
+      'services/gateway-api/dist/main.js',
+      {
+        DATABASE_URL: roleUrl(current, 'gateway'),
+        ...natsEnv('gateway-api'),
+        ...modelEnv,
+        ...passThrough(/^(COMMAND_TIMEOUT_MS|SSE_PING_MS|BLOB_DIR)$/),
+        API_PORT: String(port),
+      },
+      `http://127.0.0.1:${port}/readyz`,
+    );
   }
   const dashboard = 'services/dashboard/.next/standalone/services/dashboard/server.js';
   if (existsSync(join(ROOT, dashboard))) {
-    service('dashboard', dashboard, { HOSTNAME: '127.0.0.1', PORT: String(ports.dashboard), GATEWAY_API_URL: `http://127.0.0.1:${ports.api}`, NEXT_TELEMETRY_DISABLED: '1', DASHBOARD_COOKIE: createHash('sha256').update(current.stateDir).digest('hex').slice(0, 8) }, `http://127.0.0.1:${ports.dashboard}/healthz`);
+    service(
+      'dashboard',
+      dashboard,
+      {
+        HOSTNAME: '127.0.0.1',
+        PORT: String(ports.dashboard),
+        GATEWAY_API_URL: `http://127.0.0.1:${ports.api}`,
+        NEXT_TELEMETRY_DISABLED: '1',
+        DASHBOARD_COOKIE: createHash('sha256').update(current.stateDir).digest('hex').slice(0, 8),
+      },
+      `http://127.0.0.1:${ports.dashboard}/healthz`,
+    );
   }
 }
 
@@ -179,7 +296,12 @@ async function stop(signal: string): Promise<void> {
   stopping = true;
   log(`stopping (${signal})`);
   const order = ['dashboard', 'gateway-api', 'session', 'sandbox', 'demo-gateway', 'nats', 'postgres'];
-  for (const base of order) await Promise.all(keepers.filter(({ plan }) => plan.name === base || new RegExp(`^${base}-\\d+$`).test(plan.name)).map((keeper) => keeper.stop()));
+  for (const base of order)
+    await Promise.all(
+      keepers
+        .filter(({ plan }) => plan.name === base || new RegExp(`^${base}-\\d+$`).test(plan.name))
+        .map((keeper) => keeper.stop()),
+    );
   folder.forget('supervisor');
   process.exit(0);
 }

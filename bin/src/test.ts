@@ -3,6 +3,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { build } from './build.ts';
 
 /** `bin/test`: runs every check, prints what each found, and ends with one line that counts them all. */
 interface Count {
@@ -10,7 +11,9 @@ interface Count {
   failed: number;
 }
 
-const { values: flags } = parseArgs({ options: { fast: { type: 'boolean', default: false }, help: { type: 'boolean', default: false } } });
+const { values: flags } = parseArgs({
+  options: { fast: { type: 'boolean', default: false }, help: { type: 'boolean', default: false } },
+});
 if (flags.help) {
   console.log('usage: bin/test [--fast]\n  --fast  lint, types and pure specs only, in under two minutes');
   process.exit(0);
@@ -49,10 +52,14 @@ async function specs(name: string, pattern: string, extra: readonly string[] = [
   console.log(`\n== ${name}`);
   const dir = await mkdtemp(join(tmpdir(), 'holdfast-report-'));
   const report = join(dir, 'jest.json');
-  const code = await run('jest', ['--testPathPatterns', pattern, '--json', '--outputFile', report, '--silent=false', ...extra], {
-    NODE_OPTIONS: '--experimental-vm-modules --no-warnings',
-    FORCE_COLOR: '0',
-  });
+  const code = await run(
+    'jest',
+    ['--testPathPatterns', pattern, '--json', '--outputFile', report, '--silent=false', ...extra],
+    {
+      NODE_OPTIONS: '--experimental-vm-modules --no-warnings',
+      FORCE_COLOR: '0',
+    },
+  );
   let count: Count;
   try {
     const found = JSON.parse(await readFile(report, 'utf8')) as JestReport;
@@ -66,11 +73,28 @@ async function specs(name: string, pattern: string, extra: readonly string[] = [
   return count;
 }
 
+/** Each spec starts a platform of its own, built once before them; one after the other, so that a kill hits nobody else. */
+async function endToEnd(): Promise<Count> {
+  try {
+    build(console.log);
+  } catch (error) {
+    console.error(error);
+    return { passed: 0, failed: 1 };
+  }
+  return specs('end to end', '\\.e2e\\.spec\\.ts$', ['--testTimeout=120000', '--runInBand']);
+}
+
 const total: Count = { passed: 0, failed: 0 };
 const steps: (() => Promise<Count>)[] = [
+  () => check('lint', 'npm', 'run', '--silent', 'lint'),
   () => check('types', 'tsc', '--noEmit', '-p', 'tsconfig.json'),
   () => specs('pure specs', '(?<!\\.(int|e2e|k8s))\\.spec\\.ts$'),
-  ...(flags.fast ? [] : [() => specs('specs with real servers', '\\.int\\.spec\\.ts$', ['--testTimeout=30000', '--maxWorkers=2'])]),
+  ...(flags.fast
+    ? []
+    : [
+        () => specs('specs with real servers', '\\.int\\.spec\\.ts$', ['--testTimeout=30000', '--maxWorkers=2']),
+        endToEnd,
+      ]),
 ];
 for (const step of steps) {
   const { passed, failed } = await step();

@@ -30,7 +30,10 @@ export async function down(settings: Settings): Promise<number> {
     await endProcess(supervisor.pid, 'SIGTERM', DRAIN_MS);
     stopped += 1;
   }
-  const order = (name: string): number => ['dashboard', 'gateway-api', 'session', 'sandbox', 'demo-gateway', 'nats', 'postgres'].findIndex((base) => name.startsWith(base));
+  const order = (name: string): number =>
+    ['dashboard', 'gateway-api', 'session', 'sandbox', 'demo-gateway', 'nats', 'postgres'].findIndex((base) =>
+      name.startsWith(base),
+    );
   for (const name of run.names().sort((a, b) => order(a) - order(b))) {
     const left = run.find(name);
     if (left !== null) {
@@ -68,7 +71,9 @@ async function printStatus(settings: Settings): Promise<boolean> {
     const url = status?.health[name];
     const ready = found !== null && (url === undefined || (await isReady(url)));
     all &&= ready;
-    console.log(`${name.padEnd(16)} ${found === null ? 'not running' : ready ? `running, pid ${found.pid}` : `not ready, pid ${found.pid}`}`);
+    console.log(
+      `${name.padEnd(16)} ${found === null ? 'not running' : ready ? `running, pid ${found.pid}` : `not ready, pid ${found.pid}`}`,
+    );
   }
   return all;
 }
@@ -103,7 +108,9 @@ function ensureBubblewrap(): void {
 async function reset(settings: Settings, yes: boolean): Promise<void> {
   if (!yes) {
     const terminal = createInterface({ input: process.stdin, output: process.stdout });
-    const answer = await terminal.question(`Remove all sessions, agents, keys and files under ${settings.stateDir}? [y/N] `);
+    const answer = await terminal.question(
+      `Remove all sessions, agents, keys and files under ${settings.stateDir}? [y/N] `,
+    );
     terminal.close();
     if (!/^y(es)?$/i.test(answer.trim())) {
       say('nothing was removed');
@@ -112,7 +119,8 @@ async function reset(settings: Settings, yes: boolean): Promise<void> {
   }
   await down(settings);
   if (existsSync(settings.stateDir) && lstatSync(settings.stateDir).isDirectory()) {
-    for (const part of ['run', 'log', 'data', 'blobs', 'sandboxes']) rmSync(join(realpathSync(settings.stateDir), part), { recursive: true, force: true });
+    for (const part of ['run', 'log', 'data', 'blobs', 'sandboxes'])
+      rmSync(join(realpathSync(settings.stateDir), part), { recursive: true, force: true });
   }
   rmSync(outsideFolder(settings.stateDir), { recursive: true, force: true });
   say('all data was removed');
@@ -123,7 +131,10 @@ async function printWelcome(settings: Settings): Promise<void> {
   const dashboard = `http://127.0.0.1:${settings.ports.dashboard}`;
   say('ready');
   console.log(`\n  API         ${api}   (key: HOLDFAST_API_KEY in .env)`);
-  const response = await fetch(`${api}/v1/x/sign_in_links`, { method: 'POST', headers: { authorization: `Bearer ${settings.apiKey}` } });
+  const response = await fetch(`${api}/v1/x/sign_in_links`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${settings.apiKey}` },
+  });
   const link = (await response.json()) as { token?: string };
   const run = new RunFolder(settings.stateDir);
   if (run.find('dashboard') !== null) {
@@ -131,7 +142,9 @@ async function printWelcome(settings: Settings): Promise<void> {
     if (response.ok) console.log(`  Sign in     ${dashboard}/sign-in#token=${link.token}   (once, within 10 minutes)`);
   }
   if (settings.demoGateway) {
-    console.log('\n  The model is the demo gateway: a script, not a language model. Set LITELLM_GATEWAY_URL and LITELLM_API_KEY in .env for real ones.');
+    console.log(
+      '\n  The model is the demo gateway: a script, not a language model. Set LITELLM_GATEWAY_URL and LITELLM_API_KEY in .env for real ones.',
+    );
   }
   console.log('');
 }
@@ -166,7 +179,8 @@ async function up(settings: Settings, detach: boolean): Promise<void> {
     }
     if (status?.failed != null) throw new Error(status.failed);
     if (status?.ready === true && (await Promise.all(Object.values(status.health).map(isReady))).every(Boolean)) break;
-    if (status === null && run.find('supervisor') === null && phase !== '') throw new Error(`the supervisor ended; see ${run.logFile('supervisor')}`);
+    if (status === null && run.find('supervisor') === null && phase !== '')
+      throw new Error(`the supervisor ended; see ${run.logFile('supervisor')}`);
   }
   await printWelcome(settings);
   if (detach) return;

@@ -12,7 +12,10 @@ describe('the demo model', () => {
     expect(nextStep(prompt, 0, null).call).toEqual({ name: 'bash', input: { command: 'ls' } });
     expect(nextStep(prompt, 1, 'x').call).toEqual({ name: 'write', input: { file_path: 'a', content: 'b|c' } });
     expect(nextStep(prompt, 2, 'x').call?.name).toBe('t');
-    expect(nextStep(prompt, 3, 'the result')).toMatchObject({ call: null, text: 'Done. The last result was:\nthe result' });
+    expect(nextStep(prompt, 3, 'the result')).toMatchObject({
+      call: null,
+      text: 'Done. The last result was:\nthe result',
+    });
   });
 
   it('streams slowly, errs on demand, and says how to use it', () => {

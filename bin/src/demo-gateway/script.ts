@@ -73,5 +73,8 @@ export function nextStep(prompt: string, done: number, lastResult: string | null
   if (step !== undefined) return step;
   const plain = { wordMs: 0, call: null, errorStatus: null };
   if (steps.length === 0) return { ...plain, text: `You said: ${prompt.slice(0, 2_000)}\n\n${USAGE}` };
-  return { ...plain, text: lastResult === null ? 'Done.' : `Done. The last result was:\n${lastResult.slice(0, 2_000)}` };
+  return {
+    ...plain,
+    text: lastResult === null ? 'Done.' : `Done. The last result was:\n${lastResult.slice(0, 2_000)}`,
+  };
 }

@@ -18,14 +18,18 @@ interface Message {
 function textOf(content: unknown): string {
   if (typeof content === 'string') return content;
   if (!Array.isArray(content)) return '';
-  return content.map((part: { type?: string; text?: string }) => (part.type === 'text' ? (part.text ?? '') : '')).join('');
+  return content
+    .map((part: { type?: string; text?: string }) => (part.type === 'text' ? (part.text ?? '') : ''))
+    .join('');
 }
 
 /** Tool results of the messages dialect stand in user messages. */
 function resultOf(message: Message): string | null {
   if (message.role === 'tool') return textOf(message.content);
   if (!Array.isArray(message.content)) return null;
-  const results = (message.content as { type?: string; content?: unknown }[]).filter((part) => part.type === 'tool_result');
+  const results = (message.content as { type?: string; content?: unknown }[]).filter(
+    (part) => part.type === 'tool_result',
+  );
   return results.length === 0 ? null : results.map((part) => textOf(part.content)).join('\n');
 }
 
@@ -45,7 +49,9 @@ function stepFor(messages: readonly Message[]): Step {
   return nextStep(prompt, done, result);
 }
 
-async function readJson(request: IncomingMessage): Promise<{ messages?: Message[]; stream?: boolean; stream_options?: { include_usage?: boolean } }> {
+async function readJson(
+  request: IncomingMessage,
+): Promise<{ messages?: Message[]; stream?: boolean; stream_options?: { include_usage?: boolean } }> {
   const parts: Buffer[] = [];
   let size = 0;
   for await (const part of request as AsyncIterable<Buffer>) {
@@ -57,7 +63,8 @@ async function readJson(request: IncomingMessage): Promise<{ messages?: Message[
 }
 
 const tokens = (text: string): number => Math.ceil(text.length / 4);
-const promptTokens = (messages: readonly Message[]): number => messages.reduce((sum, message) => sum + tokens(JSON.stringify(message.content ?? '')) + 4, 0);
+const promptTokens = (messages: readonly Message[]): number =>
+  messages.reduce((sum, message) => sum + tokens(JSON.stringify(message.content ?? '')) + 4, 0);
 
 /** Text in pieces: word by word when it is slow, at once when it is not. */
 async function* pieces(step: Step): AsyncGenerator<string> {
@@ -76,24 +83,55 @@ function sendJson(response: ServerResponse, status: number, body: unknown): void
   response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
 }
 
-async function chatCompletions(messages: Message[], stream: boolean, includeUsage: boolean, step: Step, response: ServerResponse): Promise<void> {
+async function chatCompletions(
+  messages: Message[],
+  stream: boolean,
+  includeUsage: boolean,
+  step: Step,
+  response: ServerResponse,
+): Promise<void> {
   const id = `chatcmpl-${randomUUID()}`;
   const created = Math.floor(Date.now() / 1000);
-  const call = step.call === null ? null : { id: `call_${randomUUID()}`, type: 'function', function: { name: step.call.name, arguments: JSON.stringify(step.call.input) } };
+  const call =
+    step.call === null
+      ? null
+      : {
+          id: `call_${randomUUID()}`,
+          type: 'function',
+          function: { name: step.call.name, arguments: JSON.stringify(step.call.input) },
+        };
   const finish = call === null ? 'stop' : 'tool_calls';
-  const usage = { prompt_tokens: promptTokens(messages), completion_tokens: tokens(step.text) + (call === null ? 0 : 20), total_tokens: 0 };
+  const usage = {
+    prompt_tokens: promptTokens(messages),
+    completion_tokens: tokens(step.text) + (call === null ? 0 : 20),
+    total_tokens: 0,
+  };
   usage.total_tokens = usage.prompt_tokens + usage.completion_tokens;
   if (!stream) {
     for await (const _piece of pieces(step));
-    const message = { role: 'assistant', content: step.text === '' ? null : step.text, ...(call === null ? {} : { tool_calls: [call] }) };
-    sendJson(response, 200, { id, object: 'chat.completion', created, model: MODEL, choices: [{ index: 0, message, finish_reason: finish }], usage });
+    const message = {
+      role: 'assistant',
+      content: step.text === '' ? null : step.text,
+      ...(call === null ? {} : { tool_calls: [call] }),
+    };
+    sendJson(response, 200, {
+      id,
+      object: 'chat.completion',
+      created,
+      model: MODEL,
+      choices: [{ index: 0, message, finish_reason: finish }],
+      usage,
+    });
     return;
   }
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
   const send = (choices: unknown[], extra: object = {}): void => {
-    response.write(`data: ${JSON.stringify({ id, object: 'chat.completion.chunk', created, model: MODEL, choices, ...extra })}\n\n`);
+    response.write(
+      `data: ${JSON.stringify({ id, object: 'chat.completion.chunk', created, model: MODEL, choices, ...extra })}\n\n`,
+    );
   };
-  const delta = (content: object, finishReason: string | null = null): void => send([{ index: 0, delta: content, finish_reason: finishReason }]);
+  const delta = (content: object, finishReason: string | null = null): void =>
+    send([{ index: 0, delta: content, finish_reason: finishReason }]);
   delta({ role: 'assistant', content: '' });
   for await (const piece of pieces(step)) {
     if (response.destroyed) return;
@@ -105,7 +143,12 @@ async function chatCompletions(messages: Message[], stream: boolean, includeUsag
   response.end('data: [DONE]\n\n');
 }
 
-async function anthropicMessages(messages: Message[], stream: boolean, step: Step, response: ServerResponse): Promise<void> {
+async function anthropicMessages(
+  messages: Message[],
+  stream: boolean,
+  step: Step,
+  response: ServerResponse,
+): Promise<void> {
   const id = `msg_${randomUUID()}`;
   const call = step.call === null ? null : { type: 'tool_use', id: `toolu_${randomUUID()}`, ...step.call };
   const stopReason = call === null ? 'end_turn' : 'tool_use';
@@ -113,7 +156,10 @@ async function anthropicMessages(messages: Message[], stream: boolean, step: Ste
   const base = { id, type: 'message', role: 'assistant', model: MODEL };
   if (!stream) {
     for await (const _piece of pieces(step));
-    const content = [...(step.text === '' ? [] : [{ type: 'text', text: step.text }]), ...(call === null ? [] : [call])];
+    const content = [
+      ...(step.text === '' ? [] : [{ type: 'text', text: step.text }]),
+      ...(call === null ? [] : [call]),
+    ];
     sendJson(response, 200, { ...base, content, stop_reason: stopReason, stop_sequence: null, usage });
     return;
   }
@@ -121,7 +167,9 @@ async function anthropicMessages(messages: Message[], stream: boolean, step: Ste
   const send = (type: string, body: object): void => {
     response.write(`event: ${type}\ndata: ${JSON.stringify({ type, ...body })}\n\n`);
   };
-  send('message_start', { message: { ...base, content: [], stop_reason: null, stop_sequence: null, usage: { ...usage, output_tokens: 0 } } });
+  send('message_start', {
+    message: { ...base, content: [], stop_reason: null, stop_sequence: null, usage: { ...usage, output_tokens: 0 } },
+  });
   let index = 0;
   if (step.text !== '') {
     send('content_block_start', { index, content_block: { type: 'text', text: '' } });
@@ -134,10 +182,16 @@ async function anthropicMessages(messages: Message[], stream: boolean, step: Ste
   }
   if (call !== null) {
     send('content_block_start', { index, content_block: { ...call, input: {} } });
-    send('content_block_delta', { index, delta: { type: 'input_json_delta', partial_json: JSON.stringify(call.input) } });
+    send('content_block_delta', {
+      index,
+      delta: { type: 'input_json_delta', partial_json: JSON.stringify(call.input) },
+    });
     send('content_block_stop', { index });
   }
-  send('message_delta', { delta: { stop_reason: stopReason, stop_sequence: null }, usage: { output_tokens: usage.output_tokens } });
+  send('message_delta', {
+    delta: { stop_reason: stopReason, stop_sequence: null },
+    usage: { output_tokens: usage.output_tokens },
+  });
   send('message_stop', {});
   response.end();
 }
@@ -146,10 +200,15 @@ async function anthropicMessages(messages: Message[], stream: boolean, step: Ste
 export type OnRequest = (messages: readonly Message[]) => void;
 
 /** Starts the demo gateway; port 0 takes a free one. */
-export async function startDemoGateway(port: number, host = '127.0.0.1', onRequest: OnRequest = () => undefined): Promise<Server> {
+export async function startDemoGateway(
+  port: number,
+  host = '127.0.0.1',
+  onRequest: OnRequest = () => undefined,
+): Promise<Server> {
   const server = createServer((request, response) => {
     void answer(request, response, onRequest).catch((error: unknown) => {
-      if (!response.headersSent) sendJson(response, 400, { error: { message: String(error), type: 'invalid_request_error' } });
+      if (!response.headersSent)
+        sendJson(response, 400, { error: { message: String(error), type: 'invalid_request_error' } });
       else response.destroy();
     });
   });
@@ -163,20 +222,28 @@ export async function startDemoGateway(port: number, host = '127.0.0.1', onReque
 
 async function answer(request: IncomingMessage, response: ServerResponse, onRequest: OnRequest): Promise<void> {
   const { pathname } = new URL(request.url ?? '/', 'http://demo');
-  if (request.method === 'GET' && (pathname === '/healthz' || pathname === '/health/liveliness')) return sendJson(response, 200, { status: 'ok' });
+  if (request.method === 'GET' && (pathname === '/healthz' || pathname === '/health/liveliness'))
+    return sendJson(response, 200, { status: 'ok' });
   if (request.method === 'GET' && pathname === '/v1/models') {
-    return sendJson(response, 200, { object: 'list', data: [{ id: MODEL, object: 'model', created: 1_700_000_000, owned_by: 'holdfast' }] });
+    return sendJson(response, 200, {
+      object: 'list',
+      data: [{ id: MODEL, object: 'model', created: 1_700_000_000, owned_by: 'holdfast' }],
+    });
   }
   const dialect = pathname.replace(/^\/v1/, '');
   if (request.method !== 'POST' || (dialect !== '/chat/completions' && dialect !== '/messages')) {
-    return sendJson(response, 404, { error: { message: `no route ${request.method} ${pathname}`, type: 'not_found_error' } });
+    return sendJson(response, 404, {
+      error: { message: `no route ${request.method} ${pathname}`, type: 'not_found_error' },
+    });
   }
   const body = await readJson(request);
   const messages = Array.isArray(body.messages) ? body.messages : [];
   onRequest(messages);
   const step = stepFor(messages);
   if (step.errorStatus !== null) {
-    return sendJson(response, step.errorStatus, { error: { message: `the script asked for HTTP ${step.errorStatus}`, type: 'api_error' } });
+    return sendJson(response, step.errorStatus, {
+      error: { message: `the script asked for HTTP ${step.errorStatus}`, type: 'api_error' },
+    });
   }
   if (dialect === '/messages') return anthropicMessages(messages, body.stream === true, step, response);
   return chatCompletions(messages, body.stream === true, body.stream_options?.include_usage === true, step, response);

@@ -1,7 +1,7 @@
 import { closeSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { Journal } from './journal.ts';
-import { readToken, Runner, scratchOf, startEgressRelay } from './runner.ts';
+import { Runner, readToken, scratchOf, startEgressRelay } from './runner.ts';
 import { Tools } from './tools.ts';
 
 /** The first process of a sandbox. Settings come from its environment, the token over file descriptor 3. */

@@ -63,7 +63,11 @@ export class Runner {
 
   #dial(retryMs: number): void {
     if (this.#stopped) return;
-    const socket = new WebSocket(`ws+unix://${this.#options.hubSocket}:/runner-link`, { handshakeTimeout: 5_000, maxPayload: 16 * 1024 * 1024, perMessageDeflate: false });
+    const socket = new WebSocket(`ws+unix://${this.#options.hubSocket}:/runner-link`, {
+      handshakeTimeout: 5_000,
+      maxPayload: 16 * 1024 * 1024,
+      perMessageDeflate: false,
+    });
     this.#socket = socket;
     let heardMs = Date.now();
     const watch = setInterval(() => {
@@ -136,8 +140,18 @@ export class Runner {
     this.#running.set(callId, controller);
     journal.start(callId);
     void tools
-      .run({ callId, tool: message.tool, input: message.input, timeoutMs: message.timeoutMs, env: this.#env, signal: controller.signal })
-      .catch((error: unknown) => ({ result: { outcome: 'completed' as const, isError: true, text: `Failed: ${String(error)}` }, wholePath: null }))
+      .run({
+        callId,
+        tool: message.tool,
+        input: message.input,
+        timeoutMs: message.timeoutMs,
+        env: this.#env,
+        signal: controller.signal,
+      })
+      .catch((error: unknown) => ({
+        result: { outcome: 'completed' as const, isError: true, text: `Failed: ${String(error)}` },
+        wholePath: null,
+      }))
       .then(async ({ result, wholePath }) => {
         this.#running.delete(callId);
         if (wholePath !== null) await this.#sendWhole(callId, wholePath);
@@ -149,7 +163,8 @@ export class Runner {
   #cancel(message: Extract<HubMessage, { type: 'cancel' }>): void {
     const { journal } = this.#options;
     const { id, callId } = message;
-    const answer = (result: RunnerOutcome | null, stale = false): void => this.#send({ type: 'answer', id, stale, result });
+    const answer = (result: RunnerOutcome | null, stale = false): void =>
+      this.#send({ type: 'answer', id, stale, result });
     if (!journal.admits(message.generation)) {
       answer(null, true);
       return;
@@ -181,10 +196,13 @@ export class Runner {
   async #sendWhole(callId: string, path: string): Promise<void> {
     let sent = 0;
     try {
-      for await (const piece of createReadStream(path, { highWaterMark: OUTPUT_PIECE_BYTES }) as AsyncIterable<Buffer>) {
+      for await (const piece of createReadStream(path, {
+        highWaterMark: OUTPUT_PIECE_BYTES,
+      }) as AsyncIterable<Buffer>) {
         sent += piece.length;
         if (sent > MAX_OUTPUT_BYTES) return;
-        while ((this.#socket?.bufferedAmount ?? 0) > 4 * OUTPUT_PIECE_BYTES) await new Promise((resolve) => setTimeout(resolve, 5));
+        while ((this.#socket?.bufferedAmount ?? 0) > 4 * OUTPUT_PIECE_BYTES)
+          await new Promise((resolve) => setTimeout(resolve, 5));
         this.#send({ type: 'output', callId, data: piece.toString('base64') });
       }
     } catch {

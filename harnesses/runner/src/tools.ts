@@ -51,7 +51,10 @@ export class Tools {
     }
     const { text, wholePath } = output.end();
     if (call.signal.aborted) {
-      return { result: { outcome: 'cancelled', isError: true, text: `${String(call.signal.reason)}\n${text}`.trim() }, wholePath };
+      return {
+        result: { outcome: 'cancelled', isError: true, text: `${String(call.signal.reason)}\n${text}`.trim() },
+        wholePath,
+      };
     }
     return { result: { outcome: 'completed', isError, text }, wholePath };
   }
@@ -105,15 +108,19 @@ eval "$hf_command"`;
   }
 
   async #grep(call: ToolCall, output: Output): Promise<boolean> {
-    const pattern = text(call.input, 'pattern');
+    const pattern = stringOf(call.input, 'pattern');
     const path = this.#resolve(typeof call.input['path'] === 'string' ? call.input['path'] : '.');
     if (!existsSync(path)) throw new ToolFault(`There is nothing at ${path}.`);
-    const child = spawn('grep', ['-rnIE', '--exclude-dir=.git', '--exclude-dir=node_modules', '-e', pattern, '--', path], {
-      cwd: this.#places.workspace,
-      env: { ...call.env, HOLDFAST_CALL: call.callId },
-      stdio: ['ignore', 'pipe', 'pipe'],
-      detached: true,
-    });
+    const child = spawn(
+      'grep',
+      ['-rnIE', '--exclude-dir=.git', '--exclude-dir=node_modules', '-e', pattern, '--', path],
+      {
+        cwd: this.#places.workspace,
+        env: { ...call.env, HOLDFAST_CALL: call.callId },
+        stdio: ['ignore', 'pipe', 'pipe'],
+        detached: true,
+      },
+    );
     const { code, timedOut } = await this.#supervise(child, call, output);
     if (timedOut) output.addText(`\n[timed out after ${call.timeoutMs} ms]`);
     if (code === 1) output.addText('No matches.');
@@ -153,10 +160,11 @@ eval "$hf_command"`;
   }
 
   async #read(input: ToolCall['input']): Promise<string> {
-    const path = this.#resolve(text(input, 'file_path'));
+    const path = this.#resolve(stringOf(input, 'file_path'));
     const facts = await stat(path);
     if (facts.isDirectory()) throw new ToolFault(`${path} is a folder; list it with glob or bash.`);
-    if (facts.size > MAX_FILE_BYTES) throw new ToolFault(`${path} has ${facts.size} bytes; read parts of it with bash.`);
+    if (facts.size > MAX_FILE_BYTES)
+      throw new ToolFault(`${path} has ${facts.size} bytes; read parts of it with bash.`);
     const bytes = await readFile(path);
     if (bytes.subarray(0, 8_192).includes(0)) throw new ToolFault(`${path} is a binary file.`);
     const lines = new TextDecoder().decode(bytes).split('\n');
@@ -164,10 +172,12 @@ eval "$hf_command"`;
     const range = input['view_range'];
     let [first, last] = [1, lines.length];
     if (range !== undefined) {
-      if (!Array.isArray(range) || range.length !== 2 || !range.every(Number.isInteger)) throw new ToolFault('view_range must be [first, last].');
+      if (!Array.isArray(range) || range.length !== 2 || !range.every(Number.isInteger))
+        throw new ToolFault('view_range must be [first, last].');
       [first, last] = range as [number, number];
       if (last === -1) last = lines.length;
-      if (first < 1 || first > Math.max(1, lines.length) || last < first) throw new ToolFault(`view_range must lie within 1 and ${lines.length}.`);
+      if (first < 1 || first > Math.max(1, lines.length) || last < first)
+        throw new ToolFault(`view_range must lie within 1 and ${lines.length}.`);
     }
     if (lines.length === 0) return '(the file is empty)';
     return lines
@@ -177,7 +187,7 @@ eval "$hf_command"`;
   }
 
   async #write(input: ToolCall['input']): Promise<string> {
-    const path = this.#resolve(text(input, 'file_path'));
+    const path = this.#resolve(stringOf(input, 'file_path'));
     const content = input['content'];
     if (typeof content !== 'string') throw new ToolFault('write needs {"file_path": "…", "content": "…"}.');
     await mkdir(dirname(path), { recursive: true });
@@ -186,14 +196,15 @@ eval "$hf_command"`;
   }
 
   async #edit(input: ToolCall['input']): Promise<string> {
-    const path = this.#resolve(text(input, 'file_path'));
-    const old = text(input, 'old_string');
+    const path = this.#resolve(stringOf(input, 'file_path'));
+    const old = stringOf(input, 'old_string');
     const fresh = input['new_string'];
     if (typeof fresh !== 'string') throw new ToolFault('edit needs new_string.');
     const content = await readFile(path, 'utf8');
     const count = content.split(old).length - 1;
     if (count === 0) throw new ToolFault(`old_string does not occur in ${path}.`);
-    if (count > 1 && input['replace_all'] !== true) throw new ToolFault(`old_string occurs ${count} times in ${path}; give more of it, or set replace_all.`);
+    if (count > 1 && input['replace_all'] !== true)
+      throw new ToolFault(`old_string occurs ${count} times in ${path}; give more of it, or set replace_all.`);
     await replaceFile(path, content.split(old).join(fresh));
     return `Replaced ${count} occurrence${count === 1 ? '' : 's'} in ${path}.`;
   }
@@ -201,7 +212,10 @@ eval "$hf_command"`;
   async #glob(input: ToolCall['input']): Promise<string> {
     const folder = this.#resolve(typeof input['path'] === 'string' ? input['path'] : '.');
     const found: { path: string; changedMs: number }[] = [];
-    for await (const match of glob(text(input, 'pattern'), { cwd: folder, exclude: (name) => name === 'node_modules' || name === '.git' })) {
+    for await (const match of glob(stringOf(input, 'pattern'), {
+      cwd: folder,
+      exclude: (name) => name === 'node_modules' || name === '.git',
+    })) {
       const path = resolve(folder, match);
       const facts = await stat(path).catch(() => null);
       if (facts?.isFile() === true) found.push({ path, changedMs: facts.mtimeMs });
@@ -220,17 +234,26 @@ eval "$hf_command"`;
   }
 }
 
-function text(input: ToolCall['input'], name: string): string {
+function stringOf(input: ToolCall['input'], name: string): string {
   const value = input[name];
-  if (typeof value !== 'string' || value === '' || value.includes('\0')) throw new ToolFault(`${name} must be a text that is not empty.`);
+  if (typeof value !== 'string' || value === '' || value.includes('\0'))
+    throw new ToolFault(`${name} must be a text that is not empty.`);
   return value;
 }
 
 function describe(error: unknown): string {
   const code = error instanceof Error && 'code' in error ? String(error.code) : '';
   const path = error instanceof Error && 'path' in error ? ` ${String(error.path)}` : '';
-  const words: Record<string, string> = { ENOENT: 'There is no file', EACCES: 'No permission for', EISDIR: 'That is a folder:', ENOSPC: 'No space left for', EROFS: 'That place is read-only:' };
-  return words[code] === undefined ? `Failed: ${error instanceof Error ? error.message : String(error)}` : `${words[code]}${path}.`;
+  const words: Record<string, string> = {
+    ENOENT: 'There is no file',
+    EACCES: 'No permission for',
+    EISDIR: 'That is a folder:',
+    ENOSPC: 'No space left for',
+    EROFS: 'That place is read-only:',
+  };
+  return words[code] === undefined
+    ? `Failed: ${error instanceof Error ? error.message : String(error)}`
+    : `${words[code]}${path}.`;
 }
 
 /** Written beside and renamed, so that a crash leaves the old content or the new, never half of it. */

@@ -1,9 +1,19 @@
-import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { AppError, EVENTS_STREAM, eventSubject, type StoredEvent } from '@holdfast/contracts';
 import { type NatsServer, startNats } from '@holdfast/testing';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
 import { jetstream, jetstreamManager } from '@nats-io/jetstream';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { type Bus, caughtUp, consumeEvents, deleteEventsStream, ensureStreams, Relay, type RelayCursor, type RelaySource, streamInfo } from './index.ts';
+import {
+  type Bus,
+  caughtUp,
+  consumeEvents,
+  deleteEventsStream,
+  ensureStreams,
+  Relay,
+  type RelayCursor,
+  type RelaySource,
+  streamInfo,
+} from './index.ts';
 
 let nats: NatsServer & { dir: string };
 let session: Bus;
@@ -11,7 +21,11 @@ let gateway: Bus;
 let sandbox: Bus;
 beforeAll(async () => {
   nats = await startNats();
-  [session, gateway, sandbox] = await Promise.all([nats.connect('session'), nats.connect('gateway-api'), nats.connect('sandbox')]);
+  [session, gateway, sandbox] = await Promise.all([
+    nats.connect('session'),
+    nats.connect('gateway-api'),
+    nats.connect('sandbox'),
+  ]);
 }, 120_000);
 afterAll(async () => {
   await Promise.all([session.close(), gateway.close(), sandbox.close()]);
@@ -28,11 +42,14 @@ describe('requests', () => {
     const seen: unknown[] = [];
     const stop = session.reply<{ n: number }, number>('cmd.session.>', { queue: 'session' }, (body, context) => {
       seen.push(context);
-      if (body.n < 0) throw new AppError('invalid', 'spec.negative', 'n must not be negative', { details: { n: body.n } });
+      if (body.n < 0)
+        throw new AppError('invalid', 'spec.negative', 'n must not be negative', { details: { n: body.n } });
       return body.n * 2;
     });
     await session.flush();
-    expect(await gateway.request('cmd.session.a.double', { n: 21 }, { timeoutMs: 2_000, traceparent: '00-ab-cd-01' })).toBe(42);
+    expect(
+      await gateway.request('cmd.session.a.double', { n: 21 }, { timeoutMs: 2_000, traceparent: '00-ab-cd-01' }),
+    ).toBe(42);
     expect(seen[0]).toMatchObject({ subject: 'cmd.session.a.double', traceparent: '00-ab-cd-01' });
     await expect(gateway.request('cmd.session.a.double', { n: -1 })).rejects.toMatchObject({
       kind: 'invalid',
@@ -41,13 +58,18 @@ describe('requests', () => {
     });
     await stop.stop();
     await session.flush();
-    await expect(gateway.request('cmd.session.a.double', { n: 1 })).rejects.toMatchObject({ kind: 'unavailable', code: 'bus.no-responders' });
+    await expect(gateway.request('cmd.session.a.double', { n: 1 })).rejects.toMatchObject({
+      kind: 'unavailable',
+      code: 'bus.no-responders',
+    });
   });
 
   it('gives up at the deadline', async () => {
     const stop = session.reply('cmd.agent.>', {}, () => sleep(500));
     await session.flush();
-    await expect(gateway.request('cmd.agent.x.slow', {}, { timeoutMs: 50 })).rejects.toMatchObject({ code: 'bus.timeout' });
+    await expect(gateway.request('cmd.agent.x.slow', {}, { timeoutMs: 50 })).rejects.toMatchObject({
+      code: 'bus.timeout',
+    });
     await stop.stop();
   });
 
@@ -61,7 +83,11 @@ describe('requests', () => {
     const ask = async (body: string): Promise<unknown[]> => {
       const got: unknown[] = [];
       try {
-        for await (const answer of session.requestMany('cmd.sandbox.sbx_1.link.exec', body, { silenceMs: 150, deadlineAtMs: Date.now() + 5_000 })) got.push(answer);
+        for await (const answer of session.requestMany('cmd.sandbox.sbx_1.link.exec', body, {
+          silenceMs: 150,
+          deadlineAtMs: Date.now() + 5_000,
+        }))
+          got.push(answer);
       } catch (error) {
         got.push((error as AppError).code);
       }
@@ -93,7 +119,18 @@ class MemoryLog implements RelaySource {
   add(count: number): void {
     for (let i = 0; i < count; i++) {
       const position = String(this.events.length + 1);
-      this.events.push({ position, id: `sevt_${position}_${nats.port}`, workspaceId: 'wrkspc_a', streamId: 'session-sesn_1', version: this.events.length + 1, type: 'user.message', schemaVersion: 1, data: {}, metadata: {}, recordedAt: new Date().toISOString() });
+      this.events.push({
+        position,
+        id: `sevt_${position}_${nats.port}`,
+        workspaceId: 'wrkspc_a',
+        streamId: 'session-sesn_1',
+        version: this.events.length + 1,
+        type: 'user.message',
+        schemaVersion: 1,
+        data: {},
+        metadata: {},
+        recordedAt: new Date().toISOString(),
+      });
     }
   }
   async readAll({ after, limit }: { after: RelayCursor; limit: number }) {
@@ -109,7 +146,10 @@ class MemoryLog implements RelaySource {
     if (this.leader !== null) return null;
     const me = {};
     this.leader = me;
-    return { lost: new Promise<void>(() => undefined), release: async () => void (this.leader === me && (this.leader = null)) };
+    return {
+      lost: new Promise<void>(() => undefined),
+      release: async () => void (this.leader === me && (this.leader = null)),
+    };
   }
 }
 
@@ -165,23 +205,29 @@ describe('the relay', () => {
     expect(await stored()).toEqual(log.events.map(({ id }) => id));
   }, 20_000);
 
-  it.each(['purged', 'deleted'])('refills a stream that was %s, inside the dedupe window too (B1)', async (how) => {
-    const log = new MemoryLog();
-    log.add(20);
-    relay(log);
-    await eventually(() => log.checkpoint?.position === '20');
-    const manager = await jetstreamManager(session.connection);
-    if (how === 'purged') await manager.streams.purge(EVENTS_STREAM);
-    else await manager.streams.delete(EVENTS_STREAM);
-    await eventually(async () => (await stored()).length === 20, 15_000);
-    expect(await stored()).toEqual(log.events.map(({ id }) => id));
-  }, 30_000);
+  it.each(['purged', 'deleted'])(
+    'refills a stream that was %s, inside the dedupe window too (B1)',
+    async (how) => {
+      const log = new MemoryLog();
+      log.add(20);
+      relay(log);
+      await eventually(() => log.checkpoint?.position === '20');
+      const manager = await jetstreamManager(session.connection);
+      if (how === 'purged') await manager.streams.purge(EVENTS_STREAM);
+      else await manager.streams.delete(EVENTS_STREAM);
+      await eventually(async () => (await stored()).length === 20, 15_000);
+      expect(await stored()).toEqual(log.events.map(({ id }) => id));
+    },
+    30_000,
+  );
 
   it('stops a leader whose expected sequence is not the stream’s (B2)', async () => {
     await ensureStreams(session);
     const client = jetstream(session.connection);
     await client.publish('evt.session.x.y', '{}', { msgID: 'a' });
-    await expect(client.publish('evt.session.x.y', '{}', { msgID: 'b', expect: { lastSequence: 0 } })).rejects.toThrow(/sequence/);
+    await expect(client.publish('evt.session.x.y', '{}', { msgID: 'b', expect: { lastSequence: 0 } })).rejects.toThrow(
+      /sequence/,
+    );
   });
 
   it('survives kill -9 of the broker', async () => {
@@ -209,7 +255,11 @@ describe('durable consumers', () => {
     await ensureStreams(session);
     const client = jetstream(session.connection);
     const publish = (id: string) =>
-      client.publish(eventSubject('session-sesn_9', 'session.deleted'), JSON.stringify({ id, streamId: 'session-sesn_9' }), { msgID: id });
+      client.publish(
+        eventSubject('session-sesn_9', 'session.deleted'),
+        JSON.stringify({ id, streamId: 'session-sesn_9' }),
+        { msgID: id },
+      );
     const seen: string[] = [];
     const consumer = consumeEvents(sandbox, {
       durable: 'sandbox-spec',

@@ -254,16 +254,26 @@ function unwrap<R>(message: Msg): R {
 }
 
 function noResponders(subject: string): AppError {
-  return new AppError('unavailable', 'bus.no-responders', 'The service that answers this is not running; try again shortly.', {
+  return new AppError(
+    'unavailable',
+    'bus.no-responders',
+    'The service that answers this is not running; try again shortly.',
+    {
+      details: { subject },
+    },
+  );
+}
+function timedOut(subject: string): AppError {
+  return new AppError('unavailable', 'bus.timeout', 'The service did not answer in time; try again shortly.', {
     details: { subject },
   });
 }
-function timedOut(subject: string): AppError {
-  return new AppError('unavailable', 'bus.timeout', 'The service did not answer in time; try again shortly.', { details: { subject } });
-}
 
 function asBusError(error: unknown, subject: string): AppError {
-  if (error instanceof NoRespondersError || (error instanceof RequestError && error.isNoResponders())) return noResponders(subject);
+  if (error instanceof NoRespondersError || (error instanceof RequestError && error.isNoResponders()))
+    return noResponders(subject);
   if (error instanceof TimeoutError) return timedOut(subject);
-  return new AppError('unavailable', 'bus.unavailable', 'The message bus cannot be reached; try again shortly.', { cause: error });
+  return new AppError('unavailable', 'bus.unavailable', 'The message bus cannot be reached; try again shortly.', {
+    cause: error,
+  });
 }

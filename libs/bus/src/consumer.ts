@@ -1,6 +1,20 @@
-import { type AppError, DEAD_LETTER_STREAM, deadLetterSubject, EVENTS_STREAM, type StoredEvent, toAppError } from '@holdfast/contracts';
-import { AckPolicy, type ConsumerMessages, DeliverPolicy, jetstream, type JsMsg, jetstreamManager } from '@nats-io/jetstream';
 import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  type AppError,
+  DEAD_LETTER_STREAM,
+  deadLetterSubject,
+  EVENTS_STREAM,
+  type StoredEvent,
+  toAppError,
+} from '@holdfast/contracts';
+import {
+  AckPolicy,
+  type ConsumerMessages,
+  DeliverPolicy,
+  type JsMsg,
+  jetstream,
+  jetstreamManager,
+} from '@nats-io/jetstream';
 import type { Bus, Registration } from './bus.ts';
 
 export type Verdict = 'ack' | 'nak' | 'term';
@@ -76,9 +90,16 @@ async function handleOne(bus: Bus, message: JsMsg, options: ConsumerOptions): Pr
     if (verdict === 'ack') message.ack();
     else if (verdict === 'nak') message.nak(Math.min(30_000, 200 * 2 ** Math.min(deliveries, 8)));
     else {
-      const parked = { consumer: options.durable, subject: message.subject, error: failure.toBody(), event: message.string() };
+      const parked = {
+        consumer: options.durable,
+        subject: message.subject,
+        error: failure.toBody(),
+        event: message.string(),
+      };
       // Parked first: a lost message is worse than one parked twice.
-      await jetstream(bus.connection).publish(deadLetterSubject(options.durable), JSON.stringify(parked), { expect: { streamName: DEAD_LETTER_STREAM } });
+      await jetstream(bus.connection).publish(deadLetterSubject(options.durable), JSON.stringify(parked), {
+        expect: { streamName: DEAD_LETTER_STREAM },
+      });
       message.term();
     }
   } finally {

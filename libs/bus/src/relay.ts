@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { AppError, EVENTS_STREAM, eventSubject, RELAY_HINT, type StoredEvent } from '@holdfast/contracts';
-import { jetstream, type JetStreamClient, type JetStreamManager, jetstreamManager } from '@nats-io/jetstream';
+import { type JetStreamClient, type JetStreamManager, jetstream, jetstreamManager } from '@nats-io/jetstream';
 import { headers } from '@nats-io/transport-node';
 import type { Bus, Registration } from './bus.ts';
-import { deleteEventsStream, ensureStreams, streamInfo, type StreamLimits } from './streams.ts';
+import { deleteEventsStream, ensureStreams, type StreamLimits, streamInfo } from './streams.ts';
 
 /** Where a reader of the log stands; compared by the log alone. */
 export interface RelayCursor {
@@ -13,7 +13,10 @@ export interface RelayCursor {
 
 /** What the relay needs of the log; the session service implements it over Postgres. */
 export interface RelaySource {
-  readAll(options: { after: RelayCursor; limit: number }): Promise<{ events: StoredEvent[]; cursors: RelayCursor[]; cursor: RelayCursor }>;
+  readAll(options: {
+    after: RelayCursor;
+    limit: number;
+  }): Promise<{ events: StoredEvent[]; cursors: RelayCursor[]; cursor: RelayCursor }>;
   loadCheckpoint(): Promise<RelayCursor | null>;
   saveCheckpoint(cursor: RelayCursor): Promise<void>;
   /** Takes the leadership when it is free; `lost` settles when it is gone. */
@@ -50,7 +53,9 @@ export interface RelayFigures {
  * publish late (B2); a new leader resumes after the stream's own last message. An emptied stream is refilled.
  */
 export class Relay {
-  readonly #options: Required<Pick<RelayOptions, 'bus' | 'source' | 'pollMs' | 'onError'>> & { limits: StreamLimits | undefined };
+  readonly #options: Required<Pick<RelayOptions, 'bus' | 'source' | 'pollMs' | 'onError'>> & {
+    limits: StreamLimits | undefined;
+  };
   readonly #stopping = new AbortController();
   #loop: Promise<void> | null = null;
   #hint: Registration | null = null;
@@ -61,7 +66,12 @@ export class Relay {
   #lagMs = 0;
 
   constructor(options: RelayOptions) {
-    this.#options = { ...options, pollMs: options.pollMs ?? 500, onError: options.onError ?? (() => undefined), limits: options.limits };
+    this.#options = {
+      ...options,
+      pollMs: options.pollMs ?? 500,
+      onError: options.onError ?? (() => undefined),
+      limits: options.limits,
+    };
   }
 
   get figures(): RelayFigures {
@@ -151,7 +161,11 @@ export class Relay {
   }
 
   /** Publishes a page in order, pipelined; each message names the sequence it must follow. */
-  async #publish(client: JetStreamClient, page: { events: StoredEvent[]; cursors: RelayCursor[] }, sequence: number): Promise<number> {
+  async #publish(
+    client: JetStreamClient,
+    page: { events: StoredEvent[]; cursors: RelayCursor[] },
+    sequence: number,
+  ): Promise<number> {
     const acks = await Promise.allSettled(
       page.events.map((event, i) => {
         const all = headers();
@@ -175,7 +189,11 @@ export class Relay {
       if (ack.value.duplicate) {
         // The window knows the id, the stream may not hold it any more: only a new stream is sure (B1).
         await deleteEventsStream(this.#options.bus);
-        throw new AppError('conflict', 'relay.duplicate', 'JetStream took an event for a duplicate; the stream is made anew.');
+        throw new AppError(
+          'conflict',
+          'relay.duplicate',
+          'JetStream took an event for a duplicate; the stream is made anew.',
+        );
       }
     }
     return sequence + page.events.length;

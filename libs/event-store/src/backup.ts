@@ -63,7 +63,11 @@ export async function backup(connectionString: string, file: string): Promise<Re
         await client.query('close page');
       }
     };
-    await pipeline(Readable.from(lines()), createGzip({ level: 6 }), createWriteStream(file, { mode: 0o600, flush: true }));
+    await pipeline(
+      Readable.from(lines()),
+      createGzip({ level: 6 }),
+      createWriteStream(file, { mode: 0o600, flush: true }),
+    );
     await client.query('commit');
     return counts;
   } finally {
@@ -83,7 +87,8 @@ export async function restore(connectionString: string, file: string): Promise<R
   try {
     const tables = await tablesInOrder(client);
     const { rows } = await client.query<{ events: boolean }>('select exists (select 1 from events) as events');
-    if (rows[0]?.events === true) throw new AppError('rejected', 'backup.not-empty', 'The database holds events; restore into an empty one.');
+    if (rows[0]?.events === true)
+      throw new AppError('rejected', 'backup.not-empty', 'The database holds events; restore into an empty one.');
     await client.query('begin');
     // Bootstrapped rows would collide with the backup's own.
     await client.query(`truncate ${tables.map((table) => pg.escapeIdentifier(table)).join(', ')}`);
@@ -95,12 +100,17 @@ export async function restore(connectionString: string, file: string): Promise<R
         header = parseLine(headerLine, parsed);
         const here = await appliedMigrations(client);
         if (here.join() !== header.migrations.join()) {
-          throw new AppError('rejected', 'backup.schema', 'The backup was made with another schema; restore with the version that made it.');
+          throw new AppError(
+            'rejected',
+            'backup.schema',
+            'The backup was made with another schema; restore with the version that made it.',
+          );
         }
         continue;
       }
       const { table, rows: page } = parseLine(rowsLine, parsed);
-      if (!tables.includes(table)) throw new AppError('invalid', 'backup.format', `The backup names an unknown table: ${table}.`);
+      if (!tables.includes(table))
+        throw new AppError('invalid', 'backup.format', `The backup names an unknown table: ${table}.`);
       const name = pg.escapeIdentifier(table);
       await client.query(
         `insert into ${name} overriding system value select * from jsonb_populate_recordset(null::${name}, $1::jsonb)`,

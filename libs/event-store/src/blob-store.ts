@@ -84,7 +84,8 @@ export class DirectoryBlobStore implements BlobStore {
   }
 
   #path(workspaceId: string, digest: string): string {
-    if (!/^[0-9a-f]{64}$/.test(digest)) throw new AppError('not-found', 'blob.not-found', 'There is no such blob in this workspace.');
+    if (!/^[0-9a-f]{64}$/.test(digest))
+      throw new AppError('not-found', 'blob.not-found', 'There is no such blob in this workspace.');
     return join(this.#workspaceFolder(workspaceId), digest.slice(0, 2), digest);
   }
 }

@@ -1,10 +1,19 @@
-import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
-import { type StoredEvent } from '@holdfast/contracts';
-import { startPostgres, testDatabase, type TestDatabase, testRunDir } from '@holdfast/testing';
-import fc from 'fast-check';
 import { join } from 'node:path';
+import { type StoredEvent } from '@holdfast/contracts';
+import { startPostgres, type TestDatabase, testDatabase, testRunDir } from '@holdfast/testing';
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import fc from 'fast-check';
 import type pg from 'pg';
-import { assertLogUsable, checkLog, createLogPool, derivedEventId, EventLog, LOG_START, migrate, type NewEvent } from './index.ts';
+import {
+  assertLogUsable,
+  checkLog,
+  createLogPool,
+  derivedEventId,
+  EventLog,
+  LOG_START,
+  migrate,
+  type NewEvent,
+} from './index.ts';
 
 const WORKSPACE = 'wrkspc_one';
 let counter = 0;
@@ -76,7 +85,9 @@ describe('EventLog', () => {
     const streamId = unique('lease');
     await one(streamId, [event()], { expectedVersion: 0, generation: 1, lease: { owner: 'a', ttlMs: 60_000 } });
     await one(streamId, [event()], { generation: 1 });
-    await expect(one(streamId, [event()], { generation: 2, lease: { owner: 'b', ttlMs: 60_000 } })).rejects.toMatchObject({
+    await expect(
+      one(streamId, [event()], { generation: 2, lease: { owner: 'b', ttlMs: 60_000 } }),
+    ).rejects.toMatchObject({
       code: 'log.lease-held',
     });
     expect(await log.renewLeases('a', [{ streamId, generation: 1 }], 1)).toEqual([streamId]);
@@ -103,7 +114,12 @@ describe('EventLog', () => {
       });
     await expect(both(9)).rejects.toMatchObject({ code: 'log.version-conflict' });
     expect(await log.streamHead(a)).toBeNull();
-    expect(await both(1)).toMatchObject({ streams: [{ streamId: a, toVersion: 2 }, { streamId: b, toVersion: 2 }] });
+    expect(await both(1)).toMatchObject({
+      streams: [
+        { streamId: a, toVersion: 2 },
+        { streamId: b, toVersion: 2 },
+      ],
+    });
   });
 
   it('does not let one refused append fail the others of its commit (L4)', async () => {
@@ -163,7 +179,9 @@ describe('EventLog', () => {
 
   it('reads back whatever JSON was appended; NUL and lone surrogates become U+FFFD (L3)', async () => {
     const streamId = unique('json');
-    await one(streamId, [event('t', { bad: 'a\u0000b\ud800c', good: '\\u0000 😀', nested: [{ 'k\udc00': '\u0000' }] })]);
+    await one(streamId, [
+      event('t', { bad: 'a\u0000b\ud800c', good: '\\u0000 😀', nested: [{ 'k\udc00': '\u0000' }] }),
+    ]);
     expect((await log.readStream(streamId, { afterVersion: 0 }))[0]?.data).toEqual({
       bad: 'a\ufffdb\ufffdc',
       good: '\\u0000 😀',
@@ -242,7 +260,9 @@ describe('EventLog', () => {
       logs.map(async (writer, w) => {
         for (let n = 0; n < 25; n++) {
           const order = [...streams].sort(() => ((w + n) % 2 === 0 ? 1 : -1));
-          await writer.append({ appends: order.map((streamId) => ({ streamId, workspaceId: WORKSPACE, events: [event()] })) });
+          await writer.append({
+            appends: order.map((streamId) => ({ streamId, workspaceId: WORKSPACE, events: [event()] })),
+          });
         }
       }),
     );
@@ -270,7 +290,13 @@ describe('EventLog when Postgres is killed', () => {
         for (let n = 0; running; n++) {
           const id = derivedEventId(`cmd_crash_${i}_${n}`, 0);
           await log.append({
-            appends: [{ streamId: `session-crash-${i}`, workspaceId: WORKSPACE, events: [{ id, type: 't', schemaVersion: 1, data: { n } }] }],
+            appends: [
+              {
+                streamId: `session-crash-${i}`,
+                workspaceId: WORKSPACE,
+                events: [{ id, type: 't', schemaVersion: 1, data: { n } }],
+              },
+            ],
             deadlineAtMs: Date.now() + 30_000,
           });
           acknowledged.push(id);
@@ -301,5 +327,9 @@ describe('EventLog when Postgres is killed', () => {
 function sorted(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(sorted);
   if (value === null || typeof value !== 'object') return value;
-  return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0)).map(([k, v]) => [k, sorted(v)]));
+  return Object.fromEntries(
+    Object.entries(value)
+      .sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0))
+      .map(([k, v]) => [k, sorted(v)]),
+  );
 }

@@ -104,7 +104,14 @@ export class EventLog {
 
   /** Like {@link readStream} with bodies left as text; not upcast, so callers check `schemaVersion`. */
   async readStreamRaw(streamId: string, options: { afterVersion: number; limit?: number }): Promise<RawEvent[]> {
-    const { rows } = await this.#pool.query<{ id: string; version: number; type: string; schema_version: number; data: string; recorded_at: Date }>({
+    const { rows } = await this.#pool.query<{
+      id: string;
+      version: number;
+      type: string;
+      schema_version: number;
+      data: string;
+      recorded_at: Date;
+    }>({
       name: 'log-read-raw',
       text: `select id, version, type, schema_version, data::text as data, recorded_at from events
              where stream_id = $1 and version > $2 order by version limit $3`,
@@ -128,7 +135,10 @@ export class EventLog {
       lease_generation: number;
       lease_owner: string | null;
       lease_expires_at: Date | null;
-    }>('select workspace_id, version, lease_generation, lease_owner, lease_expires_at from streams where stream_id = $1', [streamId]);
+    }>(
+      'select workspace_id, version, lease_generation, lease_owner, lease_expires_at from streams where stream_id = $1',
+      [streamId],
+    );
     const row = rows[0];
     if (row === undefined) return null;
     return {
@@ -144,7 +154,10 @@ export class EventLog {
    * Events of the whole log in commit order after a cursor. Never skips one: it stops before the oldest transaction that
    * is still open, whose events would sort before others that are visible already.
    */
-  async readAll(options: { after: LogCursor; limit: number }): Promise<{ events: StoredEvent[]; cursors: LogCursor[]; cursor: LogCursor }> {
+  async readAll(options: {
+    after: LogCursor;
+    limit: number;
+  }): Promise<{ events: StoredEvent[]; cursors: LogCursor[]; cursor: LogCursor }> {
     const { rows } = await this.#pool.query<EventRow>(
       // The table's name in the order: a bare `txid` would be the text of the output column, and "1000" sorts before "999".
       `select ${COLUMNS}, txid::text as txid from events
@@ -153,7 +166,11 @@ export class EventLog {
       [options.after.txid, options.after.position, Math.min(options.limit, MAX_PAGE)],
     );
     const cursors = rows.map((row) => ({ txid: row.txid, position: row.position }));
-    return { events: rows.map((row) => this.#event(row)), cursors, cursor: cursors[cursors.length - 1] ?? options.after };
+    return {
+      events: rows.map((row) => this.#event(row)),
+      cursors,
+      cursor: cursors[cursors.length - 1] ?? options.after,
+    };
   }
 
   /** One event by its id; null when there is none. */

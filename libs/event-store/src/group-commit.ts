@@ -59,7 +59,8 @@ export class GroupCommit {
   }
 
   append(request: AppendRequest): Promise<AppendResult> {
-    if (this.#closed) return Promise.reject(new AppError('unavailable', 'log.closed', 'The event log is shutting down.'));
+    if (this.#closed)
+      return Promise.reject(new AppError('unavailable', 'log.closed', 'The event log is shutting down.'));
     return new Promise((resolve, reject) => {
       this.#waiting.push({ ...prepare(request), resolve, reject });
       this.#flush();
@@ -85,7 +86,8 @@ export class GroupCommit {
     const streams = new Set<string>();
     let chars = 0;
     for (const waiting of this.#waiting) {
-      const fits = batch.length === 0 || (batch.length < MAX_BATCH_REQUESTS && chars + waiting.chars <= MAX_BATCH_CHARS);
+      const fits =
+        batch.length === 0 || (batch.length < MAX_BATCH_REQUESTS && chars + waiting.chars <= MAX_BATCH_CHARS);
       if (!fits || waiting.request.appends.some(({ streamId }) => streams.has(streamId))) {
         // What waits behind it in the same stream must not overtake it.
         for (const { streamId } of waiting.request.appends) streams.add(streamId);
@@ -130,7 +132,9 @@ export class GroupCommit {
           if (found !== null) return waiting.resolve(found);
         }
         if (isDuplicateEvent(error)) {
-          return waiting.reject(new AppError('defect', 'log.event-id-taken', 'An event id is in use by another append.'));
+          return waiting.reject(
+            new AppError('defect', 'log.event-id-taken', 'An event id is in use by another append.'),
+          );
         }
         if (error !== null && !isConnectionLoss(error) && !isTransient(error)) return waiting.reject(asRefusal(error));
         const outcomes = await this.#transaction([waiting]);
@@ -178,7 +182,9 @@ export class GroupCommit {
           }
         }
       }
-      const streams = outcomes.flatMap((outcome) => ('result' in outcome ? outcome.result.streams.map((stream) => stream.events) : []));
+      const streams = outcomes.flatMap((outcome) =>
+        'result' in outcome ? outcome.result.streams.map((stream) => stream.events) : [],
+      );
       const stored = streams.filter((events) => events.length > 0);
       for (const projection of projections) await project(client, projection, stored);
       await client.query('commit');
@@ -278,7 +284,12 @@ function outcomesOf(batch: readonly Waiting[], row: AppendRow): Outcome[] {
         continue;
       }
       const events = (waiting.prepared[i] ?? []).map(
-        ({ event }, n): StoredEvent => ({ ...event, version: version + n + 1, recordedAt, position: row.positions?.[position++] ?? '0' }),
+        ({ event }, n): StoredEvent => ({
+          ...event,
+          version: version + n + 1,
+          recordedAt,
+          position: row.positions?.[position++] ?? '0',
+        }),
       );
       streams.push(resultOf(append.streamId, events, version));
     }
@@ -286,14 +297,25 @@ function outcomesOf(batch: readonly Waiting[], row: AppendRow): Outcome[] {
   });
 }
 
-function resultOf(streamId: string, events: readonly StoredEvent[], versionBefore: number): AppendResult['streams'][number] {
+function resultOf(
+  streamId: string,
+  events: readonly StoredEvent[],
+  versionBefore: number,
+): AppendResult['streams'][number] {
   const first = events[0];
   const last = events[events.length - 1];
-  return { streamId, fromVersion: (first?.version ?? versionBefore + 1) - 1, toVersion: last?.version ?? versionBefore, events };
+  return {
+    streamId,
+    fromVersion: (first?.version ?? versionBefore + 1) - 1,
+    toVersion: last?.version ?? versionBefore,
+    events,
+  };
 }
 
 function constraintOf(error: unknown): string {
-  return typeof error === 'object' && error !== null && 'constraint' in error && typeof error.constraint === 'string' ? error.constraint : '';
+  return typeof error === 'object' && error !== null && 'constraint' in error && typeof error.constraint === 'string'
+    ? error.constraint
+    : '';
 }
 function isDuplicateEvent(error: unknown): boolean {
   return errorCode(error) === '23505' && constraintOf(error) === 'events_id_key';

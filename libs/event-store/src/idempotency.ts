@@ -6,7 +6,11 @@ import type { CompanionStatement } from './append.ts';
 export const RETRY_WINDOW_MS = 60_000;
 
 /** Goes into the append of a command, so that its idempotency row commits together with its events. */
-export function idempotencyStatement(workspaceId: string, idempotency: Idempotency, commandId: string): CompanionStatement {
+export function idempotencyStatement(
+  workspaceId: string,
+  idempotency: Idempotency,
+  commandId: string,
+): CompanionStatement {
   return {
     text: `insert into idempotency (workspace_id, key, path, fingerprint, attempt, command_id) values ($1, $2, $3, $4, $5, $6)`,
     values: [workspaceId, idempotency.key, idempotency.path, idempotency.fingerprint, idempotency.attempt, commandId],
@@ -15,7 +19,11 @@ export function idempotencyStatement(workspaceId: string, idempotency: Idempoten
 
 /** True when an append was refused because a command with the same key was stored first. */
 export function isKeyConflict(error: unknown): boolean {
-  return error instanceof AppError && error.code === 'log.statement-conflict' && error.details.constraint === 'idempotency_key';
+  return (
+    error instanceof AppError &&
+    error.code === 'log.statement-conflict' &&
+    error.details.constraint === 'idempotency_key'
+  );
 }
 
 /**
@@ -24,7 +32,11 @@ export function isKeyConflict(error: unknown): boolean {
  *
  * @throws AppError `idempotency.key-reused` when the key was used for another request.
  */
-export async function findRepeated(pool: pg.Pool, workspaceId: string, idempotency: Idempotency): Promise<string | null> {
+export async function findRepeated(
+  pool: pg.Pool,
+  workspaceId: string,
+  idempotency: Idempotency,
+): Promise<string | null> {
   if (idempotency.key !== null) {
     const { rows } = await pool.query<{ fingerprint: string; command_id: string }>(
       'select fingerprint, command_id from idempotency where workspace_id = $1 and key = $2',
@@ -33,7 +45,11 @@ export async function findRepeated(pool: pg.Pool, workspaceId: string, idempoten
     const row = rows[0];
     if (row === undefined) return null;
     if (row.fingerprint === idempotency.fingerprint) return row.command_id;
-    throw new AppError('rejected', 'idempotency.key-reused', 'This Idempotency-Key was used for another request; use a new key.');
+    throw new AppError(
+      'rejected',
+      'idempotency.key-reused',
+      'This Idempotency-Key was used for another request; use a new key.',
+    );
   }
   if (idempotency.attempt === 0) return null;
   const { rows } = await pool.query<{ command_id: string }>(

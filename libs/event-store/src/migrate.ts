@@ -14,13 +14,18 @@ export async function migrate(pool: pg.Pool, migrations: readonly Migration[] = 
   const applied: string[] = [];
   try {
     await client.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
-    await client.query(`create table if not exists ${MIGRATIONS_TABLE} (id serial primary key, timestamp bigint not null, name varchar not null)`);
+    await client.query(
+      `create table if not exists ${MIGRATIONS_TABLE} (id serial primary key, timestamp bigint not null, name varchar not null)`,
+    );
     for (const migration of migrations) {
       const { rowCount } = await client.query(`select 1 from ${MIGRATIONS_TABLE} where name = $1`, [migration.name]);
       if (rowCount !== 0) continue;
       await client.query('begin');
       await client.query(migration.sql);
-      await client.query(`insert into ${MIGRATIONS_TABLE} (timestamp, name) values ($1, $2)`, [migration.name.slice(-13), migration.name]);
+      await client.query(`insert into ${MIGRATIONS_TABLE} (timestamp, name) values ($1, $2)`, [
+        migration.name.slice(-13),
+        migration.name,
+      ]);
       await client.query('commit');
       applied.push(migration.name);
     }

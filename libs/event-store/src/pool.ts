@@ -32,11 +32,21 @@ export interface Transaction {
 }
 
 const CONNECTION_STATES = /^(08|57P0|53300|XX000)/;
-const CONNECTION_CODES = new Set(['ECONNREFUSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'ENOENT', 'EHOSTUNREACH', 'ENOTFOUND']);
+const CONNECTION_CODES = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EPIPE',
+  'ETIMEDOUT',
+  'ENOENT',
+  'EHOSTUNREACH',
+  'ENOTFOUND',
+]);
 
 /** SQLSTATE of a Postgres error or code of a system error; empty when there is none. */
 export function errorCode(error: unknown): string {
-  return typeof error === 'object' && error !== null && 'code' in error && typeof error.code === 'string' ? error.code : '';
+  return typeof error === 'object' && error !== null && 'code' in error && typeof error.code === 'string'
+    ? error.code
+    : '';
 }
 
 /** True when the failure says nothing about whether the commit happened: the connection went away. */
@@ -49,5 +59,7 @@ export function isConnectionLoss(error: unknown): boolean {
 
 /** What callers see when Postgres cannot be reached within their deadline. */
 export function logUnavailable(cause: unknown): AppError {
-  return new AppError('unavailable', 'log.unavailable', 'The event log cannot be reached; try again shortly.', { cause });
+  return new AppError('unavailable', 'log.unavailable', 'The event log cannot be reached; try again shortly.', {
+    cause,
+  });
 }

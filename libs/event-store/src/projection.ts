@@ -19,7 +19,6 @@ export interface Projection<S> {
 }
 
 /** A projection whose state type does not matter to the log. */
-// biome-ignore lint: an existential type has no other spelling in TypeScript
 export type AnyProjection = Projection<never> | Projection<unknown>;
 
 /** Folds new events, grouped by stream, into a projection's rows within the append transaction. */
@@ -72,7 +71,12 @@ export async function rebuildProjection<S>(
   }
 }
 
-async function rebuildStream<S>(pool: pg.Pool, log: EventLog, projection: Projection<S>, streamId: string): Promise<void> {
+async function rebuildStream<S>(
+  pool: pg.Pool,
+  log: EventLog,
+  projection: Projection<S>,
+  streamId: string,
+): Promise<void> {
   let state: S | undefined;
   let version = 0;
   const foldPage = async (reader?: pg.PoolClient): Promise<number> => {
@@ -122,9 +126,11 @@ export async function compareProjection<S>(
 }
 
 function canonical(value: unknown): string {
-  return JSON.stringify(value, (_key, inner: unknown) =>
-    inner !== null && typeof inner === 'object' && !Array.isArray(inner)
-      ? Object.fromEntries(Object.entries(inner).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : inner,
-  ) ?? 'undefined';
+  return (
+    JSON.stringify(value, (_key, inner: unknown) =>
+      inner !== null && typeof inner === 'object' && !Array.isArray(inner)
+        ? Object.fromEntries(Object.entries(inner).sort(([a], [b]) => (a < b ? -1 : 1)))
+        : inner,
+    ) ?? 'undefined'
+  );
 }

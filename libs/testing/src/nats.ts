@@ -28,10 +28,13 @@ export async function startNats(options: { dir?: string; port?: number } = {}): 
   const passwords = { 'gateway-api': 'pw-gateway', session: 'pw-session', sandbox: 'pw-sandbox' };
   const config = join(dir, 'nats.conf');
   await writeFile(config, natsServerConfig({ host: '127.0.0.1', port, storeDir: join(dir, 'store'), passwords }));
-  const child = spawn(await findNatsServer(() => undefined), ['-c', config, '-l', join(dir, 'nats.log')], { stdio: 'ignore' });
+  const child = spawn(await findNatsServer(() => undefined), ['-c', config, '-l', join(dir, 'nats.log')], {
+    stdio: 'ignore',
+  });
   const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
   const url = `nats://127.0.0.1:${port}`;
-  const connect = (user: NatsUser): Promise<Bus> => connectBus({ servers: url, user, password: passwords[user], name: `spec-${user}` });
+  const connect = (user: NatsUser): Promise<Bus> =>
+    connectBus({ servers: url, user, password: passwords[user], name: `spec-${user}` });
   const probe = await connect('session');
   await probe.close();
   const end = async (signal: NodeJS.Signals): Promise<void> => {

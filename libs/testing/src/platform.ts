@@ -30,7 +30,9 @@ export interface TestPlatform {
 export async function startPlatform(settings: Readonly<Record<string, string>> = {}): Promise<TestPlatform> {
   const stateDir = mkdtempSync(join(tmpdir(), 'holdfast-platform-'));
   const names = ['API_PORT', 'DASHBOARD_PORT', 'POSTGRES_PORT', 'NATS_PORT', 'HUB_PORT', 'DEMO_GATEWAY_PORT'];
-  const ports = Object.fromEntries(await Promise.all(names.map(async (name) => [name, String(await freePort())] as const)));
+  const ports = Object.fromEntries(
+    await Promise.all(names.map(async (name) => [name, String(await freePort())] as const)),
+  );
   const apiKey = `hf_${randomBytes(32).toString('base64url')}`;
   const env: Record<string, string> = {
     PATH: process.env.PATH ?? '',
@@ -45,7 +47,11 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
     ...settings,
   };
   const up = async (...flags: string[]): Promise<string> => {
-    const { stdout } = await run(process.execPath, ['--no-warnings', UP, ...flags], { env, timeout: 240_000, maxBuffer: 1 << 24 });
+    const { stdout } = await run(process.execPath, ['--no-warnings', UP, ...flags], {
+      env,
+      timeout: 240_000,
+      maxBuffer: 1 << 24,
+    });
     return stdout;
   };
   const pid = (name: string): number => Number(readFileSync(join(stateDir, 'run', `${name}.pid`), 'utf8'));

@@ -47,7 +47,10 @@ export interface PostgresServer {
 }
 
 /** A Postgres server in a folder; with an existing data folder it starts again where it was. */
-export async function startPostgres(dir: string, options: { port?: number; settings?: readonly string[] } = {}): Promise<PostgresServer & { process: ChildProcess }> {
+export async function startPostgres(
+  dir: string,
+  options: { port?: number; settings?: readonly string[] } = {},
+): Promise<PostgresServer & { process: ChildProcess }> {
   await mkdir(dir, { recursive: true });
   await chmod(dir, 0o755);
   const bin = existsSync(join(dir, 'native')) ? join(dir, 'native', 'bin') : await postgresBinaries(dir);
@@ -57,16 +60,30 @@ export async function startPostgres(dir: string, options: { port?: number; setti
   if (!existsSync(dataDir)) {
     await mkdir(dataDir, { mode: 0o700 });
     if (root) await chown(dataDir, UNPRIVILEGED, UNPRIVILEGED);
-    await run(join(bin, 'initdb'), ['-D', dataDir, '-U', 'postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--no-sync'], { ...identity, cwd: dir });
+    await run(
+      join(bin, 'initdb'),
+      ['-D', dataDir, '-U', 'postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--no-sync'],
+      { ...identity, cwd: dir },
+    );
   }
   const port = options.port ?? (await freePort());
-  const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', 'max_connections=200', 'shared_buffers=128MB', ...(options.settings ?? [])];
-  const child = spawn(join(bin, 'postgres'), ['-D', dataDir, '-p', String(port), ...settings.flatMap((setting) => ['-c', setting])], {
-    ...identity,
-    cwd: dir,
-    stdio: 'ignore',
-    detached: true,
-  });
+  const settings = [
+    'listen_addresses=127.0.0.1',
+    'unix_socket_directories=',
+    'max_connections=200',
+    'shared_buffers=128MB',
+    ...(options.settings ?? []),
+  ];
+  const child = spawn(
+    join(bin, 'postgres'),
+    ['-D', dataDir, '-p', String(port), ...settings.flatMap((setting) => ['-c', setting])],
+    {
+      ...identity,
+      cwd: dir,
+      stdio: 'ignore',
+      detached: true,
+    },
+  );
   child.unref();
   const url = `postgres://postgres@127.0.0.1:${port}/postgres`;
   for (const deadline = Date.now() + 60_000; ; ) {
@@ -94,11 +111,13 @@ export async function testDatabase(): Promise<TestDatabase> {
   const given = process.env.HOLDFAST_TEST_DATABASE_URL;
   const admin =
     given ??
-    (await sharedServer('postgres', async (dir) => {
-      const { process: _process, ...server } = await startPostgres(dir);
-      await writeFile(join(dir, 'pid'), String(server.pid));
-      return { ...server, url: `postgres://postgres@127.0.0.1:${server.port}/postgres` };
-    })).url;
+    (
+      await sharedServer('postgres', async (dir) => {
+        const { process: _process, ...server } = await startPostgres(dir);
+        await writeFile(join(dir, 'pid'), String(server.pid));
+        return { ...server, url: `postgres://postgres@127.0.0.1:${server.port}/postgres` };
+      })
+    ).url;
   const name = `test_${randomBytes(6).toString('hex')}`;
   await execute(admin, `create database ${name}`);
   const url = new URL(admin);

@@ -18,7 +18,10 @@ export interface SharedServer {
 /**
  * One server per test run, started by the first worker that asks. Others wait for it. `start` gets a folder of its own.
  */
-export async function sharedServer<T extends SharedServer>(name: string, start: (dir: string) => Promise<T>): Promise<T> {
+export async function sharedServer<T extends SharedServer>(
+  name: string,
+  start: (dir: string) => Promise<T>,
+): Promise<T> {
   const dir = join(testRunDir(), name);
   const facts = join(dir, 'facts.json');
   try {

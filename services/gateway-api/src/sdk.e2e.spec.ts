@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import Anthropic from '@anthropic-ai/sdk';
 import { startPlatform, type TestPlatform } from '@holdfast/testing';
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import Anthropic0 from 'anthropic-sdk-0';
 
 let platform: TestPlatform;
@@ -14,12 +14,18 @@ afterAll(async () => {
 
 const say = (text: string) => ({ type: 'user.message' as const, content: [{ type: 'text' as const, text }] });
 
+type Init = Omit<RequestInit, 'headers'> & { json?: unknown; headers?: Record<string, string> };
+
 /** Raw requests, for what the SDKs do not do. */
-function api(path: string, init: RequestInit & { json?: unknown } = {}): Promise<Response> {
+function api(path: string, init: Init = {}): Promise<Response> {
   const { json, ...rest } = init;
   return fetch(platform.apiUrl + path, {
     ...rest,
-    headers: { 'x-api-key': platform.apiKey, ...(json === undefined ? {} : { 'content-type': 'application/json' }), ...rest.headers },
+    headers: {
+      'x-api-key': platform.apiKey,
+      ...(json === undefined ? {} : { 'content-type': 'application/json' }),
+      ...rest.headers,
+    },
     ...(json === undefined ? {} : { method: rest.method ?? 'POST', body: JSON.stringify(json) }),
   });
 }
@@ -30,7 +36,11 @@ interface Frame {
   readonly data: { id?: string; type: string; processed_at?: string | null; content?: { text: string }[] };
 }
 /** Reads frames of a stream until `enough`. */
-async function frames(path: string, enough: (all: Frame[]) => boolean, headers: Record<string, string> = {}): Promise<Frame[]> {
+async function frames(
+  path: string,
+  enough: (all: Frame[]) => boolean,
+  headers: Record<string, string> = {},
+): Promise<Frame[]> {
   const controller = new AbortController();
   const timer = setTimeout(() => controller.abort(), 30_000);
   const response = await api(path, { headers, signal: controller.signal });
@@ -40,10 +50,19 @@ async function frames(path: string, enough: (all: Frame[]) => boolean, headers: 
   for await (const bytes of response.body as unknown as AsyncIterable<Uint8Array>) {
     text += decoder.decode(bytes, { stream: true });
     for (let end = text.indexOf('\n\n'); end !== -1; end = text.indexOf('\n\n')) {
-      const lines = Object.fromEntries(text.slice(0, end).split('\n').map((line) => [line.slice(0, line.indexOf(': ')), line.slice(line.indexOf(': ') + 2)]));
+      const lines = Object.fromEntries(
+        text
+          .slice(0, end)
+          .split('\n')
+          .map((line) => [line.slice(0, line.indexOf(': ')), line.slice(line.indexOf(': ') + 2)]),
+      );
       text = text.slice(end + 2);
       if (lines['event'] === 'ping') continue;
-      all.push({ id: lines['id'] === undefined ? null : Number(lines['id']), event: lines['event'] ?? '', data: JSON.parse(lines['data'] ?? '{}') as Frame['data'] });
+      all.push({
+        id: lines['id'] === undefined ? null : Number(lines['id']),
+        event: lines['event'] ?? '',
+        data: JSON.parse(lines['data'] ?? '{}') as Frame['data'],
+      });
     }
     if (enough(all)) break;
   }
@@ -54,7 +73,10 @@ async function frames(path: string, enough: (all: Frame[]) => boolean, headers: 
 
 describe.each([
   ['@anthropic-ai/sdk 1.x', () => new Anthropic({ apiKey: platform.apiKey, baseURL: platform.apiUrl })],
-  ['@anthropic-ai/sdk 0.137', () => new Anthropic0({ apiKey: platform.apiKey, baseURL: platform.apiUrl }) as unknown as Anthropic],
+  [
+    '@anthropic-ai/sdk 0.137',
+    () => new Anthropic0({ apiKey: platform.apiKey, baseURL: platform.apiUrl }) as unknown as Anthropic,
+  ],
 ])('%s, unmodified', (_name, connect) => {
   it('creates, streams, confirms, answers custom tools, interrupts, lists, archives and deletes', async () => {
     const { beta } = connect();
@@ -68,7 +90,12 @@ describe.each([
     });
     expect(agent).toMatchObject({ type: 'agent', version: 1, model: { id: 'demo' } });
     const environment = await beta.environments.create({ name: `env-${agent.id}` });
-    const session = await beta.sessions.create({ agent: agent.id, environment_id: environment.id, title: 't', metadata: { k: 'v' } });
+    const session = await beta.sessions.create({
+      agent: agent.id,
+      environment_id: environment.id,
+      title: 't',
+      metadata: { k: 'v' },
+    });
     expect(session).toMatchObject({ status: 'idle', title: 't', metadata: { k: 'v' } });
 
     const seen: string[] = [];
@@ -88,17 +115,30 @@ describe.each([
     const hello = await turn('SLOW[4]');
     expect(deltas.join('')).toBe('word1 word2 word3 word4');
     expect(hello.at(-1)).toMatchObject({ type: 'session.status_idle', stop_reason: { type: 'end_turn' } });
-    expect(hello.filter(({ type }) => type === 'user.message')).toMatchObject([{ processed_at: null }, { processed_at: expect.any(String) }]);
+    expect(hello.filter(({ type }) => type === 'user.message')).toMatchObject([
+      { processed_at: null },
+      { processed_at: expect.any(String) },
+    ]);
 
     const gated = await turn('RUN[echo hi]');
     const call = gated.find(({ type }) => type === 'agent.tool_use') as { id: string };
     expect(gated.at(-1)).toMatchObject({ stop_reason: { type: 'requires_action', event_ids: [call.id] } });
-    await beta.sessions.events.send(session.id, { events: [{ type: 'user.tool_confirmation', tool_use_id: call.id, result: 'deny', deny_message: 'not now' }] });
+    await beta.sessions.events.send(session.id, {
+      events: [{ type: 'user.tool_confirmation', tool_use_id: call.id, result: 'deny', deny_message: 'not now' }],
+    });
     await idle(beta, session.id);
 
     const asked = await turn('ASK[lookup]');
     const custom = asked.find(({ type }) => type === 'agent.custom_tool_use') as { id: string };
-    await beta.sessions.events.send(session.id, { events: [{ type: 'user.custom_tool_result', custom_tool_use_id: custom.id, content: [{ type: 'text', text: 'forty-two' }] }] });
+    await beta.sessions.events.send(session.id, {
+      events: [
+        {
+          type: 'user.custom_tool_result',
+          custom_tool_use_id: custom.id,
+          content: [{ type: 'text', text: 'forty-two' }],
+        },
+      ],
+    });
     await idle(beta, session.id);
 
     await beta.sessions.events.send(session.id, { events: [say('SLOW[100]')] });
@@ -116,12 +156,14 @@ describe.each([
     expect(types.filter((type) => type === 'user.message')).toHaveLength(4);
     expect(types.at(-1)).toBe('session.status_idle');
     const answers: unknown[] = [];
-    for await (const event of beta.sessions.events.list(session.id, { types: ['agent.message'], order: 'desc' })) answers.push(event);
+    for await (const event of beta.sessions.events.list(session.id, { types: ['agent.message'], order: 'desc' }))
+      answers.push(event);
     expect(JSON.stringify(answers[0])).toMatch(/forty-two/);
     expect(JSON.stringify(answers)).toMatch(/not now/);
 
     const sessions: string[] = [];
-    for await (const one of beta.sessions.list({ agent_id: agent.id, statuses: ['idle'], limit: 1 })) sessions.push(one.id);
+    for await (const one of beta.sessions.list({ agent_id: agent.id, statuses: ['idle'], limit: 1 }))
+      sessions.push(one.id);
     expect(sessions).toEqual([session.id]);
     expect(await beta.agents.update(agent.id, { version: 1, name: 'renamed' })).toMatchObject({ version: 2 });
     await expect(beta.agents.update(agent.id, { version: 1, name: 'x' })).rejects.toMatchObject({ status: 409 });
@@ -145,7 +187,9 @@ async function idle(beta: Anthropic['beta'], id: string): Promise<void> {
 
 async function newSession(prompt?: string): Promise<string> {
   const agent = (await (await api('/v1/agents', { json: { name: 'raw', model: 'demo' } })).json()) as { id: string };
-  const made = await api('/api/sessions', { json: { agent_id: agent.id, ...(prompt === undefined ? {} : { prompt }) } });
+  const made = await api('/api/sessions', {
+    json: { agent_id: agent.id, ...(prompt === undefined ? {} : { prompt }) },
+  });
   expect(made.status).toBe(200);
   return ((await made.json()) as { id: string }).id;
 }
@@ -174,7 +218,9 @@ describe('streams', () => {
     const id = await newSession('SLOW[15]');
     await sleep(700);
     const late = await frames(`/v1/sessions/${id}/events/stream?after=0&event_deltas[]=agent.message`, isIdle);
-    const text = late.filter((frame) => frame.event === 'event_delta').map((frame) => (frame.data as unknown as { delta: { content: { text: string } } }).delta.content.text);
+    const text = late
+      .filter((frame) => frame.event === 'event_delta')
+      .map((frame) => (frame.data as unknown as { delta: { content: { text: string } } }).delta.content.text);
     const message = late.find((frame) => frame.event === 'agent.message');
     expect(text.length).toBeGreaterThan(2);
     expect(message?.data.content?.[0]?.text.startsWith(text.join(''))).toBe(true);
@@ -205,13 +251,23 @@ async function waitReady(): Promise<void> {
 describe('requests that are wrong', () => {
   it('get the envelope with a 4xx', async () => {
     const id = await newSession();
-    const cases: [string, RequestInit & { json?: unknown }, number][] = [
+    const cases: [string, Init, number][] = [
       ['/v1/agents', { method: 'POST', body: '{"name":' }, 400],
       ['/v1/agents', { json: { name: 'x', model: 'demo', nonsense: 1 } }, 400],
       ['/v1/agents', { json: { name: 'x', model: 'gpt-none' } }, 400],
       ['/v1/agents', { json: { name: 'a\u0000b', model: 'demo' } }, 400],
       ['/v1/agents', { method: 'POST', body: '{"__proto__":{"name":"x"}}' }, 400],
-      ['/v1/agents', { json: { name: 'x', model: 'demo', tools: [{ type: 'agent_toolset_20260401', configs: [{ name: 'web_search', enabled: true }] }] } }, 400],
+      [
+        '/v1/agents',
+        {
+          json: {
+            name: 'x',
+            model: 'demo',
+            tools: [{ type: 'agent_toolset_20260401', configs: [{ name: 'web_search', enabled: true }] }],
+          },
+        },
+        400,
+      ],
       [`/v1/sessions/${id}/events`, { json: { events: [] } }, 400],
       [`/v1/sessions/${id}/events`, { json: { events: [{ type: 'user.define_outcome', description: 'x' }] } }, 400],
       ['/v1/sessions/sesn_none/events', { json: { events: [say('x')] } }, 404],
@@ -223,7 +279,11 @@ describe('requests that are wrong', () => {
     for (const [path, init, status] of cases) {
       const response = await api(path, init);
       expect([path, response.status]).toEqual([path, status]);
-      expect(await response.json()).toMatchObject({ type: 'error', request_id: response.headers.get('request-id'), error: { type: expect.any(String), message: expect.any(String) } });
+      expect(await response.json()).toMatchObject({
+        type: 'error',
+        request_id: response.headers.get('request-id'),
+        error: { type: expect.any(String), message: expect.any(String) },
+      });
     }
     const unknown = await (await api('/v1/agents', { json: { name: 'x', model: 'gpt-none' } })).text();
     expect(unknown).toMatch(/demo/);
@@ -232,7 +292,10 @@ describe('requests that are wrong', () => {
   it('store a retried send once', async () => {
     const id = await newSession();
     const body = { events: [say('only once')] };
-    const post = (retry: number) => api(`/v1/sessions/${id}/events`, { json: body, headers: { 'x-stainless-retry-count': String(retry) } }).then((response) => response.json());
+    const post = (retry: number) =>
+      api(`/v1/sessions/${id}/events`, { json: body, headers: { 'x-stainless-retry-count': String(retry) } }).then(
+        (response) => response.json(),
+      );
     const first = await post(0);
     expect(await post(1)).toEqual(first);
     const list = (await (await api(`/v1/sessions/${id}/events?types[]=user.message`)).json()) as { data: unknown[] };
@@ -242,11 +305,16 @@ describe('requests that are wrong', () => {
 
 describe('keys', () => {
   it('are shown once, revoked for good, and close their streams', async () => {
-    const made = (await (await api('/v1/x/api_keys', { json: { name: 'second' } })).json()) as { id: string; key: string };
+    const made = (await (await api('/v1/x/api_keys', { json: { name: 'second' } })).json()) as {
+      id: string;
+      key: string;
+    };
     const id = await newSession();
     const listed = await (await api('/v1/x/api_keys')).text();
     expect(listed).not.toContain(made.key);
-    const stream = frames(`/v1/sessions/${id}/events/stream`, (all) => all.at(-1)?.event === 'error', { 'x-api-key': made.key });
+    const stream = frames(`/v1/sessions/${id}/events/stream`, (all) => all.at(-1)?.event === 'error', {
+      'x-api-key': made.key,
+    });
     await sleep(300);
     expect((await api(`/v1/x/api_keys/${made.id}/revoke`, { method: 'POST' })).status).toBe(200);
     expect((await stream).at(-1)?.event).toBe('error');
@@ -255,11 +323,17 @@ describe('keys', () => {
 
   it('sign in through a link once', async () => {
     const link = (await (await api('/v1/x/sign_in_links', { method: 'POST' })).json()) as { token: string };
-    const redeem = () => fetch(`${platform.apiUrl}/v1/x/dashboard_sessions`, { method: 'POST', body: JSON.stringify({ link_token: link.token }) });
+    const redeem = () =>
+      fetch(`${platform.apiUrl}/v1/x/dashboard_sessions`, {
+        method: 'POST',
+        body: JSON.stringify({ link_token: link.token }),
+      });
     const answers = await Promise.all([redeem(), redeem()]);
-    expect(answers.map((answer) => answer.status).sort()).toEqual([200, 401]);
+    expect(answers.map((answer) => answer.status).sort((a, b) => a - b)).toEqual([200, 401]);
     const { token } = (await answers.find((answer) => answer.ok)?.json()) as { token: string };
-    expect(await (await api('/v1/x/me', { headers: { 'x-api-key': token } })).json()).toMatchObject({ kind: 'dashboard' });
+    expect(await (await api('/v1/x/me', { headers: { 'x-api-key': token } })).json()).toMatchObject({
+      kind: 'dashboard',
+    });
     expect((await api('/v1/agents', { headers: { 'x-api-key': link.token } })).status).toBe(401);
     expect(JSON.stringify(await (await api('/v1/x/status')).json())).toMatch(/session/);
     expect(((await (await api('/openapi.json')).json()) as { openapi: string }).openapi).toBe('3.1.0');

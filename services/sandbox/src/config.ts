@@ -34,7 +34,10 @@ export type SandboxConfig = z.infer<typeof sandboxConfig>;
 const REFUSED = /^(PATH|HOME|NODE_OPTIONS|LD_.*|HOLDFAST_.*|HF_.*|https?_proxy|HTTPS?_PROXY|BASH_ENV|ENV)$/;
 
 /** `CONTAINER_ENV_X=v` as `X=v`, for every sandbox; names that would change how the sandbox itself works are refused (X6). */
-export function containerEnv(environment: Readonly<Record<string, string | undefined>>): { env: Record<string, string>; refused: string[] } {
+export function containerEnv(environment: Readonly<Record<string, string | undefined>>): {
+  env: Record<string, string>;
+  refused: string[];
+} {
   const env: Record<string, string> = {};
   const refused: string[] = [];
   for (const [name, value] of Object.entries(environment)) {

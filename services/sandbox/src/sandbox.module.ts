@@ -11,7 +11,11 @@ export class SandboxModule implements OnApplicationShutdown {
   }
 
   static with(service: SandboxService): DynamicModule {
-    return { module: SandboxModule, controllers: [SessionReactor], providers: [{ provide: SandboxService, useValue: service }] };
+    return {
+      module: SandboxModule,
+      controllers: [SessionReactor],
+      providers: [{ provide: SandboxService, useValue: service }],
+    };
   }
 
   onApplicationShutdown(): Promise<void> {

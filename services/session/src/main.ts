@@ -7,6 +7,9 @@ import { SessionModule } from './session.module.ts';
 await runService(async () => {
   const config = loadConfig(sessionConfig, process.env);
   const logger = createLogger({ service: 'session', instance: config.HOLDFAST_INSTANCE, level: config.LOG_LEVEL });
-  const app = await NestFactory.createApplicationContext(SessionModule.with(config, logger), { logger: nestLogger(logger), abortOnError: false });
+  const app = await NestFactory.createApplicationContext(SessionModule.with(config, logger), {
+    logger: nestLogger(logger),
+    abortOnError: false,
+  });
   onShutdown(logger, () => app.close());
 });

@@ -3,7 +3,6 @@ import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import type { Bus } from '@holdfast/bus';
 import {
   type Agent,
@@ -22,7 +21,8 @@ import {
   streamOf,
 } from '@holdfast/contracts';
 import { checkLog, compareProjection, createLogPool, EventLog } from '@holdfast/event-store';
-import { type NatsServer, startNats, testDatabase, type TestDatabase } from '@holdfast/testing';
+import { type NatsServer, startNats, type TestDatabase, testDatabase } from '@holdfast/testing';
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import type pg from 'pg';
 import { pino } from 'pino';
 import { startDemoGateway } from '../../../bin/src/demo-gateway/server.ts';
@@ -74,15 +74,26 @@ beforeAll(async () => {
   model = await startDemoGateway(0, '127.0.0.1', () => requests.push(Date.now()));
   bus = await nats.connect('gateway-api');
   sandbox = await nats.connect('sandbox');
-  sandbox.reply<EnsureSandboxBody, object>('cmd.sandbox.*.ensure', { queue: 'sandbox' }, (body) => ({ sandboxId: `sbx_${body.sessionId}`, journalId: 'journal' }));
+  sandbox.reply<EnsureSandboxBody, object>('cmd.sandbox.*.ensure', { queue: 'sandbox' }, (body) => ({
+    sandboxId: `sbx_${body.sessionId}`,
+    journalId: 'journal',
+  }));
   sandbox.replyMany<ExecBody, ExecReply>('cmd.sandbox.*.link.exec', {}, async (body, _context, send) => {
     executed.set(body.callId, (executed.get(body.callId) ?? 0) + 1);
     send({ kind: 'alive' });
     const line = typeof body.input['command'] === 'string' ? body.input['command'] : '';
     if (line.startsWith('sleep')) await sleep(3_000);
-    send({ kind: 'done', result: { outcome: 'completed', isError: false, text: `ran ${body.tool} ${line}`, fullOutput: null } });
+    send({
+      kind: 'done',
+      result: { outcome: 'completed', isError: false, text: `ran ${body.tool} ${line}`, fullOutput: null },
+    });
   });
-  sandbox.reply('cmd.sandbox.*.link.cancel', {}, () => ({ outcome: 'cancelled', isError: true, text: 'cancelled', fullOutput: null }));
+  sandbox.reply('cmd.sandbox.*.link.cancel', {}, () => ({
+    outcome: 'cancelled',
+    isError: true,
+    text: 'cancelled',
+    fullOutput: null,
+  }));
   service = await startService('session-1');
 }, 180_000);
 
@@ -97,25 +108,46 @@ afterAll(async () => {
   await database.drop();
 }, 60_000);
 
-async function command<R>(aggregate: Aggregate, id: string, verb: string, body: unknown, rest: Partial<Command> = {}): Promise<R> {
-  const message: Command = { commandId: newId('command'), workspaceId: DEFAULT_WORKSPACE, actor: { type: 'api_key', id: 'apikey_spec' }, idempotency: null, traceparent: null, body, ...rest };
-  return (await bus.request<CommandReply>(commandSubject(aggregate, id, verb), message, { timeoutMs: 10_000 })).body as R;
+async function command<R>(
+  aggregate: Aggregate,
+  id: string,
+  verb: string,
+  body: unknown,
+  rest: Partial<Command> = {},
+): Promise<R> {
+  const message: Command = {
+    commandId: newId('command'),
+    workspaceId: DEFAULT_WORKSPACE,
+    actor: { type: 'api_key', id: 'apikey_spec' },
+    idempotency: null,
+    traceparent: null,
+    body,
+    ...rest,
+  };
+  return (await bus.request<CommandReply>(commandSubject(aggregate, id, verb), message, { timeoutMs: 10_000 }))
+    .body as R;
 }
 
 const toolset = (ask: string[] = []) => [
   { type: 'agent_toolset_20260401', configs: ask.map((name) => ({ name, permission_policy: { type: 'always_ask' } })) },
   { type: 'custom', name: 'lookup', description: 'looks up', input_schema: { type: 'object' } },
 ];
-const createAgent = (tools = toolset()) => command<Agent>('agent', newId('agent'), 'create', { name: 'spec', model: 'demo', tools });
+const createAgent = (tools = toolset()) =>
+  command<Agent>('agent', newId('agent'), 'create', { name: 'spec', model: 'demo', tools });
 async function environmentId(): Promise<string> {
   const { rows } = await pool.query<{ id: string }>('select id from environments limit 1');
   return rows[0]?.id ?? '';
 }
 async function createSession(body: object = {}, agent?: Agent): Promise<Session> {
-  return command<Session>('session', newId('session'), 'create', { agent: (agent ?? (await createAgent())).id, environment_id: await environmentId(), ...body });
+  return command<Session>('session', newId('session'), 'create', {
+    agent: (agent ?? (await createAgent())).id,
+    environment_id: await environmentId(),
+    ...body,
+  });
 }
 const say = (text: string, rest: object = {}) => ({ type: 'user.message', content: [{ type: 'text', text }], ...rest });
-const send = (id: string, events: object[], rest: Partial<Command> = {}) => command<{ data: { id: string; type: string }[] }>('session', id, 'send-events', { events }, rest);
+const send = (id: string, events: object[], rest: Partial<Command> = {}) =>
+  command<{ data: { id: string; type: string }[] }>('session', id, 'send-events', { events }, rest);
 const events = (id: string) => log.readStream(streamOf('session', id), { afterVersion: 0 });
 const types = (all: readonly StoredEvent[]) => all.map(({ type }) => type);
 
@@ -126,9 +158,14 @@ async function until(id: string, what: (all: SessionEvent[]) => boolean, timeout
   }
   throw new Error(`did not happen: ${types(await events(id)).join(' ')}`);
 }
-const idle = (times = 1) => (all: SessionEvent[]) => all.filter(({ type }) => type === 'session.status_idle').length >= times;
+const idle =
+  (times = 1) =>
+  (all: SessionEvent[]) =>
+    all.filter(({ type }) => type === 'session.status_idle').length >= times;
 const texts = (all: readonly SessionEvent[]) =>
-  all.flatMap((event) => (event.type === 'agent.message' ? event.data.content.map((block) => (block.type === 'text' ? block.text : '')) : []));
+  all.flatMap((event) =>
+    event.type === 'agent.message' ? event.data.content.map((block) => (block.type === 'text' ? block.text : '')) : [],
+  );
 
 describe('a turn', () => {
   it('answers a message in order, and streams its text live', async () => {
@@ -183,7 +220,11 @@ describe('a turn', () => {
     await send(session.id, [say('SLOW[3]')]);
     await send(session.id, [say('second'), say('third')]);
     const all = await until(session.id, idle());
-    expect(texts(all).map((text) => text.split('\n')[0])).toEqual(['word1 word2 word3', 'You said: second', 'You said: third']);
+    expect(texts(all).map((text) => text.split('\n')[0])).toEqual([
+      'word1 word2 word3',
+      'You said: second',
+      'You said: third',
+    ]);
     expect(types(all as never).filter((type) => type === 'session.status_idle')).toHaveLength(1);
     expect(all.at(-1)?.type).toBe('session.status_idle');
   });
@@ -219,7 +260,10 @@ describe('interrupt', () => {
     await until(session.id, (all) => all.some(({ type }) => type === 'session.sandbox_attached'));
     await send(session.id, [{ type: 'user.interrupt' }, say('and now?')]);
     const all = await until(session.id, idle());
-    expect(all.find(({ type }) => type === 'agent.tool_result')?.data).toMatchObject({ is_error: true, outcome: 'cancelled' });
+    expect(all.find(({ type }) => type === 'agent.tool_result')?.data).toMatchObject({
+      is_error: true,
+      outcome: 'cancelled',
+    });
     expect(texts(all).at(-1)).toMatch(/^You said: and now/);
   });
 });
@@ -240,10 +284,15 @@ describe('calls that wait for the client', () => {
     expect(again.data[0]?.id).toBe(confirmed.data[0]?.id);
     await expect(send(session.id, [{ ...allow, result: 'deny' }])).rejects.toMatchObject({ kind: 'invalid' });
     const second = all.filter(({ type }) => type === 'agent.tool_use')[1];
-    await send(session.id, [{ type: 'user.tool_confirmation', tool_use_id: second?.id, result: 'deny', deny_message: 'no' }]);
+    await send(session.id, [
+      { type: 'user.tool_confirmation', tool_use_id: second?.id, result: 'deny', deny_message: 'no' },
+    ]);
     all = await until(session.id, idle(3));
     expect(executed.has(second?.id ?? '')).toBe(false);
-    expect(all.filter(({ type }) => type === 'agent.tool_result')[1]?.data).toMatchObject({ outcome: 'denied', is_error: true });
+    expect(all.filter(({ type }) => type === 'agent.tool_result')[1]?.data).toMatchObject({
+      outcome: 'denied',
+      is_error: true,
+    });
   });
 
   it('takes the result of a custom tool from the client', async () => {
@@ -251,8 +300,12 @@ describe('calls that wait for the client', () => {
     await send(session.id, [say('ASK[lookup]')]);
     const all = await until(session.id, idle());
     const call = all.find(({ type }) => type === 'agent.custom_tool_use');
-    await expect(send(session.id, [{ type: 'user.custom_tool_result', custom_tool_use_id: 'sevt_other', content: [] }])).rejects.toMatchObject({ kind: 'invalid' });
-    await send(session.id, [{ type: 'user.custom_tool_result', custom_tool_use_id: call?.id, content: [{ type: 'text', text: '42' }] }]);
+    await expect(
+      send(session.id, [{ type: 'user.custom_tool_result', custom_tool_use_id: 'sevt_other', content: [] }]),
+    ).rejects.toMatchObject({ kind: 'invalid' });
+    await send(session.id, [
+      { type: 'user.custom_tool_result', custom_tool_use_id: call?.id, content: [{ type: 'text', text: '42' }] },
+    ]);
     expect(texts(await until(session.id, idle(2))).at(-1)).toMatch(/42$/);
   });
 });
@@ -275,18 +328,28 @@ describe('model failures', () => {
     await send(session.id, [say('ERR[400]')]);
     const all = await until(session.id, idle());
     expect(types(all as never).filter((type) => type === 'span.model_request_start')).toHaveLength(1);
-    expect(all.find(({ type }) => type === 'session.error')?.data).toMatchObject({ error: { retry_status: { type: 'terminal' } } });
+    expect(all.find(({ type }) => type === 'session.error')?.data).toMatchObject({
+      error: { retry_status: { type: 'terminal' } },
+    });
   });
 });
 
 describe('idempotency (T5)', () => {
-  const idempotency = (key: string | null, attempt: number, fingerprint: string) => ({ key, attempt, path: 'POST /v1/sessions', fingerprint });
+  const idempotency = (key: string | null, attempt: number, fingerprint: string) => ({
+    key,
+    attempt,
+    path: 'POST /v1/sessions',
+    fingerprint,
+  });
 
   it('stores a retried create and a retried send once', async () => {
     const agent = await createAgent();
     const body = { agent: agent.id, environment_id: await environmentId(), title: randomUUID() };
     const fingerprint = randomUUID();
-    const create = (attempt: number) => command<Session>('session', newId('session'), 'create', body, { idempotency: idempotency(null, attempt, fingerprint) });
+    const create = (attempt: number) =>
+      command<Session>('session', newId('session'), 'create', body, {
+        idempotency: idempotency(null, attempt, fingerprint),
+      });
     const first = await create(0);
     expect((await create(1)).id).toBe(first.id);
     expect((await create(1)).id).not.toBe(first.id);
@@ -296,7 +359,9 @@ describe('idempotency (T5)', () => {
     expect(two).toEqual(one);
     const all = await until(first.id, idle());
     expect(all.filter(({ type }) => type === 'user.message')).toHaveLength(1);
-    await expect(send(first.id, [say('other')], { idempotency: idempotency(key, 0, 'b') })).rejects.toMatchObject({ code: 'idempotency.key-reused' });
+    await expect(send(first.id, [say('other')], { idempotency: idempotency(key, 0, 'b') })).rejects.toMatchObject({
+      code: 'idempotency.key-reused',
+    });
   });
 });
 
@@ -306,7 +371,9 @@ describe('life cycle', () => {
     await send(session.id, [say('SLOW[4]')]);
     await expect(command('session', session.id, 'archive', {})).rejects.toMatchObject({ code: 'session.running' });
     await until(session.id, idle());
-    await expect(command('session', session.id, 'archive', {}, { workspaceId: 'wrkspc_other' })).rejects.toMatchObject({ kind: 'not-found' });
+    await expect(command('session', session.id, 'archive', {}, { workspaceId: 'wrkspc_other' })).rejects.toMatchObject({
+      kind: 'not-found',
+    });
     expect(await command<Session>('session', session.id, 'archive', {})).toMatchObject({ status: 'terminated' });
     await expect(send(session.id, [say('hi')])).rejects.toMatchObject({ code: 'session.archived' });
     expect(await command('session', session.id, 'delete', {})).toEqual({ id: session.id, type: 'session_deleted' });
@@ -317,12 +384,18 @@ describe('life cycle', () => {
     const agent = await createAgent();
     const next = await command<Agent>('agent', agent.id, 'update', { version: 1, name: 'renamed' });
     expect(next).toMatchObject({ version: 2, name: 'renamed' });
-    await expect(command('agent', agent.id, 'update', { version: 1, name: 'x' })).rejects.toMatchObject({ code: 'agent.version-conflict' });
+    await expect(command('agent', agent.id, 'update', { version: 1, name: 'x' })).rejects.toMatchObject({
+      code: 'agent.version-conflict',
+    });
     expect(await command<Agent>('agent', agent.id, 'update', { name: 'renamed' })).toMatchObject({ version: 2 });
     const pinned = await createSession({ agent: { type: 'agent', id: agent.id, version: 1 } });
     expect(pinned.agent).toMatchObject({ version: 1, name: 'spec' });
-    await expect(command('environment', newId('environment'), 'create', { name: 'default' })).rejects.toMatchObject({ code: 'environment.name-taken' });
-    await expect(command('environment', await environmentId(), 'delete', {})).rejects.toMatchObject({ code: 'environment.in-use' });
+    await expect(command('environment', newId('environment'), 'create', { name: 'default' })).rejects.toMatchObject({
+      code: 'environment.name-taken',
+    });
+    await expect(command('environment', await environmentId(), 'delete', {})).rejects.toMatchObject({
+      code: 'environment.in-use',
+    });
   });
 });
 
@@ -334,7 +407,10 @@ describe('takeover', () => {
     // A second replica; the first one freezes: its lease is stolen as if it had run out.
     const other = await startService('session-2');
     requests = [];
-    await pool.query(`update streams set lease_owner = 'gone', lease_expires_at = clock_timestamp() where stream_id = $1`, [streamOf('session', session.id)]);
+    await pool.query(
+      `update streams set lease_owner = 'gone', lease_expires_at = clock_timestamp() where stream_id = $1`,
+      [streamOf('session', session.id)],
+    );
     const all = await until(session.id, idle(), 30_000);
     const started = all.filter(({ type }) => type === 'session.turn_started');
     expect(started.at(-1)?.data).toMatchObject({ takeover: true, generation: 2 });
@@ -347,7 +423,9 @@ describe('takeover', () => {
 
   it('hands turns over on shutdown', async () => {
     const leaving = await startService('session-3');
-    const sessions = await Promise.all(Array.from({ length: 8 }, () => createSession({ initial_events: [say('SLOW[8] RUN[echo x]')] })));
+    const sessions = await Promise.all(
+      Array.from({ length: 8 }, () => createSession({ initial_events: [say('SLOW[8] RUN[echo x]')] })),
+    );
     await sleep(150);
     await leaving.stop();
     for (const session of sessions) {

@@ -1,4 +1,10 @@
-import { type DynamicModule, Inject, Module, type OnApplicationBootstrap, type OnApplicationShutdown } from '@nestjs/common';
+import {
+  type DynamicModule,
+  Inject,
+  Module,
+  type OnApplicationBootstrap,
+  type OnApplicationShutdown,
+} from '@nestjs/common';
 import type { Logger } from 'pino';
 import type { SessionConfig } from './config.ts';
 import { SessionService } from './host/session-service.ts';
@@ -13,7 +19,10 @@ export class SessionModule implements OnApplicationBootstrap, OnApplicationShutd
   }
 
   static with(config: SessionConfig, logger: Logger): DynamicModule {
-    return { module: SessionModule, providers: [{ provide: SessionService, useValue: new SessionService(config, logger) }] };
+    return {
+      module: SessionModule,
+      providers: [{ provide: SessionService, useValue: new SessionService(config, logger) }],
+    };
   }
 
   onApplicationBootstrap(): Promise<void> {

@@ -1,5 +1,11 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { AppError, CREDENTIAL_PREFIXES, credentialHint, type CredentialKind, credentialKind } from '@holdfast/contracts';
+import {
+  AppError,
+  CREDENTIAL_PREFIXES,
+  type CredentialKind,
+  credentialHint,
+  credentialKind,
+} from '@holdfast/contracts';
 import type pg from 'pg';
 
 /** Who calls: a credential and the workspace it is bound to. */
@@ -35,11 +41,19 @@ export class Authenticator {
   }
 
   /** The caller of a request. @throws AppError `auth.missing`, `auth.invalid` (kind `unauthenticated`). */
-  authenticate(headers: { readonly 'x-api-key'?: string | string[] | undefined; readonly authorization?: string | undefined }): Promise<Principal> {
+  authenticate(headers: {
+    readonly 'x-api-key'?: string | string[] | undefined;
+    readonly authorization?: string | undefined;
+  }): Promise<Principal> {
     const key = headers['x-api-key'];
-    const credential = typeof key === 'string' && key !== '' ? key : /^Bearer\s+(\S+)$/i.exec(headers.authorization ?? '')?.[1];
+    const credential =
+      typeof key === 'string' && key !== '' ? key : /^Bearer\s+(\S+)$/i.exec(headers.authorization ?? '')?.[1];
     if (credential === undefined) {
-      throw new AppError('unauthenticated', 'auth.missing', 'An API key is needed: send it as x-api-key or as Authorization: Bearer.');
+      throw new AppError(
+        'unauthenticated',
+        'auth.missing',
+        'An API key is needed: send it as x-api-key or as Authorization: Bearer.',
+      );
     }
     return this.find(credential);
   }
@@ -64,7 +78,12 @@ export class Authenticator {
   /** A one-time link that has not run out; redeeming it decides. */
   async findLink(credential: string): Promise<Principal> {
     const principal = credentialKind(credential) === 'link' ? await this.#lookUp(hashOf(credential)) : null;
-    if (principal === null) throw new AppError('unauthenticated', 'credential.link-spent', 'This link was used or has run out; make a new one.');
+    if (principal === null)
+      throw new AppError(
+        'unauthenticated',
+        'credential.link-spent',
+        'This link was used or has run out; make a new one.',
+      );
     return principal;
   }
 
@@ -76,7 +95,12 @@ export class Authenticator {
   }
 
   async #lookUp(hash: string): Promise<Principal | null> {
-    const { rows } = await this.#pool.query<{ id: string; workspace_id: string; kind: CredentialKind; parent_id: string | null }>({
+    const { rows } = await this.#pool.query<{
+      id: string;
+      workspace_id: string;
+      kind: CredentialKind;
+      parent_id: string | null;
+    }>({
       name: 'find-credential',
       text: `select k.id, k.workspace_id, k.kind, k.parent_id from api_keys k left join api_keys p on p.id = k.parent_id
              where k.hash = decode($1, 'hex') and k.revoked_at is null and p.revoked_at is null
@@ -84,7 +108,9 @@ export class Authenticator {
       values: [hash],
     });
     const row = rows[0];
-    return row === undefined ? null : { id: row.id, workspaceId: row.workspace_id, kind: row.kind, parentId: row.parent_id };
+    return row === undefined
+      ? null
+      : { id: row.id, workspaceId: row.workspace_id, kind: row.kind, parentId: row.parent_id };
   }
 }
 

@@ -1,4 +1,14 @@
-import { type Agent, type ApiKeyResource, AppError, type Environment, type Page, type Session, SESSION_STATUSES, sessionResource, type SessionView } from '@holdfast/contracts';
+import {
+  type Agent,
+  type ApiKeyResource,
+  AppError,
+  type Environment,
+  type Page,
+  SESSION_STATUSES,
+  type Session,
+  type SessionView,
+  sessionResource,
+} from '@holdfast/contracts';
 import type pg from 'pg';
 import { decodeRowPlace, encodeCursor, type ListName, type Order, type RowPlace } from '../http/cursor.ts';
 import type { Query, TimeRange } from '../http/query.ts';
@@ -37,7 +47,10 @@ export class CatalogueReader {
   }
 
   async environment(workspaceId: string, id: string): Promise<Environment> {
-    const { rows } = await this.#pool.query<{ resource: Environment }>('select resource from environments where id = $1 and workspace_id = $2', [id, workspaceId]);
+    const { rows } = await this.#pool.query<{ resource: Environment }>(
+      'select resource from environments where id = $1 and workspace_id = $2',
+      [id, workspaceId],
+    );
     return found(rows[0]?.resource, 'environment', id);
   }
 
@@ -56,20 +69,32 @@ export class CatalogueReader {
 
   /** Id of the environment that quick sessions run in. */
   async environmentNamed(workspaceId: string, name: string): Promise<string> {
-    const { rows } = await this.#pool.query<{ id: string }>('select id from environments where workspace_id = $1 and name = $2 and archived_at is null', [workspaceId, name]);
+    const { rows } = await this.#pool.query<{ id: string }>(
+      'select id from environments where workspace_id = $1 and name = $2 and archived_at is null',
+      [workspaceId, name],
+    );
     return found(rows[0]?.id, 'environment', name);
   }
 
   agents(workspaceId: string, query: Query): Promise<Page<Agent>> {
     const { where, values } = filters(workspaceId, query.range('created_at'), query.flag('include_archived'));
-    return this.#list<Agent>({ list: 'agents', table: 'agents', column: 'resource', where, values, order: 'desc', limit: query.limit(DEFAULT_PAGE), page: query.one('page') });
+    return this.#list<Agent>({
+      list: 'agents',
+      table: 'agents',
+      column: 'resource',
+      where,
+      values,
+      order: 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
   }
 
   async agentVersions(workspaceId: string, agentId: string, query: Query): Promise<Page<Agent>> {
     await this.agent(workspaceId, agentId);
     return this.#list<Agent>({
       list: 'agent_versions',
-      table: '(select *, agent_id as parent, lpad(version::text, 10, \'0\') as id from agent_versions) as versions',
+      table: "(select *, agent_id as parent, lpad(version::text, 10, '0') as id from agent_versions) as versions",
       column: 'resource',
       where: ['workspace_id = $1', 'parent = $2'],
       values: [workspaceId, agentId],
@@ -81,7 +106,16 @@ export class CatalogueReader {
 
   environments(workspaceId: string, query: Query): Promise<Page<Environment>> {
     const { where, values } = filters(workspaceId, {}, query.flag('include_archived'));
-    return this.#list<Environment>({ list: 'environments', table: 'environments', column: 'resource', where, values, order: 'desc', limit: query.limit(DEFAULT_PAGE), page: query.one('page') });
+    return this.#list<Environment>({
+      list: 'environments',
+      table: 'environments',
+      column: 'resource',
+      where,
+      values,
+      order: 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
   }
 
   apiKeys(workspaceId: string, query: Query): Promise<Page<ApiKeyResource>> {
@@ -103,7 +137,11 @@ export class CatalogueReader {
     query.refuse('deployment_id', 'memory_store_id');
     const statuses = query.choices('statuses', SESSION_STATUSES);
     // Asking for terminated sessions is asking for archived ones.
-    const { where, values } = filters(workspaceId, query.range('created_at'), query.flag('include_archived') || statuses.includes('terminated'));
+    const { where, values } = filters(
+      workspaceId,
+      query.range('created_at'),
+      query.flag('include_archived') || statuses.includes('terminated'),
+    );
     const add = (condition: (n: number) => string, value: unknown): void => {
       values.push(value);
       where.push(condition(values.length));
@@ -160,7 +198,11 @@ export class CatalogueReader {
   }
 }
 
-function filters(workspaceId: string, range: TimeRange, includeArchived: boolean): { where: string[]; values: unknown[] } {
+function filters(
+  workspaceId: string,
+  range: TimeRange,
+  includeArchived: boolean,
+): { where: string[]; values: unknown[] } {
   const values: unknown[] = [workspaceId];
   const where = ['workspace_id = $1'];
   const operators = { gt: '>', gte: '>=', lt: '<', lte: '<=' } as const;
@@ -173,6 +215,7 @@ function filters(workspaceId: string, range: TimeRange, includeArchived: boolean
 }
 
 function found<T>(value: T | undefined, what: string, id: string): T {
-  if (value === undefined) throw new AppError('not-found', `${what}.not-found`, `There is no ${what} ${id.slice(0, 100)}.`);
+  if (value === undefined)
+    throw new AppError('not-found', `${what}.not-found`, `There is no ${what} ${id.slice(0, 100)}.`);
   return value;
 }

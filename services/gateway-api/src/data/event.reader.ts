@@ -1,10 +1,21 @@
-import { AppError, type Page, QUEUED_TYPES, type SessionView, type StoredBlock, type StoredEvent, streamOf, WIRE_LOG_TYPES, type WireEvent, wireFrame } from '@holdfast/contracts';
+import {
+  AppError,
+  type Page,
+  QUEUED_TYPES,
+  type SessionView,
+  type StoredBlock,
+  type StoredEvent,
+  streamOf,
+  WIRE_LOG_TYPES,
+  type WireEvent,
+  wireFrame,
+} from '@holdfast/contracts';
 import type { BlobStore, EventLog } from '@holdfast/event-store';
 import type pg from 'pg';
-import { decodeEventPlace, encodeCursor, type EventPlace, type Order } from '../http/cursor.ts';
+import { decodeEventPlace, type EventPlace, encodeCursor, type Order } from '../http/cursor.ts';
 import type { Query } from '../http/query.ts';
-import { durableFrame } from '../stream/sse-frame.ts';
 import type { SseBatch, SseFrame } from '../stream/session-tail.ts';
+import { durableFrame } from '../stream/sse-frame.ts';
 
 const DEFAULT_PAGE = 100;
 const STAMPED_TYPES = WIRE_LOG_TYPES.filter((type) => !QUEUED_TYPES.includes(type));
@@ -41,12 +52,23 @@ export class EventReader {
     const frames: SseFrame[] = [];
     for (const row of rows) {
       if (!WIRE_TYPES.has(row.type)) continue;
-      const stored = { ...row, data: JSON.parse(row.data) as StoredEvent['data'], workspaceId, streamId: '', position: '0', metadata: {} };
+      const stored = {
+        ...row,
+        data: JSON.parse(row.data) as StoredEvent['data'],
+        workspaceId,
+        streamId: '',
+        position: '0',
+        metadata: {},
+      };
       const wire = wireFrame(stored);
       if (wire === undefined) continue;
       let json = JSON.stringify(wire);
       if (json.includes(BLOB_MARK)) json = JSON.stringify(await this.inline(workspaceId, wire));
-      frames.push({ version: row.version, type: wire.type, bytes: Buffer.from(durableFrame(row.version, wire.type, json)) });
+      frames.push({
+        version: row.version,
+        type: wire.type,
+        bytes: Buffer.from(durableFrame(row.version, wire.type, json)),
+      });
     }
     return { fromVersion: afterVersion + 1, toVersion: last.version, frames };
   }
@@ -57,7 +79,9 @@ export class EventReader {
     if (!Array.isArray(content)) return event;
     const blocks = await Promise.all(
       (content as StoredBlock[]).map(async (block) =>
-        block.type === 'x_blob' ? (JSON.parse((await this.#blobs.read(workspaceId, block.digest)).toString()) as object) : block,
+        block.type === 'x_blob'
+          ? (JSON.parse((await this.#blobs.read(workspaceId, block.digest)).toString()) as object)
+          : block,
       ),
     );
     return { ...event, content: blocks };
@@ -82,7 +106,9 @@ export class EventReader {
     }
     if (types.length > 0) {
       values.push(types);
-      conditions.push(`case when type = 'session.message_processed' then data->'message'->>'type' else type end = any ($${values.length})`);
+      conditions.push(
+        `case when type = 'session.message_processed' then data->'message'->>'type' else type end = any ($${values.length})`,
+      );
     }
     const stamped = async (wanted: number): Promise<Row[]> => {
       const own = [...values];
@@ -92,7 +118,10 @@ export class EventReader {
         where.push(`version ${order === 'asc' ? '>' : '<'} $${own.length}`);
       }
       own.push(wanted);
-      const { rows } = await this.#pool.query<Row>(`select ${EVENT_COLUMNS} from events where ${where.join(' and ')} order by version ${order} limit $${own.length}`, own);
+      const { rows } = await this.#pool.query<Row>(
+        `select ${EVENT_COLUMNS} from events where ${where.join(' and ')} order by version ${order} limit $${own.length}`,
+        own,
+      );
       return rows;
     };
     const waiting = async (wanted: number): Promise<Row[]> => {
@@ -105,7 +134,10 @@ export class EventReader {
       return rows;
     };
     const rows: Row[] = [];
-    const next: Record<string, number> = { ...(place.s === undefined ? {} : { s: place.s }), ...(place.p === undefined ? {} : { p: place.p }) };
+    const next: Record<string, number> = {
+      ...(place.s === undefined ? {} : { s: place.s }),
+      ...(place.p === undefined ? {} : { p: place.p }),
+    };
     const take = (found: Row[], which: 's' | 'p'): void => {
       for (const row of found.slice(0, limit - rows.length)) {
         rows.push(row);
@@ -127,7 +159,10 @@ export class EventReader {
       take(found, 's');
     }
     const data = await Promise.all(rows.map((row) => this.#wire(row)));
-    return { data: data.filter((event) => event !== undefined), next_page: more ? encodeCursor('events', order, next) : null };
+    return {
+      data: data.filter((event) => event !== undefined),
+      next_page: more ? encodeCursor('events', order, next) : null,
+    };
   }
 
   /** A page token of ours, or the id of an event to go on after. */
@@ -139,9 +174,13 @@ export class EventReader {
 
   /** The first version of one of this session's events. @throws AppError `event.not-in-session` */
   async versionOf(sessionId: string, eventId: string): Promise<number> {
-    const { rows } = await this.#pool.query<{ version: number }>('select version from events where id = $1 and stream_id = $2', [eventId, streamOf('session', sessionId)]);
+    const { rows } = await this.#pool.query<{ version: number }>(
+      'select version from events where id = $1 and stream_id = $2',
+      [eventId, streamOf('session', sessionId)],
+    );
     const version = rows[0]?.version;
-    if (version === undefined) throw new AppError('invalid', 'event.not-in-session', `The session has no event ${eventId.slice(0, 100)}.`);
+    if (version === undefined)
+      throw new AppError('invalid', 'event.not-in-session', `The session has no event ${eventId.slice(0, 100)}.`);
     return version;
   }
 
@@ -165,7 +204,9 @@ export class EventReader {
     });
     if (wire === undefined) return undefined;
     const { content } = wire;
-    return Array.isArray(content) && content.some((block: { type?: string }) => block.type === 'x_blob') ? this.inline(row.workspace_id, wire) : wire;
+    return Array.isArray(content) && content.some((block: { type?: string }) => block.type === 'x_blob')
+      ? this.inline(row.workspace_id, wire)
+      : wire;
   }
 }
 

@@ -3,7 +3,9 @@ import { z } from 'zod';
 
 const BELIEVE_MS = 30_000;
 const ASK_MS = 3_000;
-const answerSchema = z.object({ data: z.array(z.object({ id: z.string(), created: z.number().nullish() })).max(10_000) });
+const answerSchema = z.object({
+  data: z.array(z.object({ id: z.string(), created: z.number().nullish() })).max(10_000),
+});
 
 export interface Model {
   readonly id: string;
@@ -31,14 +33,31 @@ export class ModelCatalogue {
         headers: this.#apiKey === '' ? {} : { authorization: `Bearer ${this.#apiKey}` },
         signal: AbortSignal.timeout(ASK_MS),
       });
-      if (!response.ok) throw new AppError('unavailable', 'model.gateway-unavailable', `The model gateway answered HTTP ${response.status}.`);
+      if (!response.ok)
+        throw new AppError(
+          'unavailable',
+          'model.gateway-unavailable',
+          `The model gateway answered HTTP ${response.status}.`,
+        );
       const { data } = answerSchema.parse(await response.json());
-      const models = data.map(({ id, created }): Model => ({ id, type: 'model', display_name: id, created_at: new Date((created ?? 0) * 1000).toISOString() }));
+      const models = data.map(
+        ({ id, created }): Model => ({
+          id,
+          type: 'model',
+          display_name: id,
+          created_at: new Date((created ?? 0) * 1000).toISOString(),
+        }),
+      );
       this.#known = { models, untilMs: Date.now() + BELIEVE_MS };
       return models;
     } catch (cause) {
       if (cause instanceof AppError) throw cause;
-      throw new AppError('unavailable', 'model.gateway-unavailable', 'The model gateway could not be asked for its models.', { cause });
+      throw new AppError(
+        'unavailable',
+        'model.gateway-unavailable',
+        'The model gateway could not be asked for its models.',
+        { cause },
+      );
     }
   }
 
@@ -52,6 +71,10 @@ export class ModelCatalogue {
     if (models === null || models.some((model) => model.id === id || model.id.includes('*'))) return;
     const names = models.map((model) => model.id);
     const shown = names.slice(0, 20).join(', ') + (names.length > 20 ? `, and ${names.length - 20} more` : '');
-    throw new AppError('invalid', 'model.unknown', `The model gateway has no model "${id.slice(0, 256)}". It has: ${shown || 'none'}.`);
+    throw new AppError(
+      'invalid',
+      'model.unknown',
+      `The model gateway has no model "${id.slice(0, 256)}". It has: ${shown || 'none'}.`,
+    );
   }
 }

@@ -1,6 +1,13 @@
 import { join } from 'node:path';
 import { type Bus, connectBus, type Registration } from '@holdfast/bus';
-import { ALL_SERVICE_BEATS, AppError, CREDENTIAL_REVOKED, type CredentialRevoked, DEAD_LETTER_STREAM, type ServiceBeat } from '@holdfast/contracts';
+import {
+  ALL_SERVICE_BEATS,
+  AppError,
+  CREDENTIAL_REVOKED,
+  type CredentialRevoked,
+  DEAD_LETTER_STREAM,
+  type ServiceBeat,
+} from '@holdfast/contracts';
 import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
 import { Health, invalidRequest, startBeats } from '@holdfast/platform';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
@@ -29,7 +36,8 @@ export class GatewayService {
   readonly #config: GatewayConfig;
   readonly #logger: Logger;
   readonly health = new Health();
-  #parts: { bus: Bus; pool: pg.Pool; streams: StreamHub; stopBeats: () => void; registrations: Registration[] } | null = null;
+  #parts: { bus: Bus; pool: pg.Pool; streams: StreamHub; stopBeats: () => void; registrations: Registration[] } | null =
+    null;
 
   constructor(config: GatewayConfig, logger: Logger) {
     this.#config = config;
@@ -40,7 +48,12 @@ export class GatewayService {
   async start(server: FastifyInstance): Promise<void> {
     const config = this.#config;
     const logger = this.#logger;
-    const pool = createLogPool({ connectionString: config.DATABASE_URL, applicationName: `holdfast-${config.HOLDFAST_INSTANCE}`, max: 10, onIdleError: (error) => logger.debug({ err: error }, 'a database connection ended') });
+    const pool = createLogPool({
+      connectionString: config.DATABASE_URL,
+      applicationName: `holdfast-${config.HOLDFAST_INSTANCE}`,
+      max: 10,
+      onIdleError: (error) => logger.debug({ err: error }, 'a database connection ended'),
+    });
     const bus = await connectBus({
       servers: config.NATS_URL,
       user: config.NATS_USER,
@@ -48,7 +61,9 @@ export class GatewayService {
       name: config.HOLDFAST_INSTANCE,
       onStatus: (status, detail) => logger.info({ status, detail }, 'bus'),
     });
-    const blobs = new DirectoryBlobStore(config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR);
+    const blobs = new DirectoryBlobStore(
+      config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR,
+    );
     const authenticator = new Authenticator(pool);
     const reader = new CatalogueReader(pool);
     const events = new EventReader(pool, new EventLog({ pool }), blobs);
@@ -61,7 +76,9 @@ export class GatewayService {
         authenticator.forget(id);
         streams.revoke(id);
       }),
-      bus.subscribeLive<ServiceBeat>(ALL_SERVICE_BEATS, (beat) => beats.set(beat.instance, { beat, heardMs: Date.now() })),
+      bus.subscribeLive<ServiceBeat>(ALL_SERVICE_BEATS, (beat) =>
+        beats.set(beat.instance, { beat, heardMs: Date.now() }),
+      ),
     ];
     const alive = (): ServiceBeat[] => {
       for (const [instance, { heardMs }] of beats) if (heardMs < Date.now() - BEAT_TTL_MS) beats.delete(instance);
@@ -70,7 +87,15 @@ export class GatewayService {
     const operations = [
       ...catalogueOperations({ reader, commands, models }),
       ...sessionOperations({ reader, events, commands, models, streams, blobs }),
-      ...platformOperations({ reader, commands, authenticator, pool, beats: alive, deadLetters: () => deadLetters(bus), demoGateway: config.HOLDFAST_DEMO_GATEWAY }),
+      ...platformOperations({
+        reader,
+        commands,
+        authenticator,
+        pool,
+        beats: alive,
+        deadLetters: () => deadLetters(bus),
+        demoGateway: config.HOLDFAST_DEMO_GATEWAY,
+      }),
     ];
     for (const one of operations) this.#route(server, one, authenticator);
     const document = openApiDocument(operations);
@@ -80,8 +105,12 @@ export class GatewayService {
       return undefined;
     });
     this.health.add('bus', () => (bus.connected ? undefined : 'not connected'));
-    this.health.add('session', () => (alive().some((beat) => beat.service === 'session') ? undefined : 'no session service is running'));
-    const stopBeats = startBeats(bus, 'gateway-api', config.HOLDFAST_INSTANCE, () => ({ openStreams: streams.openStreams }));
+    this.health.add('session', () =>
+      alive().some((beat) => beat.service === 'session') ? undefined : 'no session service is running',
+    );
+    const stopBeats = startBeats(bus, 'gateway-api', config.HOLDFAST_INSTANCE, () => ({
+      openStreams: streams.openStreams,
+    }));
     this.#parts = { bus, pool, streams, stopBeats, registrations };
   }
 
@@ -130,7 +159,9 @@ function parseBody(one: Operation, body: unknown): unknown {
 function faultOf(issue: z.core.$ZodIssue): string {
   if (issue.code !== 'invalid_union' || issue.errors.length === 0) return issue.message;
   const best = [...issue.errors].sort((a, b) => depth(b) - depth(a))[0]?.[0];
-  return best === undefined ? issue.message : `${best.path.length === 0 ? '' : `${best.path.map(String).join('.')}: `}${faultOf(best)}`;
+  return best === undefined
+    ? issue.message
+    : `${best.path.length === 0 ? '' : `${best.path.map(String).join('.')}: `}${faultOf(best)}`;
 }
 function depth(issues: readonly z.core.$ZodIssue[]): number {
   return Math.max(0, ...issues.map((issue) => issue.path.length));

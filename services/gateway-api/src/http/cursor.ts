@@ -6,7 +6,11 @@ const listName = z.enum(['agents', 'agent_versions', 'environments', 'sessions',
 export type ListName = z.infer<typeof listName>;
 export type Order = 'asc' | 'desc';
 
-const envelope = z.tuple([listName, z.enum(['asc', 'desc']), z.record(z.string().max(8), z.union([z.string().max(128), z.int().min(0)]))]);
+const envelope = z.tuple([
+  listName,
+  z.enum(['asc', 'desc']),
+  z.record(z.string().max(8), z.union([z.string().max(128), z.int().min(0)])),
+]);
 export type CursorKey = z.infer<typeof envelope>[2];
 
 function badCursor(why: string): AppError {

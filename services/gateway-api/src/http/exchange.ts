@@ -1,7 +1,16 @@
 import { createHash } from 'node:crypto';
-import { type Aggregate, AppError, type Command, type CommandReply, commandSubject, type Idempotency, LIMITS, newId } from '@holdfast/contracts';
-import type { Bus } from '@holdfast/bus';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Bus } from '@holdfast/bus';
+import {
+  type Aggregate,
+  AppError,
+  type Command,
+  type CommandReply,
+  commandSubject,
+  type Idempotency,
+  LIMITS,
+  newId,
+} from '@holdfast/contracts';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { Principal } from '../auth/authenticator.ts';
 import { Query } from './query.ts';
@@ -37,7 +46,11 @@ export class Exchange<B = unknown> {
   get idempotency(): Idempotency {
     const key = this.header('idempotency-key');
     if (key !== undefined && (key.length > LIMITS.idempotencyKeyChars || !/^[\x20-\x7e]+$/.test(key))) {
-      throw new AppError('invalid', 'request.idempotency-key', `Idempotency-Key must be 1 to ${LIMITS.idempotencyKeyChars} printable characters.`);
+      throw new AppError(
+        'invalid',
+        'request.idempotency-key',
+        `Idempotency-Key must be 1 to ${LIMITS.idempotencyKeyChars} printable characters.`,
+      );
     }
     const count = Number(this.header('x-stainless-retry-count'));
     const path = `${this.request.method} ${this.request.url.split('?')[0]}`;
@@ -45,7 +58,12 @@ export class Exchange<B = unknown> {
       .update(`${this.principal.id}\n${path}\n`)
       .update(JSON.stringify(this.request.body ?? null))
       .digest('hex');
-    return { key: key ?? null, attempt: Number.isInteger(count) && count > 0 && count < 100 ? count : 0, path, fingerprint };
+    return {
+      key: key ?? null,
+      attempt: Number.isInteger(count) && count > 0 && count < 100 ? count : 0,
+      path,
+      fingerprint,
+    };
   }
 
   command<C>(body: C, idempotency: Idempotency | null): Command<C> {
@@ -53,7 +71,10 @@ export class Exchange<B = unknown> {
     return {
       commandId: newId('command'),
       workspaceId: this.principal.workspaceId,
-      actor: { type: this.principal.kind === 'dashboard' ? 'dashboard' : 'api_key', id: this.principal.parentId ?? this.principal.id },
+      actor: {
+        type: this.principal.kind === 'dashboard' ? 'dashboard' : 'api_key',
+        id: this.principal.parentId ?? this.principal.id,
+      },
       idempotency,
       traceparent: traceparent !== undefined && TRACEPARENT.test(traceparent) ? traceparent : null,
       body,
@@ -79,10 +100,14 @@ export class Commands {
     const deadlineAtMs = Date.now() + this.#timeoutMs;
     for (;;) {
       try {
-        const reply = await this.#bus.request<CommandReply>(commandSubject(aggregate, id, verb), command, { deadlineAtMs, traceparent: command.traceparent });
+        const reply = await this.#bus.request<CommandReply>(commandSubject(aggregate, id, verb), command, {
+          deadlineAtMs,
+          traceparent: command.traceparent,
+        });
         return reply.body as R;
       } catch (error) {
-        if (!(error instanceof AppError) || error.code !== 'bus.no-responders' || Date.now() + 100 > deadlineAtMs) throw error;
+        if (!(error instanceof AppError) || error.code !== 'bus.no-responders' || Date.now() + 100 > deadlineAtMs)
+          throw error;
         await sleep(50);
       }
     }

@@ -15,25 +15,54 @@ export function openApiDocument(operations: readonly Operation[]): object {
         ...(one.authenticated === false ? { security: [] } : {}),
         parameters: [
           ...names.map((name) => ({ name, in: 'path', required: true, schema: { type: 'string' } })),
-          ...(one.query ?? []).map((name) => ({ name, in: 'query', schema: name.endsWith('[]') ? { type: 'array', items: { type: 'string' } } : { type: 'string' } })),
+          ...(one.query ?? []).map((name) => ({
+            name,
+            in: 'query',
+            schema: name.endsWith('[]') ? { type: 'array', items: { type: 'string' } } : { type: 'string' },
+          })),
         ],
         ...(one.body === undefined
           ? {}
-          : { requestBody: { content: { 'application/json': { schema: z.toJSONSchema(one.body, { io: 'input', unrepresentable: 'any', target: 'draft-2020-12' }) } } } }),
+          : {
+              requestBody: {
+                content: {
+                  'application/json': {
+                    schema: z.toJSONSchema(one.body, { io: 'input', unrepresentable: 'any', target: 'draft-2020-12' }),
+                  },
+                },
+              },
+            }),
         responses: {
-          '200': { description: 'OK', content: one.streams === true ? { 'text/event-stream': { schema: { type: 'string' } } } : { 'application/json': {} } },
-          default: { description: 'What went wrong', content: { 'application/json': { schema: { $ref: '#/components/schemas/Error' } } } },
+          '200': {
+            description: 'OK',
+            content:
+              one.streams === true
+                ? { 'text/event-stream': { schema: { type: 'string' } } }
+                : { 'application/json': {} },
+          },
+          default: {
+            description: 'What went wrong',
+            content: { 'application/json': { schema: { $ref: '#/components/schemas/Error' } } },
+          },
         },
       },
     };
   }
   return {
     openapi: '3.1.0',
-    info: { title: 'Holdfast', version: '0.1.0', description: 'Sessions of AI agents as event logs. Wire-compatible with Claude Managed Agents.', license: { name: 'MIT', identifier: 'MIT' } },
+    info: {
+      title: 'Holdfast',
+      version: '0.1.0',
+      description: 'Sessions of AI agents as event logs. Wire-compatible with Claude Managed Agents.',
+      license: { name: 'MIT', identifier: 'MIT' },
+    },
     security: [{ apiKey: [] }, { bearer: [] }],
     paths,
     components: {
-      securitySchemes: { apiKey: { type: 'apiKey', in: 'header', name: 'x-api-key' }, bearer: { type: 'http', scheme: 'bearer' } },
+      securitySchemes: {
+        apiKey: { type: 'apiKey', in: 'header', name: 'x-api-key' },
+        bearer: { type: 'http', scheme: 'bearer' },
+      },
       schemas: {
         Error: {
           type: 'object',
@@ -44,7 +73,11 @@ export function openApiDocument(operations: readonly Operation[]): object {
             error: {
               type: 'object',
               required: ['type', 'message'],
-              properties: { type: { type: 'string' }, message: { type: 'string' }, details: { type: 'object', properties: { error_code: { type: 'string' } } } },
+              properties: {
+                type: { type: 'string' },
+                message: { type: 'string' },
+                details: { type: 'object', properties: { error_code: { type: 'string' } } },
+              },
             },
           },
         },

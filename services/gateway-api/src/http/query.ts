@@ -98,7 +98,11 @@ export class Query {
   refuse(...names: string[]): void {
     for (const name of names) {
       if (this.one(name) !== undefined || this.many(name).length > 0) {
-        throw new AppError('invalid', 'request.not-supported', `the filter "${name}" is not supported yet; leave it out`);
+        throw new AppError(
+          'invalid',
+          'request.not-supported',
+          `the filter "${name}" is not supported yet; leave it out`,
+        );
       }
     }
   }

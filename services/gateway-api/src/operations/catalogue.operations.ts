@@ -1,10 +1,10 @@
 import {
+  AppError,
   createAgentBody,
   createEnvironmentBody,
+  type IdKind,
   isId,
   newId,
-  AppError,
-  type IdKind,
   type ToolParam,
   unsupportedToolFault,
   updateAgentBody,
@@ -27,9 +27,14 @@ function checkTools(list: readonly ToolParam[] | null | undefined): void {
   if (fault !== undefined) throw new AppError('invalid', 'agent.unsupported-tool', fault);
 }
 
-const modelId = (model: string | { id: string } | undefined): string | undefined => (typeof model === 'string' ? model : model?.id);
+const modelId = (model: string | { id: string } | undefined): string | undefined =>
+  typeof model === 'string' ? model : model?.id;
 
-export function catalogueOperations(parts: { reader: CatalogueReader; commands: Commands; models: ModelCatalogue }): Operation[] {
+export function catalogueOperations(parts: {
+  reader: CatalogueReader;
+  commands: Commands;
+  models: ModelCatalogue;
+}): Operation[] {
   const { reader, commands, models } = parts;
   const list = ['limit', 'page', 'include_archived'];
   return [
@@ -59,7 +64,12 @@ export function catalogueOperations(parts: { reader: CatalogueReader; commands: 
       id: 'retrieveAgent',
       summary: 'An agent, newest or by version.',
       query: ['version'],
-      handle: (exchange) => reader.agent(exchange.principal.workspaceId, pathId(exchange, 'agent'), exchange.query.integer('version', { min: 1, max: 2 ** 31 - 1 })),
+      handle: (exchange) =>
+        reader.agent(
+          exchange.principal.workspaceId,
+          pathId(exchange, 'agent'),
+          exchange.query.integer('version', { min: 1, max: 2 ** 31 - 1 }),
+        ),
     }),
     operation({
       method: 'POST',
@@ -70,7 +80,12 @@ export function catalogueOperations(parts: { reader: CatalogueReader; commands: 
       handle: async (exchange) => {
         checkTools(exchange.body.tools);
         await models.require(modelId(exchange.body.model));
-        return commands.send('agent', pathId(exchange, 'agent'), 'update', exchange.command(exchange.body, exchange.idempotency));
+        return commands.send(
+          'agent',
+          pathId(exchange, 'agent'),
+          'update',
+          exchange.command(exchange.body, exchange.idempotency),
+        );
       },
     }),
     operation({
@@ -78,7 +93,8 @@ export function catalogueOperations(parts: { reader: CatalogueReader; commands: 
       path: '/v1/agents/:id/archive',
       id: 'archiveAgent',
       summary: 'Archive an agent; its sessions go on.',
-      handle: (exchange) => commands.send('agent', pathId(exchange, 'agent'), 'archive', exchange.command({}, exchange.idempotency)),
+      handle: (exchange) =>
+        commands.send('agent', pathId(exchange, 'agent'), 'archive', exchange.command({}, exchange.idempotency)),
     }),
     operation({
       method: 'GET',
@@ -86,7 +102,8 @@ export function catalogueOperations(parts: { reader: CatalogueReader; commands: 
       id: 'listAgentVersions',
       summary: 'Versions of an agent, newest first.',
       query: ['limit', 'page'],
-      handle: (exchange) => reader.agentVersions(exchange.principal.workspaceId, pathId(exchange, 'agent'), exchange.query),
+      handle: (exchange) =>
+        reader.agentVersions(exchange.principal.workspaceId, pathId(exchange, 'agent'), exchange.query),
     }),
     operation({
       method: 'POST',
@@ -94,7 +111,13 @@ export function catalogueOperations(parts: { reader: CatalogueReader; commands: 
       id: 'createEnvironment',
       summary: 'Create an environment.',
       body: createEnvironmentBody,
-      handle: (exchange) => commands.send('environment', newId('environment'), 'create', exchange.command(exchange.body, exchange.idempotency)),
+      handle: (exchange) =>
+        commands.send(
+          'environment',
+          newId('environment'),
+          'create',
+          exchange.command(exchange.body, exchange.idempotency),
+        ),
     }),
     operation({
       method: 'GET',
@@ -117,21 +140,34 @@ export function catalogueOperations(parts: { reader: CatalogueReader; commands: 
       id: 'updateEnvironment',
       summary: 'Change an environment; sandboxes started later have it.',
       body: updateEnvironmentBody,
-      handle: (exchange) => commands.send('environment', pathId(exchange, 'environment'), 'update', exchange.command(exchange.body, exchange.idempotency)),
+      handle: (exchange) =>
+        commands.send(
+          'environment',
+          pathId(exchange, 'environment'),
+          'update',
+          exchange.command(exchange.body, exchange.idempotency),
+        ),
     }),
     operation({
       method: 'POST',
       path: '/v1/environments/:id/archive',
       id: 'archiveEnvironment',
       summary: 'Archive an environment.',
-      handle: (exchange) => commands.send('environment', pathId(exchange, 'environment'), 'archive', exchange.command({}, exchange.idempotency)),
+      handle: (exchange) =>
+        commands.send(
+          'environment',
+          pathId(exchange, 'environment'),
+          'archive',
+          exchange.command({}, exchange.idempotency),
+        ),
     }),
     operation({
       method: 'DELETE',
       path: '/v1/environments/:id',
       id: 'deleteEnvironment',
       summary: 'Delete an environment that no open session uses.',
-      handle: (exchange) => commands.send('environment', pathId(exchange, 'environment'), 'delete', exchange.command({}, null)),
+      handle: (exchange) =>
+        commands.send('environment', pathId(exchange, 'environment'), 'delete', exchange.command({}, null)),
     }),
     operation({
       method: 'GET',
@@ -151,7 +187,8 @@ export function catalogueOperations(parts: { reader: CatalogueReader; commands: 
       handle: async (exchange) => {
         const id = exchange.param('id');
         const found = (await models.list()).find((model) => model.id === id);
-        if (found === undefined) throw new AppError('not-found', 'model.not-found', `There is no model ${id.slice(0, 100)}.`);
+        if (found === undefined)
+          throw new AppError('not-found', 'model.not-found', `There is no model ${id.slice(0, 100)}.`);
         return found;
       },
     }),

@@ -1,4 +1,11 @@
-import { type ApiKeyResource, AppError, type ChildCredential, LIMITS, newId, type ServiceBeat } from '@holdfast/contracts';
+import {
+  type ApiKeyResource,
+  AppError,
+  type ChildCredential,
+  LIMITS,
+  newId,
+  type ServiceBeat,
+} from '@holdfast/contracts';
 import type pg from 'pg';
 import { z } from 'zod';
 import { type Authenticator, mintCredential } from '../auth/authenticator.ts';
@@ -11,7 +18,8 @@ const createKeyBody = z.strictObject({ name: z.string().trim().min(1).max(LIMITS
 const signInBody = z.strictObject({ link_token: z.string().max(64) }).optional();
 
 function needsApiKey(exchange: Exchange): void {
-  if (exchange.principal.kind !== 'api_key') throw new AppError('forbidden', 'auth.needs-api-key', 'This needs an API key, not a dashboard session.');
+  if (exchange.principal.kind !== 'api_key')
+    throw new AppError('forbidden', 'auth.needs-api-key', 'This needs an API key, not a dashboard session.');
 }
 
 /** Our own routes beside the wire contract: keys, sign-in and the status page. */
@@ -26,13 +34,27 @@ export function platformOperations(parts: {
 }): Operation[] {
   const { reader, commands, authenticator, pool } = parts;
 
-  const dashboardSession = async (exchange: Exchange, verb: 'create' | 'redeem', id: string): Promise<ChildCredential & { token: string }> => {
+  const dashboardSession = async (
+    exchange: Exchange,
+    verb: 'create' | 'redeem',
+    id: string,
+  ): Promise<ChildCredential & { token: string }> => {
     const { text, hash, hint } = mintCredential('dashboard');
     const sessionId = newId('apiKey');
     const child =
       verb === 'create'
-        ? await commands.send<ChildCredential>('api_key', sessionId, 'create-dashboard-session', exchange.command({ parent_id: id, hash, hint }, null))
-        : await commands.send<ChildCredential>('api_key', id, 'redeem-link', exchange.command({ session_id: sessionId, hash, hint }, null));
+        ? await commands.send<ChildCredential>(
+            'api_key',
+            sessionId,
+            'create-dashboard-session',
+            exchange.command({ parent_id: id, hash, hint }, null),
+          )
+        : await commands.send<ChildCredential>(
+            'api_key',
+            id,
+            'redeem-link',
+            exchange.command({ session_id: sessionId, hash, hint }, null),
+          );
     return { ...child, token: text };
   };
 
@@ -42,7 +64,11 @@ export function platformOperations(parts: {
       path: '/v1/x/me',
       id: 'whoAmI',
       summary: 'The caller’s credential and workspace.',
-      handle: async ({ principal }) => ({ credential_id: principal.id, kind: principal.kind, workspace_id: principal.workspaceId }),
+      handle: async ({ principal }) => ({
+        credential_id: principal.id,
+        kind: principal.kind,
+        workspace_id: principal.workspaceId,
+      }),
     }),
     operation({
       method: 'POST',
@@ -52,7 +78,12 @@ export function platformOperations(parts: {
       body: createKeyBody,
       handle: async (exchange) => {
         const { text, hash, hint } = mintCredential('api_key');
-        const made = await commands.send<ApiKeyResource>('api_key', newId('apiKey'), 'create', exchange.command({ name: exchange.body.name, hash, hint }, null));
+        const made = await commands.send<ApiKeyResource>(
+          'api_key',
+          newId('apiKey'),
+          'create',
+          exchange.command({ name: exchange.body.name, hash, hint }, null),
+        );
         return { ...made, key: text };
       },
     }),
@@ -70,7 +101,12 @@ export function platformOperations(parts: {
       id: 'revokeApiKey',
       summary: 'Revoke an API key and the dashboard sessions that hang on it; their streams close.',
       handle: async (exchange) => {
-        const revoked = await commands.send<ApiKeyResource>('api_key', pathId(exchange, 'apiKey'), 'revoke', exchange.command({}, null));
+        const revoked = await commands.send<ApiKeyResource>(
+          'api_key',
+          pathId(exchange, 'apiKey'),
+          'revoke',
+          exchange.command({}, null),
+        );
         authenticator.forget(revoked.id);
         return revoked;
       },
@@ -83,7 +119,12 @@ export function platformOperations(parts: {
       handle: async (exchange) => {
         needsApiKey(exchange);
         const { text, hash, hint } = mintCredential('link');
-        const link = await commands.send<ChildCredential>('api_key', newId('apiKey'), 'create-link', exchange.command({ parent_id: exchange.principal.id, hash, hint }, null));
+        const link = await commands.send<ChildCredential>(
+          'api_key',
+          newId('apiKey'),
+          'create-link',
+          exchange.command({ parent_id: exchange.principal.id, hash, hint }, null),
+        );
         return { ...link, token: text };
       },
     }),
@@ -111,7 +152,8 @@ export function platformOperations(parts: {
       id: 'deleteDashboardSession',
       summary: 'Sign out.',
       handle: async (exchange) => {
-        if (exchange.principal.kind !== 'dashboard') throw new AppError('invalid', 'auth.no-session', 'This is no dashboard session.');
+        if (exchange.principal.kind !== 'dashboard')
+          throw new AppError('invalid', 'auth.no-session', 'This is no dashboard session.');
         await commands.send('api_key', exchange.principal.id, 'revoke', exchange.command({}, null));
         authenticator.forget(exchange.principal.id);
         return { id: exchange.principal.id, type: 'dashboard_session_deleted' };
@@ -125,8 +167,14 @@ export function platformOperations(parts: {
       handle: async (exchange) => {
         const { workspaceId } = exchange.principal;
         const [sessions, sandboxes, deadLetters] = await Promise.all([
-          pool.query<{ status: string; amount: number }>('select status, count(*)::integer as amount from sessions where workspace_id = $1 and archived_at is null group by status', [workspaceId]),
-          pool.query<{ status: string; amount: number }>(`select status, count(*)::integer as amount from sandboxes where workspace_id = $1 and status <> 'destroyed' group by status`, [workspaceId]),
+          pool.query<{ status: string; amount: number }>(
+            'select status, count(*)::integer as amount from sessions where workspace_id = $1 and archived_at is null group by status',
+            [workspaceId],
+          ),
+          pool.query<{ status: string; amount: number }>(
+            `select status, count(*)::integer as amount from sandboxes where workspace_id = $1 and status <> 'destroyed' group by status`,
+            [workspaceId],
+          ),
           parts.deadLetters(),
         ]);
         const pending = await pool.query<{ amount: number }>(
@@ -146,7 +194,8 @@ export function platformOperations(parts: {
           })),
           sessions: Object.fromEntries(sessions.rows.map((row) => [row.status, row.amount])),
           queued_messages: pending.rows[0]?.amount ?? 0,
-          relay: relay === undefined ? null : { instance: relay.instance, lag_ms: relay.figures['relay_lagMs'] ?? null },
+          relay:
+            relay === undefined ? null : { instance: relay.instance, lag_ms: relay.figures['relay_lagMs'] ?? null },
           dead_letters: deadLetters,
           sandboxes: Object.fromEntries(sandboxes.rows.map((row) => [row.status, row.amount])),
         };
@@ -162,7 +211,21 @@ export function platformOperations(parts: {
         quick_sessions: true,
         contexts: true,
         steering: true,
-        not_supported_yet: ['web_search', 'mcp_servers', 'skills', 'multiagent', 'environment packages', 'self_hosted environments', 'resources', 'vaults', 'budgets', 'files', 'threads', 'deployments', 'fork'],
+        not_supported_yet: [
+          'web_search',
+          'mcp_servers',
+          'skills',
+          'multiagent',
+          'environment packages',
+          'self_hosted environments',
+          'resources',
+          'vaults',
+          'budgets',
+          'files',
+          'threads',
+          'deployments',
+          'fork',
+        ],
       }),
     }),
   ];

@@ -7,9 +7,9 @@ import {
   LIMITS,
   newId,
   quickSessionBody,
-  sendEventsBody,
   type Session,
   type StoredBlock,
+  sendEventsBody,
   UNSUPPORTED_CLIENT_EVENTS,
   unsupportedToolFault,
   updateSessionBody,
@@ -60,7 +60,12 @@ export function sessionOperations(parts: {
       await models.require(typeof overrides.model === 'string' ? overrides.model : overrides.model?.id);
     }
     const initial = await swapBlobs(exchange.principal.workspaceId, body.initial_events ?? []);
-    return commands.send('session', newId('session'), 'create', exchange.command({ ...body, initial_events: initial }, exchange.idempotency));
+    return commands.send(
+      'session',
+      newId('session'),
+      'create',
+      exchange.command({ ...body, initial_events: initial }, exchange.idempotency),
+    );
   };
 
   /** `?after=` or `Last-Event-ID`: a log version or an event id of this session; null = from now on. */
@@ -70,7 +75,11 @@ export function sessionOperations(parts: {
     if (isId('event', given)) return events.versionOf(sessionId, given);
     const version = /^\d{1,10}$/.test(given) ? Number(given) : Number.NaN;
     if (!(version <= head)) {
-      throw new AppError('invalid', 'stream.cursor', `"after" must be a log version from 0 to ${head} or the id of one of the session's events.`);
+      throw new AppError(
+        'invalid',
+        'stream.cursor',
+        `"after" must be a log version from 0 to ${head} or the id of one of the session's events.`,
+      );
     }
     return version;
   };
@@ -92,7 +101,8 @@ export function sessionOperations(parts: {
       body: quickSessionBody,
       handle: async (exchange) => {
         const { agent_id, prompt, environment_id, title, context_key } = exchange.body;
-        const environment = environment_id ?? (await reader.environmentNamed(exchange.principal.workspaceId, DEFAULT_ENVIRONMENT));
+        const environment =
+          environment_id ?? (await reader.environmentNamed(exchange.principal.workspaceId, DEFAULT_ENVIRONMENT));
         return create(
           exchange,
           createSessionBody.parse({
@@ -100,7 +110,9 @@ export function sessionOperations(parts: {
             environment_id: environment,
             ...(title === undefined ? {} : { title }),
             ...(context_key === undefined ? {} : { x_context_key: context_key }),
-            ...(prompt === undefined ? {} : { initial_events: [{ type: 'user.message', content: [{ type: 'text', text: prompt }] }] }),
+            ...(prompt === undefined
+              ? {}
+              : { initial_events: [{ type: 'user.message', content: [{ type: 'text', text: prompt }] }] }),
           }),
         );
       },
@@ -110,7 +122,19 @@ export function sessionOperations(parts: {
       path: '/v1/sessions',
       id: 'listSessions',
       summary: 'List sessions, newest first.',
-      query: ['agent_id', 'agent_version', 'statuses[]', 'include_archived', 'order', 'limit', 'page', 'created_at[gte]', 'created_at[lte]', 'created_at[gt]', 'created_at[lt]'],
+      query: [
+        'agent_id',
+        'agent_version',
+        'statuses[]',
+        'include_archived',
+        'order',
+        'limit',
+        'page',
+        'created_at[gte]',
+        'created_at[lte]',
+        'created_at[gt]',
+        'created_at[lt]',
+      ],
       handle: (exchange) => reader.sessions(exchange.principal.workspaceId, exchange.query),
     }),
     operation({
@@ -129,7 +153,12 @@ export function sessionOperations(parts: {
       handle: (exchange) => {
         const fault = unsupportedToolFault(exchange.body.agent?.tools ?? []);
         if (fault !== undefined) throw new AppError('invalid', 'agent.unsupported-tool', fault);
-        return commands.send('session', pathId(exchange, 'session'), 'update', exchange.command(exchange.body, exchange.idempotency));
+        return commands.send(
+          'session',
+          pathId(exchange, 'session'),
+          'update',
+          exchange.command(exchange.body, exchange.idempotency),
+        );
       },
     }),
     operation({
@@ -137,7 +166,8 @@ export function sessionOperations(parts: {
       path: '/v1/sessions/:id/archive',
       id: 'archiveSession',
       summary: 'Archive an idle session; its events stay.',
-      handle: (exchange) => commands.send('session', pathId(exchange, 'session'), 'archive', exchange.command({}, exchange.idempotency)),
+      handle: (exchange) =>
+        commands.send('session', pathId(exchange, 'session'), 'archive', exchange.command({}, exchange.idempotency)),
     }),
     operation({
       method: 'DELETE',
@@ -155,8 +185,15 @@ export function sessionOperations(parts: {
       handle: async (exchange) => {
         const id = pathId(exchange, 'session');
         const swapped = await swapBlobs(exchange.principal.workspaceId, exchange.body.events);
-        const reply = await commands.send<{ data: Parameters<EventReader['inline']>[1][] }>('session', id, 'send-events', exchange.command({ events: swapped }, exchange.idempotency));
-        return { data: await Promise.all(reply.data.map((event) => events.inline(exchange.principal.workspaceId, event))) };
+        const reply = await commands.send<{ data: Parameters<EventReader['inline']>[1][] }>(
+          'session',
+          id,
+          'send-events',
+          exchange.command({ events: swapped }, exchange.idempotency),
+        );
+        return {
+          data: await Promise.all(reply.data.map((event) => events.inline(exchange.principal.workspaceId, event))),
+        };
       },
     }),
     operation({
@@ -164,8 +201,21 @@ export function sessionOperations(parts: {
       path: '/v1/sessions/:id/events',
       id: 'listEvents',
       summary: 'Events of a session.',
-      query: ['types[]', 'order', 'limit', 'page', 'created_at[gte]', 'created_at[lte]', 'created_at[gt]', 'created_at[lt]'],
-      handle: async (exchange) => events.list(await reader.sessionView(exchange.principal.workspaceId, pathId(exchange, 'session')), exchange.query),
+      query: [
+        'types[]',
+        'order',
+        'limit',
+        'page',
+        'created_at[gte]',
+        'created_at[lte]',
+        'created_at[gt]',
+        'created_at[lt]',
+      ],
+      handle: async (exchange) =>
+        events.list(
+          await reader.sessionView(exchange.principal.workspaceId, pathId(exchange, 'session')),
+          exchange.query,
+        ),
     }),
     operation({
       method: 'GET',
@@ -191,7 +241,13 @@ export function sessionOperations(parts: {
           connection: 'keep-alive',
           'request-id': exchange.request.id,
         });
-        await streams.serve(response, { id, workspaceId, ended: view.archivedAt !== null }, exchange.principal, cursor, deltas.includes('agent.message'));
+        await streams.serve(
+          response,
+          { id, workspaceId, ended: view.archivedAt !== null },
+          exchange.principal,
+          cursor,
+          deltas.includes('agent.message'),
+        );
         return undefined;
       },
     }),
@@ -207,15 +263,17 @@ export function sessionOperations(parts: {
         const after = exchange.query.integer('after', { min: 0, max: 2 ** 31 - 1 }) ?? 0;
         const limit = exchange.query.limit(TIMELINE_PAGE, 1_000);
         const page = await events.timeline(id, after, limit + 1);
-        const data = page.slice(0, limit).map(({ id: eventId, version, type, schemaVersion, recordedAt, data: body, metadata }) => ({
-          id: eventId,
-          version,
-          type,
-          schema_version: schemaVersion,
-          recorded_at: recordedAt,
-          data: body,
-          metadata,
-        }));
+        const data = page
+          .slice(0, limit)
+          .map(({ id: eventId, version, type, schemaVersion, recordedAt, data: body, metadata }) => ({
+            id: eventId,
+            version,
+            type,
+            schema_version: schemaVersion,
+            recorded_at: recordedAt,
+            data: body,
+            metadata,
+          }));
         return { data, next_after: page.length > limit ? (data[data.length - 1]?.version ?? null) : null };
       },
     }),
@@ -224,7 +282,10 @@ export function sessionOperations(parts: {
 
 /** Names a client event type that is known and not built yet, before the schema calls it unknown. */
 export function unsupportedEventFault(body: unknown): string | undefined {
-  const list = typeof body === 'object' && body !== null && 'events' in body && Array.isArray(body.events) ? (body.events as unknown[]) : [];
+  const list =
+    typeof body === 'object' && body !== null && 'events' in body && Array.isArray(body.events)
+      ? (body.events as unknown[])
+      : [];
   for (const event of list) {
     const type: unknown = typeof event === 'object' && event !== null && 'type' in event ? event.type : undefined;
     const known = UNSUPPORTED_CLIENT_EVENTS.find((one) => one === type);

@@ -55,7 +55,12 @@ export class Preview {
       this.certain = true;
       return;
     }
-    if (type === 'agent.message' || type === 'span.model_request_end' || type.startsWith('session.status_') || type === 'session.deleted') {
+    if (
+      type === 'agent.message' ||
+      type === 'span.model_request_end' ||
+      type.startsWith('session.status_') ||
+      type === 'session.deleted'
+    ) {
       this.close();
       this.spanOpen = false;
       this.certain = true;

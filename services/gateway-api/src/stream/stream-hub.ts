@@ -1,6 +1,16 @@
 import type { ServerResponse } from 'node:http';
 import type { Bus, Registration } from '@holdfast/bus';
-import { AppError, committedSubject, type CommittedHint, deltaSubject, LIMITS, type LiveDelta, type OpenPreview, openPreviewSubject, streamOf } from '@holdfast/contracts';
+import {
+  AppError,
+  type CommittedHint,
+  committedSubject,
+  deltaSubject,
+  LIMITS,
+  type LiveDelta,
+  type OpenPreview,
+  openPreviewSubject,
+  streamOf,
+} from '@holdfast/contracts';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import type { Principal } from '../auth/authenticator.ts';
@@ -48,9 +58,14 @@ export class StreamHub {
 
   /** Refuses a stream above the key's bound. @throws AppError `stream.too-many` */
   admit(principal: Principal): void {
-    if (this.#draining) throw new AppError('unavailable', 'stream.draining', 'The service is shutting down; connect again.');
+    if (this.#draining)
+      throw new AppError('unavailable', 'stream.draining', 'The service is shutting down; connect again.');
     if ((this.#perKey.get(principal.id) ?? 0) >= LIMITS.streamsPerKey) {
-      throw new AppError('exhausted', 'stream.too-many', `This key has ${LIMITS.streamsPerKey} streams open; close some.`);
+      throw new AppError(
+        'exhausted',
+        'stream.too-many',
+        `This key has ${LIMITS.streamsPerKey} streams open; close some.`,
+      );
     }
   }
 
@@ -58,7 +73,13 @@ export class StreamHub {
    * Serves one stream until its session ends or the client leaves: what the log holds after `cursor` (null = from now
    * on), then everything that comes, gap-free and without doubles.
    */
-  async serve(response: ServerResponse, session: { id: string; workspaceId: string; ended: boolean }, principal: Principal, cursor: number | null, wantsDeltas: boolean): Promise<void> {
+  async serve(
+    response: ServerResponse,
+    session: { id: string; workspaceId: string; ended: boolean },
+    principal: Principal,
+    cursor: number | null,
+    wantsDeltas: boolean,
+  ): Promise<void> {
     this.#perKey.set(principal.id, (this.#perKey.get(principal.id) ?? 0) + 1);
     const watched = this.#watch(session.id, session.workspaceId);
     const stream = new EventStream(response, principal, wantsDeltas, cursor ?? 0);
@@ -120,18 +141,27 @@ export class StreamHub {
   drain(): void {
     this.#draining = true;
     for (const timer of this.#timers) clearInterval(timer);
-    for (const stream of this.#streams) stream.fail('overloaded_error', 'The service is shutting down; connect again with the last event id.');
+    for (const stream of this.#streams)
+      stream.fail('overloaded_error', 'The service is shutting down; connect again with the last event id.');
   }
 
   #watch(sessionId: string, workspaceId: string): WatchedSession {
     const known = this.#sessions.get(sessionId);
     if (known !== undefined) return known;
-    const watched: WatchedSession = { tail: new SessionTail(sessionId), workspaceId, registrations: [], filling: false };
+    const watched: WatchedSession = {
+      tail: new SessionTail(sessionId),
+      workspaceId,
+      registrations: [],
+      filling: false,
+    };
     watched.registrations.push(
-      this.#bus.subscribeLive<CommittedHint>(committedSubject(streamOf('session', sessionId)), (hint) => this.#onHint(watched, hint)),
+      this.#bus.subscribeLive<CommittedHint>(committedSubject(streamOf('session', sessionId)), (hint) =>
+        this.#onHint(watched, hint),
+      ),
       this.#bus.subscribeLive<LiveDelta>(deltaSubject(sessionId), (delta) => {
         watched.tail.delta(delta);
-        if (watched.tail.wantsDeltas && watched.tail.isWatched && watched.tail.preview.needsAnswer) void this.#askPreview(watched);
+        if (watched.tail.wantsDeltas && watched.tail.isWatched && watched.tail.preview.needsAnswer)
+          void this.#askPreview(watched);
       }),
     );
     this.#sessions.set(sessionId, watched);
@@ -148,7 +178,11 @@ export class StreamHub {
       const batch: SseBatch = {
         fromVersion: hint.fromVersion,
         toVersion: hint.toVersion,
-        frames: hint.frames.map((frame) => ({ version: frame.version, type: frame.type, bytes: Buffer.from(durableFrame(frame.version, frame.type, frame.data)) })),
+        frames: hint.frames.map((frame) => ({
+          version: frame.version,
+          type: frame.type,
+          bytes: Buffer.from(durableFrame(frame.version, frame.type, frame.data)),
+        })),
       };
       if (watched.tail.deliver(batch)) {
         watched.tail.showPreviews();
@@ -165,7 +199,12 @@ export class StreamHub {
     watched.filling = true;
     try {
       while (watched.tail.isBehind) {
-        const batch = await this.#events.frames(watched.workspaceId, watched.tail.sessionId, watched.tail.deliveredVersion, PAGE_EVENTS);
+        const batch = await this.#events.frames(
+          watched.workspaceId,
+          watched.tail.sessionId,
+          watched.tail.deliveredVersion,
+          PAGE_EVENTS,
+        );
         if (batch === null) break;
         watched.tail.deliver(batch);
       }
@@ -181,7 +220,9 @@ export class StreamHub {
     const epoch = watched.tail.preview.startAsking();
     let open: LiveDelta | null = null;
     try {
-      open = (await this.#bus.request<OpenPreview>(openPreviewSubject(watched.tail.sessionId), null, { timeoutMs: 1_000 })).open;
+      open = (
+        await this.#bus.request<OpenPreview>(openPreviewSubject(watched.tail.sessionId), null, { timeoutMs: 1_000 })
+      ).open;
     } catch {
       // Nobody streams a message now, or nobody can say: previews begin with the next one.
     }
@@ -189,7 +230,9 @@ export class StreamHub {
   }
 
   async #head(sessionId: string): Promise<number> {
-    const { rows } = await this.#pool.query<{ version: number }>('select version from streams where stream_id = $1', [streamOf('session', sessionId)]);
+    const { rows } = await this.#pool.query<{ version: number }>('select version from streams where stream_id = $1', [
+      streamOf('session', sessionId),
+    ]);
     return rows[0]?.version ?? 0;
   }
 
@@ -197,9 +240,10 @@ export class StreamHub {
     const watched = [...this.#sessions.values()].filter(({ tail }) => tail.isWatched);
     if (watched.length === 0) return;
     try {
-      const { rows } = await this.#pool.query<{ stream_id: string; version: number }>('select stream_id, version from streams where stream_id = any ($1)', [
-        watched.map(({ tail }) => streamOf('session', tail.sessionId)),
-      ]);
+      const { rows } = await this.#pool.query<{ stream_id: string; version: number }>(
+        'select stream_id, version from streams where stream_id = any ($1)',
+        [watched.map(({ tail }) => streamOf('session', tail.sessionId))],
+      );
       const versions = new Map(rows.map((row) => [row.stream_id, row.version]));
       for (const one of watched) {
         one.tail.note(versions.get(streamOf('session', one.tail.sessionId)) ?? 0);

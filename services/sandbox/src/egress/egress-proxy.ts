@@ -1,7 +1,13 @@
+import { lookup } from 'node:dns/promises';
 import { rmSync } from 'node:fs';
 import { chmod } from 'node:fs/promises';
-import { lookup } from 'node:dns/promises';
-import { createServer, type IncomingMessage, request as httpRequest, type Server, type ServerResponse } from 'node:http';
+import {
+  createServer,
+  request as httpRequest,
+  type IncomingMessage,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
 import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
@@ -44,7 +50,10 @@ export class EgressProxy {
   async listen(linkDir: string): Promise<void> {
     const path = join(linkDir, 'egress.sock');
     rmSync(path, { force: true });
-    const server = createServer({ maxHeaderSize: 32 * 1024, requestTimeout: 0 }, (request, response) => void this.#forward(request, response));
+    const server = createServer(
+      { maxHeaderSize: 32 * 1024, requestTimeout: 0 },
+      (request, response) => void this.#forward(request, response),
+    );
     server.maxConnections = MAX_CONNECTIONS;
     server.on('connect', (request, socket: Duplex, head: Buffer) => void this.#tunnel(request, socket, head));
     server.on('clientError', (_error, socket) => socket.destroy());
@@ -95,7 +104,9 @@ export class EgressProxy {
       url = new URL(request.url ?? '');
       if (url.protocol !== 'http:') throw new TypeError('only http');
     } catch {
-      response.writeHead(400, { 'content-type': 'text/plain' }).end('this is a proxy: send absolute http:// URLs or CONNECT\n');
+      response
+        .writeHead(400, { 'content-type': 'text/plain' })
+        .end('this is a proxy: send absolute http:// URLs or CONNECT\n');
       return;
     }
     const upstream = await this.#dial({ host: url.hostname.replace(/^\[|\]$/g, ''), port: Number(url.port || 80) });
@@ -105,11 +116,15 @@ export class EgressProxy {
     }
     upstream.setTimeout(IDLE_MS, () => upstream.destroy());
     const headers = { ...request.headers, host: url.host, connection: 'close' };
-    for (const name of ['proxy-connection', 'proxy-authorization', 'keep-alive', 'te', 'upgrade']) Reflect.deleteProperty(headers, name);
-    const forwarded = httpRequest({ method: request.method, path: url.pathname + url.search, headers, createConnection: () => upstream }, (answer) => {
-      response.writeHead(answer.statusCode ?? 502, answer.headers);
-      answer.pipe(response);
-    });
+    for (const name of ['proxy-connection', 'proxy-authorization', 'keep-alive', 'te', 'upgrade'])
+      Reflect.deleteProperty(headers, name);
+    const forwarded = httpRequest(
+      { method: request.method, path: url.pathname + url.search, headers, createConnection: () => upstream },
+      (answer) => {
+        response.writeHead(answer.statusCode ?? 502, answer.headers);
+        answer.pipe(response);
+      },
+    );
     forwarded.on('error', () => (response.headersSent ? response.destroy() : response.writeHead(502).end()));
     response.on('close', () => upstream.destroy());
     request.pipe(forwarded);
@@ -156,7 +171,8 @@ export class EgressProxy {
       return { allowed: true, reason: `${host} cannot be resolved`, address: null };
     }
     // One private address among public ones is how rebinding looks: all must be public.
-    if (found.length === 0 || found.some(({ address }) => !isPublicAddress(address))) return refuse(`${host} is not on the public internet`);
+    if (found.length === 0 || found.some(({ address }) => !isPublicAddress(address)))
+      return refuse(`${host} is not on the public internet`);
     return { allowed: true, reason: 'allowed', address: found[0]?.address ?? null };
   }
 }

@@ -5,15 +5,21 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { type Bus, connectBus } from '@holdfast/bus';
-import { AppError, type DestroySandboxBody, type EnsureSandboxBody, type EnsureSandboxReply, type StoredEvent } from '@holdfast/contracts';
+import {
+  AppError,
+  type DestroySandboxBody,
+  type EnsureSandboxBody,
+  type EnsureSandboxReply,
+  type StoredEvent,
+} from '@holdfast/contracts';
 import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
+import type { Logger } from '@holdfast/platform';
 import { Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
-import type { Logger } from '@holdfast/platform';
 import type { SandboxConfig } from '../config.ts';
 import { LocalProvider } from '../local/local-provider.ts';
 import { type SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
-import { ServedSandbox, type ServedParts } from './served-sandbox.ts';
+import { type ServedParts, ServedSandbox } from './served-sandbox.ts';
 
 const RENEW_MS = 2_000;
 const TIDY_MS = 5_000;
@@ -55,8 +61,19 @@ export class SandboxService {
     const instance = config.HOLDFAST_INSTANCE;
     const server = await startHealthServer(this.#health, config.HEALTH_PORT);
     this.#health.add('start', () => (this.#parts === null ? 'Postgres or NATS is not there yet' : undefined));
-    const pool = createLogPool({ connectionString: config.DATABASE_URL, applicationName: `holdfast-${instance}`, max: 6, onIdleError: (error) => logger.debug({ err: error }, 'a database connection ended') });
-    const bus = await connectBus({ servers: config.NATS_URL, user: config.NATS_USER, password: config.NATS_PASSWORD, name: instance, onStatus: (status, detail) => logger.info({ status, detail }, 'bus') });
+    const pool = createLogPool({
+      connectionString: config.DATABASE_URL,
+      applicationName: `holdfast-${instance}`,
+      max: 6,
+      onIdleError: (error) => logger.debug({ err: error }, 'a database connection ended'),
+    });
+    const bus = await connectBus({
+      servers: config.NATS_URL,
+      user: config.NATS_USER,
+      password: config.NATS_PASSWORD,
+      name: instance,
+      onStatus: (status, detail) => logger.info({ status, detail }, 'bus'),
+    });
     bus.onDefect = (subject, error) => logger.error({ err: error, subject }, 'a command failed');
     const log = new EventLog({ pool });
     const provider = await LocalProvider.create({
@@ -87,8 +104,24 @@ export class SandboxService {
       linked: [...this.#served.values()].filter((one) => one.linked).length,
       isolation: provider.isolation,
     }));
-    const blobs = new DirectoryBlobStore(config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR);
-    this.#parts = { bus, store, provider, blobs, env: this.#env, logger, startMs: config.SANDBOX_START_MS, workspaceBytes: config.SANDBOX_WORKSPACE_BYTES, pool, log, server, timers, stopBeats };
+    const blobs = new DirectoryBlobStore(
+      config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR,
+    );
+    this.#parts = {
+      bus,
+      store,
+      provider,
+      blobs,
+      env: this.#env,
+      logger,
+      startMs: config.SANDBOX_START_MS,
+      workspaceBytes: config.SANDBOX_WORKSPACE_BYTES,
+      pool,
+      log,
+      server,
+      timers,
+      stopBeats,
+    };
     logger.info({ isolation: provider.isolation }, 'ready');
   }
 
@@ -114,7 +147,10 @@ export class SandboxService {
     return this.#inOrder(sessionId, async () => {
       const { store, pool } = this.#need();
       if (handled !== null) {
-        const { rowCount } = await pool.query('select 1 from consumer_handled where consumer = $1 and event_id = $2', [DESTROY_CONSUMER, handled.id]);
+        const { rowCount } = await pool.query('select 1 from consumer_handled where consumer = $1 and event_id = $2', [
+          DESTROY_CONSUMER,
+          handled.id,
+        ]);
         if (rowCount !== 0) return;
       }
       const row = await store.ofSession(sessionId);
@@ -129,7 +165,12 @@ export class SandboxService {
         { reason },
         handled === null
           ? []
-          : [{ text: 'insert into consumer_handled (consumer, event_id, workspace_id) values ($1, $2, $3) on conflict do nothing', values: [DESTROY_CONSUMER, handled.id, handled.workspaceId] }],
+          : [
+              {
+                text: 'insert into consumer_handled (consumer, event_id, workspace_id) values ($1, $2, $3) on conflict do nothing',
+                values: [DESTROY_CONSUMER, handled.id, handled.workspaceId],
+              },
+            ],
       );
     });
   }
@@ -144,7 +185,8 @@ export class SandboxService {
       const now = await store.ofSession(body.sessionId);
       if (now === null) throw new AppError('unavailable', 'sandbox.gone', 'The sandbox was destroyed meanwhile.');
       if (now.status === 'ready' && now.journal_id !== null) return { sandboxId: now.id, journalId: now.journal_id };
-      if (Date.now() + POLL_MS > deadlineAtMs) throw new AppError('unavailable', 'sandbox.starting', 'The sandbox is still starting.');
+      if (Date.now() + POLL_MS > deadlineAtMs)
+        throw new AppError('unavailable', 'sandbox.starting', 'The sandbox is still starting.');
       await sleep(POLL_MS);
     }
   }
@@ -212,14 +254,18 @@ export class SandboxService {
   }
 
   #need(): Running {
-    if (this.#parts === null) throw new AppError('unavailable', 'sandbox.not-ready', 'The sandbox service is starting.');
+    if (this.#parts === null)
+      throw new AppError('unavailable', 'sandbox.not-ready', 'The sandbox service is starting.');
     return this.#parts;
   }
 }
 
 /** The runner's bundle: beside the build, or in an image beside the service. */
 function runnerFile(): string {
-  const found = ['../../../../harnesses/runner/dist/runner.mjs', '../../runner.mjs'].map((path) => fileURLToPath(new URL(path, import.meta.url))).find((path) => existsSync(path));
-  if (found === undefined) throw new AppError('defect', 'sandbox.no-runner', 'The runner is not built: run the build first.');
+  const found = ['../../../../harnesses/runner/dist/runner.mjs', '../../runner.mjs']
+    .map((path) => fileURLToPath(new URL(path, import.meta.url)))
+    .find((path) => existsSync(path));
+  if (found === undefined)
+    throw new AppError('defect', 'sandbox.no-runner', 'The runner is not built: run the build first.');
   return found;
 }

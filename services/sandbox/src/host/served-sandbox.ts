@@ -32,7 +32,10 @@ export interface ServedParts {
 /** The folder name of a context: nothing of the key itself reaches a path. */
 function contextId(row: SandboxRow): string | null {
   if (row.context_key === null) return null;
-  return createHash('sha256').update(JSON.stringify([row.workspace_id, row.environment_id, row.context_key])).digest('hex').slice(0, 32);
+  return createHash('sha256')
+    .update(JSON.stringify([row.workspace_id, row.environment_id, row.context_key]))
+    .digest('hex')
+    .slice(0, 32);
 }
 
 /** A sandbox that this replica serves: its hub, its proxy and the subjects that lead to it. */
@@ -52,7 +55,13 @@ export class ServedSandbox {
     this.row = row;
     this.#parts = parts;
     this.#incarnation = row.incarnation;
-    this.spec = { id: row.id, workspaceId: row.workspace_id, sessionId: row.session_id, contextId: contextId(row), serial: row.serial };
+    this.spec = {
+      id: row.id,
+      workspaceId: row.workspace_id,
+      sessionId: row.session_id,
+      contextId: contextId(row),
+      serial: row.serial,
+    };
   }
 
   get busy(): boolean {
@@ -70,7 +79,8 @@ export class ServedSandbox {
     if (this.#hub === null || !running) await this.#open(running);
     await this.#untilLinked(startMs);
     const journalId = this.#hub?.journalId ?? null;
-    if (journalId === null) throw new AppError('unavailable', 'sandbox.link-lost', 'The link to the sandbox was lost; it is dialled again.');
+    if (journalId === null)
+      throw new AppError('unavailable', 'sandbox.link-lost', 'The link to the sandbox was lost; it is dialled again.');
     await this.#hub?.claim(generation);
     return journalId;
   }
@@ -94,7 +104,12 @@ export class ServedSandbox {
       proof: { tokenHash, publicKey },
       env,
       onLinked: async ({ journalId, publicKey: key }) => {
-        await store.ready(this.row, { journalId, publicKey: key, isolation: provider.isolation, incarnation: this.#incarnation });
+        await store.ready(this.row, {
+          journalId,
+          publicKey: key,
+          isolation: provider.isolation,
+          incarnation: this.#incarnation,
+        });
         for (const wake of this.#linked.splice(0)) wake();
       },
       onLost: () => logger.info({ sandbox: this.row.id }, 'the link was lost'),
@@ -119,7 +134,13 @@ export class ServedSandbox {
     if (this.linked && this.#hub?.journalId != null) return;
     await new Promise<void>((resolve, reject) => {
       const timer = setTimeout(() => {
-        reject(new AppError('unavailable', 'sandbox.start-failed', `The sandbox's runner did not link within ${timeoutMs} ms.`));
+        reject(
+          new AppError(
+            'unavailable',
+            'sandbox.start-failed',
+            `The sandbox's runner did not link within ${timeoutMs} ms.`,
+          ),
+        );
       }, timeoutMs);
       this.#linked.push(() => {
         clearTimeout(timer);
@@ -133,7 +154,9 @@ export class ServedSandbox {
     const { bus } = this.#parts;
     const { id } = this.row;
     this.#registrations = [
-      bus.replyMany<ExecBody, ExecReply>(sandboxLinkSubject(id, 'exec'), {}, (body, _context, send) => this.#exec(body, send)),
+      bus.replyMany<ExecBody, ExecReply>(sandboxLinkSubject(id, 'exec'), {}, (body, _context, send) =>
+        this.#exec(body, send),
+      ),
       bus.reply<ClaimBody, object>(sandboxLinkSubject(id, 'claim'), {}, async ({ generation }) => {
         await this.#live().claim(generation);
         return {};
@@ -169,7 +192,9 @@ export class ServedSandbox {
     if (this.#hub === null || !this.busy) return;
     const used = await this.#parts.provider.usage(this.spec);
     if (used > this.#parts.workspaceBytes) {
-      this.#hub.overLimit(`The workspace holds ${used} bytes, above its bound of ${this.#parts.workspaceBytes}; what wrote to it was killed. Remove files first.`);
+      this.#hub.overLimit(
+        `The workspace holds ${used} bytes, above its bound of ${this.#parts.workspaceBytes}; what wrote to it was killed. Remove files first.`,
+      );
     }
   }
 

@@ -3,7 +3,17 @@ import { rmSync } from 'node:fs';
 import { chmod } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
 import { join } from 'node:path';
-import { AppError, type ExecBody, LINK_MESSAGE_BYTES, LINK_SILENCE_MS, type HubMessage, type RunnerMessage, type RunnerOutcome, RUNNER_LINK_PATH, runnerMessage } from '@holdfast/contracts';
+import {
+  AppError,
+  type ExecBody,
+  type HubMessage,
+  LINK_MESSAGE_BYTES,
+  LINK_SILENCE_MS,
+  RUNNER_LINK_PATH,
+  type RunnerMessage,
+  type RunnerOutcome,
+  runnerMessage,
+} from '@holdfast/contracts';
 import { type WebSocket, WebSocketServer } from 'ws';
 
 const CANCEL_WAIT_MS = 5_000;
@@ -47,7 +57,10 @@ export class Hub {
   #sockets: WebSocketServer | null = null;
   #link: WebSocket | null = null;
   readonly #calls = new Map<string, PendingCall>();
-  readonly #questions = new Map<string, { resolve: (answer: Extract<RunnerMessage, { type: 'answer' }>) => void; reject: (error: unknown) => void }>();
+  readonly #questions = new Map<
+    string,
+    { resolve: (answer: Extract<RunnerMessage, { type: 'answer' }>) => void; reject: (error: unknown) => void }
+  >();
   journalId: string | null = null;
 
   constructor(options: HubOptions) {
@@ -65,7 +78,12 @@ export class Hub {
     const path = join(this.#options.linkDir, 'hub.sock');
     rmSync(path, { force: true });
     const server = createServer((_request, response) => response.writeHead(404).end());
-    this.#sockets = new WebSocketServer({ server, path: RUNNER_LINK_PATH, maxPayload: LINK_MESSAGE_BYTES, perMessageDeflate: false });
+    this.#sockets = new WebSocketServer({
+      server,
+      path: RUNNER_LINK_PATH,
+      maxPayload: LINK_MESSAGE_BYTES,
+      perMessageDeflate: false,
+    });
     this.#sockets.on('connection', (socket) => this.#greet(socket));
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
@@ -147,7 +165,8 @@ export class Hub {
     socket.once('message', (data) => {
       clearTimeout(late);
       const parsed = runnerMessage.safeParse(parseJson(data));
-      const reason = parsed.success && parsed.data.type === 'hello' ? this.#fault(parsed.data, nonce) : 'it did not say hello';
+      const reason =
+        parsed.success && parsed.data.type === 'hello' ? this.#fault(parsed.data, nonce) : 'it did not say hello';
       if (reason !== null) {
         this.#options.onRefused(reason);
         socket.terminate();
@@ -163,12 +182,19 @@ export class Hub {
     const { proof } = this.#options;
     try {
       const key = createPublicKey({ key: Buffer.from(hello.publicKey, 'base64'), format: 'der', type: 'spki' });
-      if (key.asymmetricKeyType !== 'ed25519' || !verify(null, Buffer.from(nonce), key, Buffer.from(hello.signature, 'base64'))) return 'its signature is wrong';
+      if (
+        key.asymmetricKeyType !== 'ed25519' ||
+        !verify(null, Buffer.from(nonce), key, Buffer.from(hello.signature, 'base64'))
+      )
+        return 'its signature is wrong';
     } catch {
       return 'its key cannot be read';
     }
-    if (proof.publicKey !== null) return proof.publicKey === hello.publicKey ? null : 'another key is bound to this sandbox';
-    const given = createHash('sha256').update(hello.token ?? '').digest();
+    if (proof.publicKey !== null)
+      return proof.publicKey === hello.publicKey ? null : 'another key is bound to this sandbox';
+    const given = createHash('sha256')
+      .update(hello.token ?? '')
+      .digest();
     return timingSafeEqual(given, Buffer.from(proof.tokenHash, 'hex')) ? null : 'its token is wrong';
   }
 
@@ -231,7 +257,8 @@ export class Hub {
     this.#calls.delete(message.callId);
     if (message.type === 'refused') for (const waiter of pending.waiters) waiter.reject(stale());
     else {
-      const whole = pending.pieces.length === 0 || pending.size > MAX_WHOLE_BYTES ? null : Buffer.concat(pending.pieces);
+      const whole =
+        pending.pieces.length === 0 || pending.size > MAX_WHOLE_BYTES ? null : Buffer.concat(pending.pieces);
       for (const waiter of pending.waiters) waiter.resolve({ result: message.result, whole });
     }
   }

@@ -55,8 +55,14 @@ export class LocalProvider implements SandboxProvider {
     this.#bwrap = bwrap;
     this.#limits = new CgroupLimits({ memoryBytes: options.memoryBytes, maxProcesses: options.maxProcesses });
     this.isolation = bwrap !== null ? 'bubblewrap' : options.allowUnisolated ? 'none' : 'unavailable';
-    if (bwrap === null) options.logger.warn(options.allowUnisolated ? 'sandboxes are NOT isolated: HOLDFAST_ALLOW_UNISOLATED is set' : 'no isolation can be had: tools answer an error; install bubblewrap');
-    else if (!this.#limits.available) options.logger.warn('no cgroup can be written: sandboxes have no memory limit of their own');
+    if (bwrap === null)
+      options.logger.warn(
+        options.allowUnisolated
+          ? 'sandboxes are NOT isolated: HOLDFAST_ALLOW_UNISOLATED is set'
+          : 'no isolation can be had: tools answer an error; install bubblewrap',
+      );
+    else if (!this.#limits.available)
+      options.logger.warn('no cgroup can be written: sandboxes have no memory limit of their own');
   }
 
   /** Finds out what isolation this machine allows, by trying it. */
@@ -64,7 +70,28 @@ export class LocalProvider implements SandboxProvider {
     let bwrap: string | null = null;
     try {
       const identity = process.getuid?.() === 0 ? { uid: FIRST_UID, gid: FIRST_UID } : {};
-      await run('bwrap', ['--unshare-all', '--ro-bind', '/usr', '/usr', '--symlink', 'usr/bin', '/bin', '--symlink', 'usr/lib', '/lib', ...lib64(), '--proc', '/proc', '--dev', '/dev', '/usr/bin/true'], { timeout: 10_000, cwd: '/', ...identity });
+      await run(
+        'bwrap',
+        [
+          '--unshare-all',
+          '--ro-bind',
+          '/usr',
+          '/usr',
+          '--symlink',
+          'usr/bin',
+          '/bin',
+          '--symlink',
+          'usr/lib',
+          '/lib',
+          ...lib64(),
+          '--proc',
+          '/proc',
+          '--dev',
+          '/dev',
+          '/usr/bin/true',
+        ],
+        { timeout: 10_000, cwd: '/', ...identity },
+      );
       bwrap = 'bwrap';
     } catch (error) {
       options.logger.warn({ err: error }, 'bubblewrap does not work here');
@@ -86,13 +113,25 @@ export class LocalProvider implements SandboxProvider {
   async ensure(spec: SandboxSpec, token: string): Promise<boolean> {
     if ((await this.observe(spec)) === 'running') return false;
     if (this.#bwrap === null && !this.#options.allowUnisolated) {
-      throw new AppError('forbidden', 'sandbox.isolation-unavailable', 'Tools cannot run: this machine cannot isolate them. Install bubblewrap, or set HOLDFAST_ALLOW_UNISOLATED=1 to run them unprotected.');
+      throw new AppError(
+        'forbidden',
+        'sandbox.isolation-unavailable',
+        'Tools cannot run: this machine cannot isolate them. Install bubblewrap, or set HOLDFAST_ALLOW_UNISOLATED=1 to run them unprotected.',
+      );
     }
     const places = this.#places(spec);
     await this.#prepare(spec, places);
     const log = openSync(join(places.root, 'runner.log'), 'a', 0o600);
     const [command, args] = this.#command(spec, places);
-    const child = spawn(command, args, { cwd: '/', env: this.#bwrap === null ? this.#plainEnv(places) : { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' }, stdio: ['ignore', log, log, 'pipe'], detached: true });
+    const child = spawn(command, args, {
+      cwd: '/',
+      env:
+        this.#bwrap === null
+          ? this.#plainEnv(places)
+          : { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' },
+      stdio: ['ignore', log, log, 'pipe'],
+      detached: true,
+    });
     closeSync(log);
     const tokenPipe = child.stdio[3];
     if (tokenPipe !== null && tokenPipe !== undefined && 'end' in tokenPipe) {
@@ -101,7 +140,9 @@ export class LocalProvider implements SandboxProvider {
     }
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve);
-      child.once('error', (cause) => reject(new AppError('unavailable', 'sandbox.start-failed', 'The sandbox could not be started.', { cause })));
+      child.once('error', (cause) =>
+        reject(new AppError('unavailable', 'sandbox.start-failed', 'The sandbox could not be started.', { cause })),
+      );
     });
     child.unref();
     if (child.pid !== undefined) {
@@ -118,7 +159,8 @@ export class LocalProvider implements SandboxProvider {
       ['SIGTERM', 1_500],
       ['SIGKILL', 5_000],
     ] as const) {
-      for (const pid of await this.#alive(places)) for (const one of [...descendants(pid).reverse(), pid]) signalProcess(one, signal);
+      for (const pid of await this.#alive(places))
+        for (const one of [...descendants(pid).reverse(), pid]) signalProcess(one, signal);
       for (const deadline = Date.now() + patienceMs; Date.now() < deadline; await sleep(20)) {
         if ((await this.#alive(places)).length === 0) {
           this.#limits.remove(spec.id);
@@ -142,9 +184,14 @@ export class LocalProvider implements SandboxProvider {
   }
 
   async usage(spec: SandboxSpec): Promise<number> {
-    const { stdout } = await run('du', ['-s', '-B1', '--', this.#places(spec).workspace], { timeout: 60_000, maxBuffer: 1 << 20 }).catch((error: unknown) =>
+    const { stdout } = await run('du', ['-s', '-B1', '--', this.#places(spec).workspace], {
+      timeout: 60_000,
+      maxBuffer: 1 << 20,
+    }).catch((error: unknown) =>
       // Files that vanish while they are counted make du fail, with a count all the same.
-      typeof error === 'object' && error !== null && 'stdout' in error ? { stdout: String(error.stdout) } : { stdout: '0' },
+      typeof error === 'object' && error !== null && 'stdout' in error
+        ? { stdout: String(error.stdout) }
+        : { stdout: '0' },
     );
     return Number.parseInt(stdout, 10) || 0;
   }
@@ -157,7 +204,8 @@ export class LocalProvider implements SandboxProvider {
       state: join(root, 'state'),
       home: join(root, 'home'),
       etc: join(root, 'etc'),
-      workspace: spec.contextId === null ? join(root, 'workspace') : join(this.#options.stateDir, 'contexts', spec.contextId),
+      workspace:
+        spec.contextId === null ? join(root, 'workspace') : join(this.#options.stateDir, 'contexts', spec.contextId),
       pidFile: join(root, 'runner.pid'),
     };
   }
@@ -166,20 +214,30 @@ export class LocalProvider implements SandboxProvider {
     return FIRST_UID + spec.serial;
   }
   #gid(spec: SandboxSpec): number {
-    return spec.contextId === null ? this.#uid(spec) : FIRST_CONTEXT_GID + (Number.parseInt(spec.contextId.slice(0, 7), 16) % 1_000_000_000);
+    return spec.contextId === null
+      ? this.#uid(spec)
+      : FIRST_CONTEXT_GID + (Number.parseInt(spec.contextId.slice(0, 7), 16) % 1_000_000_000);
   }
 
   async #prepare(spec: SandboxSpec, places: Places): Promise<void> {
     await mkdir(this.#options.stateDir, { recursive: true });
     const { bavail, bsize } = await statfs(this.#options.stateDir);
     if (bavail * bsize < this.#options.minFreeBytes) {
-      throw new AppError('exhausted', 'sandbox.disk-full', `Tools cannot run: less than ${this.#options.minFreeBytes} bytes are free on the platform's disk.`);
+      throw new AppError(
+        'exhausted',
+        'sandbox.disk-full',
+        `Tools cannot run: less than ${this.#options.minFreeBytes} bytes are free on the platform's disk.`,
+      );
     }
     await mkdir(places.root, { recursive: true, mode: 0o700 });
-    for (const dir of [places.link, places.state, places.home, places.etc, places.workspace]) await mkdir(dir, { recursive: true });
+    for (const dir of [places.link, places.state, places.home, places.etc, places.workspace])
+      await mkdir(dir, { recursive: true });
     const uid = this.#root ? this.#uid(spec) : (process.getuid?.() ?? 0);
     const gid = this.#root ? this.#gid(spec) : (process.getgid?.() ?? 0);
-    await writeFile(join(places.etc, 'passwd'), `root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:${uid}:${gid}:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n`);
+    await writeFile(
+      join(places.etc, 'passwd'),
+      `root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:${uid}:${gid}:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n`,
+    );
     await writeFile(join(places.etc, 'group'), `root:x:0:\nagent:x:${gid}:\nnogroup:x:65534:\n`);
     await writeFile(join(places.etc, 'hosts'), '127.0.0.1 localhost\n::1 localhost\n');
     await writeFile(join(places.etc, 'nsswitch.conf'), 'passwd: files\ngroup: files\nhosts: files\n');
@@ -211,10 +269,30 @@ export class LocalProvider implements SandboxProvider {
     const { runnerFile, maxProcesses } = this.#options;
     if (this.#bwrap === null) return [process.execPath, [runnerFile]];
     const binds = [places.workspace, places.home, places.state, places.link, places.etc];
-    if (!this.#root) return [this.#bwrap, this.#bwrapArgs(spec, { workspace: places.workspace, home: places.home, state: places.state, link: places.link, etc: places.etc, node: process.execPath, runner: runnerFile })];
+    if (!this.#root)
+      return [
+        this.#bwrap,
+        this.#bwrapArgs(spec, {
+          workspace: places.workspace,
+          home: places.home,
+          state: places.state,
+          link: places.link,
+          etc: places.etc,
+          node: process.execPath,
+          runner: runnerFile,
+        }),
+      ];
     // In a mount namespace of its own, what the sandbox needs is put where its uid can reach it: the platform's own
     // folders may lie below one that only root can enter. Then root is given up for good.
-    const inside = { workspace: '/mnt/0', home: '/mnt/1', state: '/mnt/2', link: '/mnt/3', etc: '/mnt/4', node: '/mnt/node', runner: '/mnt/runner.mjs' };
+    const inside = {
+      workspace: '/mnt/0',
+      home: '/mnt/1',
+      state: '/mnt/2',
+      link: '/mnt/3',
+      etc: '/mnt/4',
+      node: '/mnt/node',
+      runner: '/mnt/runner.mjs',
+    };
     const uid = this.#uid(spec);
     const script = [
       'set -e',
@@ -228,13 +306,42 @@ export class LocalProvider implements SandboxProvider {
     ].join('\n');
     return [
       'unshare',
-      ['--mount', '--propagation', 'private', '--', '/bin/sh', '-c', script, 'sh', ...binds, process.execPath, runnerFile, this.#bwrap, ...this.#bwrapArgs(spec, inside)],
+      [
+        '--mount',
+        '--propagation',
+        'private',
+        '--',
+        '/bin/sh',
+        '-c',
+        script,
+        'sh',
+        ...binds,
+        process.execPath,
+        runnerFile,
+        this.#bwrap,
+        ...this.#bwrapArgs(spec, inside),
+      ],
     ];
   }
 
-  #bwrapArgs(spec: SandboxSpec, from: Record<'workspace' | 'home' | 'state' | 'link' | 'etc' | 'node' | 'runner', string>): string[] {
-    const etc = ['passwd', 'group', 'hosts', 'nsswitch.conf'].flatMap((name) => ['--ro-bind', join(from.etc, name), `/etc/${name}`]);
-    const system = ['/etc/ssl', '/etc/ca-certificates', '/etc/alternatives', '/etc/ld.so.cache', '/etc/ld.so.conf', '/etc/ld.so.conf.d', '/etc/mime.types'].flatMap((path) => ['--ro-bind-try', path, path]);
+  #bwrapArgs(
+    spec: SandboxSpec,
+    from: Record<'workspace' | 'home' | 'state' | 'link' | 'etc' | 'node' | 'runner', string>,
+  ): string[] {
+    const etc = ['passwd', 'group', 'hosts', 'nsswitch.conf'].flatMap((name) => [
+      '--ro-bind',
+      join(from.etc, name),
+      `/etc/${name}`,
+    ]);
+    const system = [
+      '/etc/ssl',
+      '/etc/ca-certificates',
+      '/etc/alternatives',
+      '/etc/ld.so.cache',
+      '/etc/ld.so.conf',
+      '/etc/ld.so.conf.d',
+      '/etc/mime.types',
+    ].flatMap((path) => ['--ro-bind-try', path, path]);
     const set = (name: string, value: string): string[] => ['--setenv', name, value];
     return [
       '--unshare-all',

@@ -20,7 +20,8 @@ export interface SandboxRow {
   readonly public_key: string | null;
 }
 
-const COLUMNS = 'id, serial, workspace_id, session_id, environment_id, context_key, environment, status, incarnation, journal_id, token_hash, public_key';
+const COLUMNS =
+  'id, serial, workspace_id, session_id, environment_id, context_key, environment, status, incarnation, journal_id, token_hash, public_key';
 
 /** Rows of sandboxes and their events, written together. */
 export class SandboxStore {
@@ -38,7 +39,10 @@ export class SandboxStore {
   }
 
   async ofSession(sessionId: string): Promise<SandboxRow | null> {
-    const { rows } = await this.#pool.query<SandboxRow>(`select ${COLUMNS} from sandboxes where session_id = $1 and status <> 'destroyed'`, [sessionId]);
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `select ${COLUMNS} from sandboxes where session_id = $1 and status <> 'destroyed'`,
+      [sessionId],
+    );
     return rows[0] ?? null;
   }
 
@@ -55,7 +59,14 @@ export class SandboxStore {
         [
           {
             text: `insert into sandboxes (id, workspace_id, session_id, environment_id, context_key, environment, status) values ($1, $2, $3, $4, $5, $6, 'starting')`,
-            values: [id, body.workspaceId, body.sessionId, body.environmentId, body.contextKey, JSON.stringify(body.environment)],
+            values: [
+              id,
+              body.workspaceId,
+              body.sessionId,
+              body.environmentId,
+              body.contextKey,
+              JSON.stringify(body.environment),
+            ],
           },
         ],
       );
@@ -92,7 +103,10 @@ export class SandboxStore {
   }
 
   async disown(ids: readonly string[]): Promise<void> {
-    await this.#pool.query('update sandboxes set owner = null, owner_expires_at = null where id = any ($1) and owner = $2', [ids, this.#owner]);
+    await this.#pool.query(
+      'update sandboxes set owner = null, owner_expires_at = null where id = any ($1) and owner = $2',
+      [ids, this.#owner],
+    );
   }
 
   /** A new incarnation begins with this token. */
@@ -103,26 +117,59 @@ export class SandboxStore {
     );
   }
 
-  async ready(row: SandboxRow, facts: { journalId: string; publicKey: string; isolation: string; incarnation: number }): Promise<void> {
-    await this.record(row, 'sandbox.ready', { incarnation: facts.incarnation, journal_id: facts.journalId, isolation: facts.isolation }, [
+  async ready(
+    row: SandboxRow,
+    facts: { journalId: string; publicKey: string; isolation: string; incarnation: number },
+  ): Promise<void> {
+    await this.record(
+      row,
+      'sandbox.ready',
+      { incarnation: facts.incarnation, journal_id: facts.journalId, isolation: facts.isolation },
+      [
+        {
+          text: `update sandboxes set status = 'ready', journal_id = $2, public_key = $3, isolation = $4, updated_at = clock_timestamp() where id = $1`,
+          values: [row.id, facts.journalId, facts.publicKey, facts.isolation],
+        },
+      ],
+    );
+  }
+
+  async mark(
+    row: Pick<SandboxRow, 'id' | 'workspace_id'>,
+    status: SandboxRow['status'],
+    type: string,
+    data: Record<string, string | number>,
+    more: readonly CompanionStatement[] = [],
+  ): Promise<void> {
+    await this.record(row, type, data, [
       {
-        text: `update sandboxes set status = 'ready', journal_id = $2, public_key = $3, isolation = $4, updated_at = clock_timestamp() where id = $1`,
-        values: [row.id, facts.journalId, facts.publicKey, facts.isolation],
+        text: 'update sandboxes set status = $2, updated_at = clock_timestamp() where id = $1',
+        values: [row.id, status],
       },
+      ...more,
     ]);
   }
 
-  async mark(row: Pick<SandboxRow, 'id' | 'workspace_id'>, status: SandboxRow['status'], type: string, data: Record<string, string | number>, more: readonly CompanionStatement[] = []): Promise<void> {
-    await this.record(row, type, data, [{ text: 'update sandboxes set status = $2, updated_at = clock_timestamp() where id = $1', values: [row.id, status] }, ...more]);
-  }
-
-  async record(row: Pick<SandboxRow, 'id' | 'workspace_id'>, type: string, data: Record<string, string | number | boolean | null>, statements: readonly CompanionStatement[] = []): Promise<void> {
+  async record(
+    row: Pick<SandboxRow, 'id' | 'workspace_id'>,
+    type: string,
+    data: Record<string, string | number | boolean | null>,
+    statements: readonly CompanionStatement[] = [],
+  ): Promise<void> {
     await this.#log.append({
       appends: [
         {
           streamId: streamOf('sandbox', row.id),
           workspaceId: row.workspace_id,
-          events: [{ id: derivedEventId(newId('command'), 0), type, schemaVersion: 1, data, metadata: { actor: { type: 'service', id: this.#owner } } }],
+          events: [
+            {
+              id: derivedEventId(newId('command'), 0),
+              type,
+              schemaVersion: 1,
+              data,
+              metadata: { actor: { type: 'service', id: this.#owner } },
+            },
+          ],
         },
       ],
       statements,

@@ -1,6 +1,6 @@
 import {
-  type Aggregate,
   type Agent,
+  type Aggregate,
   AppError,
   type Command,
   type CreateAgentBody,
@@ -37,7 +37,11 @@ export class CatalogueCommands {
   createAgent(id: string, command: Command<CreateAgentBody>): Promise<Agent> {
     return this.#idempotent.run(command, storedAgent, async (claim) => {
       const agent = createAgent(id, command.body, new Date().toISOString());
-      await this.#store(command, 'agent', id, 'agent.created', { agent }, [insertAgent(command.workspaceId, agent), insertVersion(command.workspaceId, agent), ...claim]);
+      await this.#store(command, 'agent', id, 'agent.created', { agent }, [
+        insertAgent(command.workspaceId, agent),
+        insertVersion(command.workspaceId, agent),
+        ...claim,
+      ]);
       return agent;
     });
   }
@@ -48,7 +52,11 @@ export class CatalogueCommands {
         const agent = await this.#catalogue.agent(command.workspaceId, id);
         const next = updateAgent(agent, command.body, new Date().toISOString());
         if (next === agent) return agent;
-        await this.#store(command, 'agent', id, 'agent.updated', { agent: next }, [replaceAgent(next, agent.version), insertVersion(command.workspaceId, next), ...claim]);
+        await this.#store(command, 'agent', id, 'agent.updated', { agent: next }, [
+          replaceAgent(next, agent.version),
+          insertVersion(command.workspaceId, next),
+          ...claim,
+        ]);
         return next;
       }),
     );
@@ -61,7 +69,10 @@ export class CatalogueCommands {
         if (agent.archived_at !== null) return agent;
         const at = new Date().toISOString();
         const archived: Agent = { ...agent, archived_at: at, updated_at: at };
-        await this.#store(command, 'agent', id, 'agent.archived', { agent: archived }, [replaceAgent(archived, agent.version), ...claim]);
+        await this.#store(command, 'agent', id, 'agent.archived', { agent: archived }, [
+          replaceAgent(archived, agent.version),
+          ...claim,
+        ]);
         return archived;
       }),
     );
@@ -71,7 +82,10 @@ export class CatalogueCommands {
     return this.#idempotent.run(command, storedEnvironment, (claim) =>
       namedOnce(command.body.name, async () => {
         const environment = createEnvironment(id, command.body, new Date().toISOString());
-        await this.#store(command, 'environment', id, 'environment.created', { environment }, [insertEnvironment(command.workspaceId, environment), ...claim]);
+        await this.#store(command, 'environment', id, 'environment.created', { environment }, [
+          insertEnvironment(command.workspaceId, environment),
+          ...claim,
+        ]);
         return environment;
       }),
     );
@@ -84,7 +98,10 @@ export class CatalogueCommands {
           const environment = await this.#catalogue.environment(command.workspaceId, id);
           const next = updateEnvironment(environment, command.body, new Date().toISOString());
           if (next === environment) return environment;
-          await this.#store(command, 'environment', id, 'environment.updated', { environment: next }, [replaceEnvironment(next, environment), ...claim]);
+          await this.#store(command, 'environment', id, 'environment.updated', { environment: next }, [
+            replaceEnvironment(next, environment),
+            ...claim,
+          ]);
           return next;
         }),
       ),
@@ -98,7 +115,10 @@ export class CatalogueCommands {
         if (environment.archived_at !== null) return environment;
         const at = new Date().toISOString();
         const archived: Environment = { ...environment, archived_at: at, updated_at: at };
-        await this.#store(command, 'environment', id, 'environment.archived', { environment: archived }, [replaceEnvironment(archived, environment), ...claim]);
+        await this.#store(command, 'environment', id, 'environment.archived', { environment: archived }, [
+          replaceEnvironment(archived, environment),
+          ...claim,
+        ]);
         return archived;
       }),
     );
@@ -122,14 +142,25 @@ export class CatalogueCommands {
           await this.#store(command, 'environment', id, 'environment.deleted', {}, [remove, ...claim]);
         } catch (error) {
           if (!isRowRace(error)) throw error;
-          throw new AppError('rejected', 'environment.in-use', `Sessions use the environment ${id}; archive or delete them first.`);
+          throw new AppError(
+            'rejected',
+            'environment.in-use',
+            `Sessions use the environment ${id}; archive or delete them first.`,
+          );
         }
         return reply;
       },
     );
   }
 
-  async #store(command: Command, aggregate: Aggregate, id: string, type: string, data: object, statements: readonly CompanionStatement[]): Promise<void> {
+  async #store(
+    command: Command,
+    aggregate: Aggregate,
+    id: string,
+    type: string,
+    data: object,
+    statements: readonly CompanionStatement[],
+  ): Promise<void> {
     await this.#log.append({
       appends: [
         {
@@ -164,7 +195,9 @@ export class CatalogueCommands {
 }
 
 function isRowRace(error: unknown): boolean {
-  return error instanceof AppError && error.code === 'log.statement-conflict' && error.details.constraint === 'row-count';
+  return (
+    error instanceof AppError && error.code === 'log.statement-conflict' && error.details.constraint === 'row-count'
+  );
 }
 
 async function namedOnce<T>(name: string, change: () => Promise<T>): Promise<T> {
@@ -213,7 +246,13 @@ function insertEnvironment(workspaceId: string, environment: Environment): Compa
 function replaceEnvironment(environment: Environment, before: Environment): CompanionStatement {
   return {
     text: 'update environments set resource = $2, name = $3, archived_at = $4 where id = $1 and resource = $5::jsonb',
-    values: [environment.id, JSON.stringify(environment), environment.name, environment.archived_at, JSON.stringify(before)],
+    values: [
+      environment.id,
+      JSON.stringify(environment),
+      environment.name,
+      environment.archived_at,
+      JSON.stringify(before),
+    ],
     rows: 1,
   };
 }

@@ -3,7 +3,11 @@ import { DataSource, type MigrationInterface, type QueryRunner } from 'typeorm';
 import { catalogueEntities } from './catalogue.entities.ts';
 
 /** The catalogue's data source. The log's hot path does not go through it. */
-export function catalogueSource(url: string, applicationName: string, migrations: readonly Migration[] = []): DataSource {
+export function catalogueSource(
+  url: string,
+  applicationName: string,
+  migrations: readonly Migration[] = [],
+): DataSource {
   return new DataSource({
     type: 'postgres',
     url,

@@ -20,7 +20,8 @@ export class Catalogue {
   /** One version of an agent. @throws AppError `agent.not-found` */
   async agentVersion(workspaceId: string, agentId: string, version: number): Promise<Agent> {
     const found = await this.#source.getRepository(AgentVersionEntity).findOneBy({ agentId, workspaceId, version });
-    if (found === null) throw new AppError('not-found', 'agent.not-found', `There is no version ${version} of agent ${agentId}.`);
+    if (found === null)
+      throw new AppError('not-found', 'agent.not-found', `There is no version ${version} of agent ${agentId}.`);
     return found.resource;
   }
 

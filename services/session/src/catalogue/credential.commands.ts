@@ -30,7 +30,22 @@ export class CredentialCommands {
 
   async createApiKey(id: string, command: Command<CreateApiKeyCommand>): Promise<ApiKeyResource> {
     const { name, hash, hint } = command.body;
-    await this.#append(command, [created(command, id, name, 'api_key')], [insertKey({ id, workspaceId: command.workspaceId, name, kind: 'api_key', hash, hint, parentId: null, ttlMs: null })]);
+    await this.#append(
+      command,
+      [created(command, id, name, 'api_key')],
+      [
+        insertKey({
+          id,
+          workspaceId: command.workspaceId,
+          name,
+          kind: 'api_key',
+          hash,
+          hint,
+          parentId: null,
+          ttlMs: null,
+        }),
+      ],
+    );
     return this.#resource(command.workspaceId, id);
   }
 
@@ -56,8 +71,14 @@ export class CredentialCommands {
 
   /** Spends a link for a dashboard session; of two redeemers one wins. */
   async redeemLink(linkId: string, command: Command<RedeemLinkCommand>): Promise<ChildCredential> {
-    const spent = new AppError('unauthenticated', 'credential.link-spent', 'This link was used or has run out; make a new one.');
-    const link = await this.#source.getRepository(ApiKeyEntity).findOneBy({ id: linkId, workspaceId: command.workspaceId, kind: 'link' });
+    const spent = new AppError(
+      'unauthenticated',
+      'credential.link-spent',
+      'This link was used or has run out; make a new one.',
+    );
+    const link = await this.#source
+      .getRepository(ApiKeyEntity)
+      .findOneBy({ id: linkId, workspaceId: command.workspaceId, kind: 'link' });
     if (link?.parentId == null) throw spent;
     const { session_id: id, hash, hint } = command.body;
     const spend: CompanionStatement = {
@@ -66,9 +87,22 @@ export class CredentialCommands {
       values: [linkId],
       rows: 1,
     };
-    const insert = insertKey({ id, workspaceId: command.workspaceId, name: 'dashboard', kind: 'dashboard', hash, hint, parentId: link.parentId, ttlMs: DASHBOARD_SESSION_TTL_MS });
+    const insert = insertKey({
+      id,
+      workspaceId: command.workspaceId,
+      name: 'dashboard',
+      kind: 'dashboard',
+      hash,
+      hint,
+      parentId: link.parentId,
+      ttlMs: DASHBOARD_SESSION_TTL_MS,
+    });
     try {
-      await this.#append(command, [{ id: linkId, type: 'api_key.revoked', data: {} }, created(command, id, 'dashboard', 'dashboard')], [spend, insert]);
+      await this.#append(
+        command,
+        [{ id: linkId, type: 'api_key.revoked', data: {} }, created(command, id, 'dashboard', 'dashboard')],
+        [spend, insert],
+      );
     } catch (error) {
       if (error instanceof AppError && error.details.constraint === 'row-count') throw spent;
       throw error;
@@ -76,21 +110,40 @@ export class CredentialCommands {
     return this.#childOf(command.workspaceId, id);
   }
 
-  async #child(id: string, command: Command<CreateLinkCommand>, kind: 'link' | 'dashboard', ttlMs: number): Promise<ChildCredential> {
+  async #child(
+    id: string,
+    command: Command<CreateLinkCommand>,
+    kind: 'link' | 'dashboard',
+    ttlMs: number,
+  ): Promise<ChildCredential> {
     const { parent_id: parentId, hash, hint } = command.body;
-    const parent = await this.#source.getRepository(ApiKeyEntity).findOneBy({ id: parentId, workspaceId: command.workspaceId, kind: 'api_key' });
+    const parent = await this.#source
+      .getRepository(ApiKeyEntity)
+      .findOneBy({ id: parentId, workspaceId: command.workspaceId, kind: 'api_key' });
     if (parent === null || parent.revokedAt !== null) throw notFound(parentId);
     const insert = insertKey({ id, workspaceId: command.workspaceId, name: kind, kind, hash, hint, parentId, ttlMs });
     await this.#append(command, [created(command, id, kind, kind)], [insert]);
     return this.#childOf(command.workspaceId, id);
   }
 
-  async #append(command: Command, events: readonly { id: string; type: string; data: StreamAppend['events'][number]['data'] }[], statements: readonly CompanionStatement[]): Promise<void> {
+  async #append(
+    command: Command,
+    events: readonly { id: string; type: string; data: StreamAppend['events'][number]['data'] }[],
+    statements: readonly CompanionStatement[],
+  ): Promise<void> {
     await this.#log.append({
       appends: events.map(({ id, type, data }, n) => ({
         streamId: streamOf('api_key', id),
         workspaceId: command.workspaceId,
-        events: [{ id: derivedEventId(command.commandId, n), type, schemaVersion: 1, data, metadata: commandMetadata(command) }],
+        events: [
+          {
+            id: derivedEventId(command.commandId, n),
+            type,
+            schemaVersion: 1,
+            data,
+            metadata: commandMetadata(command),
+          },
+        ],
       })),
       statements,
     });

@@ -10,7 +10,11 @@ import {
 
 function configOf(param: CreateEnvironmentBody['config']): Environment['config'] {
   if (param?.type === 'self_hosted') {
-    throw new AppError('invalid', 'environment.unsupported', 'config.type "self_hosted" is not supported yet; use "cloud".');
+    throw new AppError(
+      'invalid',
+      'environment.unsupported',
+      'config.type "self_hosted" is not supported yet; use "cloud".',
+    );
   }
   return resolveEnvironmentConfig(param?.networking);
 }

@@ -8,20 +8,26 @@ import {
   type ClientEventParam,
   type Command,
   type CommandReply,
-  commandSubjects,
   CREDENTIAL_REVOKED,
   type CredentialRevoked,
+  commandSubjects,
   isId,
   parseSubject,
 } from '@holdfast/contracts';
-import { assertLogUsable, createLogPool, DirectoryBlobStore, EventLog, forgetOldIdempotency } from '@holdfast/event-store';
+import {
+  assertLogUsable,
+  createLogPool,
+  DirectoryBlobStore,
+  EventLog,
+  forgetOldIdempotency,
+} from '@holdfast/event-store';
 import { Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import type { DataSource } from 'typeorm';
-import { Catalogue } from '../catalogue/catalogue.ts';
 import { CatalogueCommands } from '../catalogue/catalogue.commands.ts';
 import { catalogueSource } from '../catalogue/catalogue.source.ts';
+import { Catalogue } from '../catalogue/catalogue.ts';
 import { CredentialCommands } from '../catalogue/credential.commands.ts';
 import { Idempotent } from '../commands/idempotent.ts';
 import type { SessionConfig } from '../config.ts';
@@ -90,12 +96,22 @@ export class SessionService {
     });
     bus.onDefect = (subject, error) => logger.error({ err: error, subject }, 'a command failed');
     const hints = new CommitHints(bus);
-    const log = new EventLog({ pool, projections: [sessionProjection as never], onCommitted: (events) => hints.publish(events) });
+    const log = new EventLog({
+      pool,
+      projections: [sessionProjection as never],
+      onCommitted: (events) => hints.publish(events),
+    });
     const catalogue = new Catalogue(source);
     const idempotent = new Idempotent(pool, log);
     const store = new SessionStore(log);
-    const blobs = new DirectoryBlobStore(config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR);
-    const model = new ChatCompletionsGateway({ baseUrl: config.LITELLM_GATEWAY_URL, apiKey: config.LITELLM_API_KEY, silenceMs: config.MODEL_SILENCE_MS });
+    const blobs = new DirectoryBlobStore(
+      config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR,
+    );
+    const model = new ChatCompletionsGateway({
+      baseUrl: config.LITELLM_GATEWAY_URL,
+      apiKey: config.LITELLM_API_KEY,
+      silenceMs: config.MODEL_SILENCE_MS,
+    });
     const turns = new TurnWorker({
       owner: `${instance}:${randomUUID()}`,
       log,
@@ -107,7 +123,12 @@ export class SessionService {
         model,
         sandboxes: new SandboxClient(bus),
         webFetch: new WebFetch(
-          { timeoutMs: config.WEB_FETCH_TIMEOUT_MS, maxBytes: config.WEB_FETCH_MAX_BYTES, maxRedirects: 5, maxTextChars: 100_000 },
+          {
+            timeoutMs: config.WEB_FETCH_TIMEOUT_MS,
+            maxBytes: config.WEB_FETCH_MAX_BYTES,
+            maxRedirects: 5,
+            maxTextChars: 100_000,
+          },
           new Set(config.WEB_FETCH_ALLOW_PRIVATE.split(',').filter((entry) => entry !== '')),
         ),
         inline: inlineBlobs(blobs),
@@ -150,15 +171,30 @@ export class SessionService {
     turns.listen();
     relay.start();
     const cleaning = setInterval(() => {
-      forgetOldIdempotency(pool, KEY_TTL_MS).catch((error: unknown) => logger.warn({ err: error }, 'old idempotency rows stay for now'));
+      forgetOldIdempotency(pool, KEY_TTL_MS).catch((error: unknown) =>
+        logger.warn({ err: error }, 'old idempotency rows stay for now'),
+      );
     }, CLEAN_EVERY_MS);
-    const stopBeats = startBeats(bus, 'session', instance, () => ({ ...turns.figures, ...prefixed('relay', relay.figures) }));
+    const stopBeats = startBeats(bus, 'session', instance, () => ({
+      ...turns.figures,
+      ...prefixed('relay', relay.figures),
+    }));
     this.#health.add('postgres', async () => {
       await pool.query('select 1');
       return undefined;
     });
     this.#health.add('bus', () => (bus.connected ? undefined : 'not connected'));
-    this.#parts = { bus, pool, source, log, turns, relay, model, server, stops: [stopBeats, () => clearInterval(cleaning)] };
+    this.#parts = {
+      bus,
+      pool,
+      source,
+      log,
+      turns,
+      relay,
+      model,
+      server,
+      stops: [stopBeats, () => clearInterval(cleaning)],
+    };
     logger.info('ready');
   }
 
@@ -180,14 +216,21 @@ export class SessionService {
 }
 
 function prefixed(prefix: string, figures: object): Record<string, number | boolean> {
-  return Object.fromEntries(Object.entries(figures).map(([name, value]) => [`${prefix}_${name}`, value as number | boolean]));
+  return Object.fromEntries(
+    Object.entries(figures).map(([name, value]) => [`${prefix}_${name}`, value as number | boolean]),
+  );
 }
 
-function commandHandlers(commands: { catalogue: CatalogueCommands; credentials: CredentialCommands; sessions: SessionCommands }): Record<string, Handler> {
+function commandHandlers(commands: {
+  catalogue: CatalogueCommands;
+  credentials: CredentialCommands;
+  sessions: SessionCommands;
+}): Record<string, Handler> {
   const { catalogue, credentials, sessions } = commands;
   return {
     'session.create': (id, command, deadline) => sessions.create(id, command, deadline),
-    'session.send-events': (id, command, deadline) => sessions.sendEvents(id, command as Command<{ events: readonly ClientEventParam[] }>, deadline),
+    'session.send-events': (id, command, deadline) =>
+      sessions.sendEvents(id, command as Command<{ events: readonly ClientEventParam[] }>, deadline),
     'session.update': (id, command, deadline) => sessions.update(id, command, deadline),
     'session.archive': (id, command, deadline) => sessions.archive(id, command, deadline),
     'session.delete': (id, command, deadline) => sessions.delete(id, command, deadline),
@@ -206,7 +249,12 @@ function commandHandlers(commands: { catalogue: CatalogueCommands; credentials: 
   };
 }
 
-async function dispatch(handlers: Record<string, Handler>, aggregate: Aggregate, command: Command<never>, context: RequestContext): Promise<CommandReply> {
+async function dispatch(
+  handlers: Record<string, Handler>,
+  aggregate: Aggregate,
+  command: Command<never>,
+  context: RequestContext,
+): Promise<CommandReply> {
   const { id, verb } = parseSubject(context.subject);
   const handler = handlers[`${aggregate}.${verb}`];
   if (handler === undefined || !isId('workspace', command.workspaceId)) {

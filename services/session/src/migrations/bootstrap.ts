@@ -12,7 +12,11 @@ const DEFAULT_ENVIRONMENT = 'default';
  */
 export async function bootstrap(databaseUrl: string, apiKey: string): Promise<void> {
   if (credentialKind(apiKey) !== 'api_key') {
-    throw new AppError('invalid', 'bootstrap.key', 'HOLDFAST_API_KEY must be hf_ and 43 characters of A-Z a-z 0-9 _ -.');
+    throw new AppError(
+      'invalid',
+      'bootstrap.key',
+      'HOLDFAST_API_KEY must be hf_ and 43 characters of A-Z a-z 0-9 _ -.',
+    );
   }
   const pool = createLogPool({ connectionString: databaseUrl, applicationName: 'holdfast-bootstrap', max: 2 });
   const log = new EventLog({ pool });
@@ -25,29 +29,61 @@ export async function bootstrap(databaseUrl: string, apiKey: string): Promise<vo
           {
             streamId: streamOf('workspace', DEFAULT_WORKSPACE),
             workspaceId: DEFAULT_WORKSPACE,
-            events: [{ id: derivedEventId('cmd_bootstrap_workspace', 0), type: 'workspace.created', schemaVersion: 1, data: { name: 'Default' }, metadata }],
+            events: [
+              {
+                id: derivedEventId('cmd_bootstrap_workspace', 0),
+                type: 'workspace.created',
+                schemaVersion: 1,
+                data: { name: 'Default' },
+                metadata,
+              },
+            ],
           },
         ],
-        statements: [{ text: 'insert into workspaces (id, name) values ($1, $2) on conflict do nothing', values: [DEFAULT_WORKSPACE, 'Default'] }],
+        statements: [
+          {
+            text: 'insert into workspaces (id, name) values ($1, $2) on conflict do nothing',
+            values: [DEFAULT_WORKSPACE, 'Default'],
+          },
+        ],
       });
     }
-    const environments = await pool.query('select 1 from environments where workspace_id = $1 and name = $2 and archived_at is null', [DEFAULT_WORKSPACE, DEFAULT_ENVIRONMENT]);
+    const environments = await pool.query(
+      'select 1 from environments where workspace_id = $1 and name = $2 and archived_at is null',
+      [DEFAULT_WORKSPACE, DEFAULT_ENVIRONMENT],
+    );
     if (environments.rowCount === 0) {
-      const environment = createEnvironment(newId('environment'), { name: DEFAULT_ENVIRONMENT }, new Date().toISOString());
+      const environment = createEnvironment(
+        newId('environment'),
+        { name: DEFAULT_ENVIRONMENT },
+        new Date().toISOString(),
+      );
       await log.append({
         appends: [
           {
             streamId: streamOf('environment', environment.id),
             workspaceId: DEFAULT_WORKSPACE,
             events: [
-              { id: derivedEventId(`cmd_${environment.id}`, 0), type: 'environment.created', schemaVersion: 1, data: JSON.parse(JSON.stringify({ environment })) as JsonObject, metadata },
+              {
+                id: derivedEventId(`cmd_${environment.id}`, 0),
+                type: 'environment.created',
+                schemaVersion: 1,
+                data: JSON.parse(JSON.stringify({ environment })) as JsonObject,
+                metadata,
+              },
             ],
           },
         ],
         statements: [
           {
             text: 'insert into environments (id, workspace_id, name, resource, created_at) values ($1, $2, $3, $4, $5)',
-            values: [environment.id, DEFAULT_WORKSPACE, environment.name, JSON.stringify(environment), environment.created_at],
+            values: [
+              environment.id,
+              DEFAULT_WORKSPACE,
+              environment.name,
+              JSON.stringify(environment),
+              environment.created_at,
+            ],
           },
         ],
       });
@@ -61,7 +97,15 @@ export async function bootstrap(databaseUrl: string, apiKey: string): Promise<vo
           {
             streamId: streamOf('api_key', id),
             workspaceId: DEFAULT_WORKSPACE,
-            events: [{ id: derivedEventId(`cmd_${id}`, 0), type: 'api_key.created', schemaVersion: 1, data: { name: 'bootstrap', kind: 'api_key' }, metadata }],
+            events: [
+              {
+                id: derivedEventId(`cmd_${id}`, 0),
+                type: 'api_key.created',
+                schemaVersion: 1,
+                data: { name: 'bootstrap', kind: 'api_key' },
+                metadata,
+              },
+            ],
           },
         ],
         statements: [

@@ -16,7 +16,12 @@ const SANDBOX_TABLES = ['sandboxes', 'events', 'streams', 'consumer_handled'];
 
 async function sandboxMigrations(folder: string): Promise<Migration[]> {
   const files = (await readdir(folder)).filter((file) => /^\w+\d{13}\.sql$/.test(file)).sort();
-  return Promise.all(files.map(async (file) => ({ name: file.slice(0, -'.sql'.length), sql: await readFile(join(folder, file), 'utf8') })));
+  return Promise.all(
+    files.map(async (file) => ({
+      name: file.slice(0, -'.sql'.length),
+      sql: await readFile(join(folder, file), 'utf8'),
+    })),
+  );
 }
 
 /**
@@ -24,14 +29,21 @@ async function sandboxMigrations(folder: string): Promise<Migration[]> {
  * services' roles where those exist. Safe to repeat and to run from several places at once.
  */
 export async function runMigrations(databaseUrl: string, sandboxFolder: string): Promise<string[]> {
-  const source = catalogueSource(databaseUrl, 'migrate', [...logMigrations, ...catalogueMigrations, ...(await sandboxMigrations(sandboxFolder))]);
+  const source = catalogueSource(databaseUrl, 'migrate', [
+    ...logMigrations,
+    ...catalogueMigrations,
+    ...(await sandboxMigrations(sandboxFolder)),
+  ]);
   await source.initialize();
   const lock = source.createQueryRunner();
   try {
     await lock.query('select pg_advisory_lock($1)', [LOCK]);
     const applied = await source.runMigrations();
     for (const [role, rights] of Object.entries(ROLES)) {
-      const [{ present }] = (await source.query('select exists (select 1 from pg_roles where rolname = $1) as present', [role])) as [{ present: boolean }];
+      const [{ present }] = (await source.query(
+        'select exists (select 1 from pg_roles where rolname = $1) as present',
+        [role],
+      )) as [{ present: boolean }];
       if (!present) continue;
       await source.query(`grant usage on schema public to ${role}`);
       const tables = role === 'holdfast_sandbox' ? `table ${SANDBOX_TABLES.join(', ')}` : 'all tables in schema public';

@@ -3,7 +3,7 @@ import { createParser } from 'eventsource-parser';
 import { Agent, type Dispatcher, request as httpRequest } from 'undici';
 import { z } from 'zod';
 import type { ConversationItem } from '../turn/conversation.ts';
-import { type ModelGateway, ModelFailure, type ModelReply, type ModelRequest } from './model.port.ts';
+import { ModelFailure, type ModelGateway, type ModelReply, type ModelRequest } from './model.port.ts';
 
 const chunkSchema = z.object({
   error: z.object({ message: z.string().optional(), code: z.union([z.string(), z.number()]).nullish() }).nullish(),
@@ -32,7 +32,9 @@ const chunkSchema = z.object({
     .object({
       prompt_tokens: z.number().nullish(),
       completion_tokens: z.number().nullish(),
-      prompt_tokens_details: z.object({ cached_tokens: z.number().nullish(), cache_creation_tokens: z.number().nullish() }).nullish(),
+      prompt_tokens_details: z
+        .object({ cached_tokens: z.number().nullish(), cache_creation_tokens: z.number().nullish() })
+        .nullish(),
       cache_creation_input_tokens: z.number().nullish(),
       cost: z.number().nullish(),
     })
@@ -61,7 +63,12 @@ function userPart(block: StoredBlock): object {
   if (block.type === 'text') return { type: 'text', text: block.text };
   if (block.type === 'image') {
     const { source } = block;
-    const url = source.type === 'url' ? source.url : source.type === 'base64' ? `data:${source.media_type};base64,${source.data}` : '';
+    const url =
+      source.type === 'url'
+        ? source.url
+        : source.type === 'base64'
+          ? `data:${source.media_type};base64,${source.data}`
+          : '';
     return { type: 'image_url', image_url: { url } };
   }
   if (block.type === 'document') {
@@ -104,7 +111,8 @@ function chatMessage(item: ConversationItem): ChatMessage {
 }
 
 function requestBody(request: ModelRequest): string {
-  const messages: ChatMessage[] = request.system === null || request.system === '' ? [] : [{ role: 'system', content: request.system }];
+  const messages: ChatMessage[] =
+    request.system === null || request.system === '' ? [] : [{ role: 'system', content: request.system }];
   messages.push(...request.conversation.map(chatMessage));
   return JSON.stringify({
     model: request.model,
@@ -165,14 +173,22 @@ class Answer {
         if (this.text.length > MAX_TEXT_CHARS) throw oversized();
         onText(content);
       }
-      for (const part of choice.delta?.tool_calls ?? []) this.#addCall(part.index ?? 0, part.id ?? '', part.function ?? {});
+      for (const part of choice.delta?.tool_calls ?? [])
+        this.#addCall(part.index ?? 0, part.id ?? '', part.function ?? {});
     }
   }
 
-  #addCall(index: number, id: string, part: { name?: string | null | undefined; arguments?: string | null | undefined }): void {
+  #addCall(
+    index: number,
+    id: string,
+    part: { name?: string | null | undefined; arguments?: string | null | undefined },
+  ): void {
     let call = this.#byIndex.get(index);
     // Some upstreams give every call index 0 and tell them apart by a new id and name.
-    if (call === undefined || (id !== '' && part.name && call.name !== '' && call.raw !== '' && parseArguments(call.raw) !== null)) {
+    if (
+      call === undefined ||
+      (id !== '' && part.name && call.name !== '' && call.raw !== '' && parseArguments(call.raw) !== null)
+    ) {
       call = { name: '', raw: '' };
       this.#byIndex.set(index, call);
       this.#calls.push(call);
@@ -203,29 +219,47 @@ function failureOf(status: number, body: string, retryAfter: string | undefined)
   let detail = '';
   try {
     const parsed = errorBody.safeParse(JSON.parse(body));
-    if (parsed.success) detail = typeof parsed.data.error === 'string' ? parsed.data.error : (parsed.data.error.message ?? '');
+    if (parsed.success)
+      detail = typeof parsed.data.error === 'string' ? parsed.data.error : (parsed.data.error.message ?? '');
   } catch {
     detail = '';
   }
   const said = detail === '' ? '' : `: ${detail.slice(0, 500)}`;
   const seconds = Number(retryAfter);
-  const retryAfterMs = retryAfter !== undefined && Number.isFinite(seconds) ? Math.min(60_000, Math.max(0, seconds * 1_000)) : null;
+  const retryAfterMs =
+    retryAfter !== undefined && Number.isFinite(seconds) ? Math.min(60_000, Math.max(0, seconds * 1_000)) : null;
   if (status === 429) {
-    return new ModelFailure(`The model gateway limits the rate${said}`, { errorType: 'model_rate_limited_error', retryable: true, retryAfterMs });
+    return new ModelFailure(`The model gateway limits the rate${said}`, {
+      errorType: 'model_rate_limited_error',
+      retryable: true,
+      retryAfterMs,
+    });
   }
   if (status === 402) {
-    return new ModelFailure(`The model gateway refused for lack of budget${said}`, { errorType: 'billing_error', retryable: false });
+    return new ModelFailure(`The model gateway refused for lack of budget${said}`, {
+      errorType: 'billing_error',
+      retryable: false,
+    });
   }
   if (status === 503 || status === 529) {
-    return new ModelFailure(`The model is overloaded (HTTP ${status})${said}`, { errorType: 'model_overloaded_error', retryable: true, retryAfterMs });
+    return new ModelFailure(`The model is overloaded (HTTP ${status})${said}`, {
+      errorType: 'model_overloaded_error',
+      retryable: true,
+      retryAfterMs,
+    });
   }
   if (status >= 500 || status === 408 || status === 409) {
-    return new ModelFailure(`The model gateway failed (HTTP ${status})${said}`, { errorType: 'model_request_failed_error', retryable: true, retryAfterMs });
+    return new ModelFailure(`The model gateway failed (HTTP ${status})${said}`, {
+      errorType: 'model_request_failed_error',
+      retryable: true,
+      retryAfterMs,
+    });
   }
   return new ModelFailure(`The model gateway refused the request (HTTP ${status})${said}`, {
     errorType: 'model_request_failed_error',
     retryable: false,
-    contextExceeded: status === 413 || (status === 400 && /context|too (long|many tokens)|maximum.*tokens/i.test(detail)),
+    contextExceeded:
+      status === 413 || (status === 400 && /context|too (long|many tokens)|maximum.*tokens/i.test(detail)),
   });
 }
 
@@ -248,7 +282,12 @@ export class ChatCompletionsGateway implements ModelGateway {
     this.#url = `${options.baseUrl.replace(/\/+$/, '').replace(/\/v1$/, '')}/v1/chat/completions`;
     this.#apiKey = options.apiKey;
     this.#silenceMs = options.silenceMs;
-    this.#dispatcher = new Agent({ connections: 512, pipelining: 1, keepAliveTimeout: 30_000, connect: { timeout: 10_000 } });
+    this.#dispatcher = new Agent({
+      connections: 512,
+      pipelining: 1,
+      keepAliveTimeout: 30_000,
+      connect: { timeout: 10_000 },
+    });
   }
 
   async stream(
@@ -303,7 +342,8 @@ export class ChatCompletionsGateway implements ModelGateway {
         }
         try {
           const chunk = chunkSchema.parse(JSON.parse(data));
-          if (chunk.error) throw failureOf(Number(chunk.error.code) || 500, JSON.stringify({ error: chunk.error }), undefined);
+          if (chunk.error)
+            throw failureOf(Number(chunk.error.code) || 500, JSON.stringify({ error: chunk.error }), undefined);
           answer.add(chunk, onText);
         } catch (error) {
           thrown = error;

@@ -49,7 +49,13 @@ export class ModelFailure extends Error {
 
   constructor(
     message: string,
-    facts: { errorType: SessionError['type']; retryable: boolean; retryAfterMs?: number | null; contextExceeded?: boolean; cause?: unknown },
+    facts: {
+      errorType: SessionError['type'];
+      retryable: boolean;
+      retryAfterMs?: number | null;
+      contextExceeded?: boolean;
+      cause?: unknown;
+    },
   ) {
     super(message, facts.cause === undefined ? undefined : { cause: facts.cause });
     this.errorType = facts.errorType;

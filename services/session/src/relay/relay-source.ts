@@ -23,7 +23,10 @@ export class PostgresRelaySource implements RelaySource {
   }
 
   async loadCheckpoint(): Promise<RelayCursor | null> {
-    const { rows } = await this.#pool.query<RelayCursor>('select txid::text, position::text from relay_checkpoint where name = $1', [NAME]);
+    const { rows } = await this.#pool.query<RelayCursor>(
+      'select txid::text, position::text from relay_checkpoint where name = $1',
+      [NAME],
+    );
     return rows[0] ?? null;
   }
 
@@ -36,7 +39,11 @@ export class PostgresRelaySource implements RelaySource {
   }
 
   async tryLead(): Promise<{ readonly lost: Promise<void>; release(): Promise<void> } | null> {
-    const client = new pg.Client({ connectionString: this.#connectionString, application_name: 'holdfast-relay', keepAlive: true });
+    const client = new pg.Client({
+      connectionString: this.#connectionString,
+      application_name: 'holdfast-relay',
+      keepAlive: true,
+    });
     const lost = new Promise<void>((resolve) => {
       client.on('error', () => resolve());
       client.on('end', () => resolve());

@@ -11,10 +11,10 @@ import {
   type SendEventsReply,
   type Session,
   type SessionEvent,
-  sessionResource,
   type SessionView,
-  snapshotAgent,
   type StoredEvent,
+  sessionResource,
+  snapshotAgent,
   type UpdateSessionBody,
   type WireEvent,
   wireFrame,
@@ -26,12 +26,12 @@ import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
 import type { TurnWorker } from '../turn/turn-worker.ts';
 import {
   afterClientEvents,
+  type Draft,
   decideArchive,
   decideClientEvent,
   decideCreate,
   decideDelete,
   decideUpdate,
-  type Draft,
   foldDrafts,
   type IdSource,
 } from './session.decider.ts';
@@ -47,7 +47,14 @@ export class SessionCommands {
   readonly #idempotent: Idempotent;
   readonly #turns: TurnWorker;
 
-  constructor(parts: { store: SessionStore; log: EventLog; pool: pg.Pool; catalogue: Catalogue; idempotent: Idempotent; turns: TurnWorker }) {
+  constructor(parts: {
+    store: SessionStore;
+    log: EventLog;
+    pool: pg.Pool;
+    catalogue: Catalogue;
+    idempotent: Idempotent;
+    turns: TurnWorker;
+  }) {
     this.#store = parts.store;
     this.#log = parts.log;
     this.#pool = parts.pool;
@@ -96,7 +103,11 @@ export class SessionCommands {
     );
   }
 
-  sendEvents(id: string, command: Command<{ events: readonly ClientEventParam[] }>, deadlineAtMs: number): Promise<SendEventsReply> {
+  sendEvents(
+    id: string,
+    command: Command<{ events: readonly ClientEventParam[] }>,
+    deadlineAtMs: number,
+  ): Promise<SendEventsReply> {
     const { events } = command.body;
     return this.#idempotent.run(
       command,
@@ -129,14 +140,21 @@ export class SessionCommands {
       () => reply,
       async (claim) => {
         const session = await this.#store.openIn(command.workspaceId, id);
-        await this.#decide(session, command, deadlineAtMs, claim, (state, ids) => ({ drafts: decideDelete(state, ids) }));
+        await this.#decide(session, command, deadlineAtMs, claim, (state, ids) => ({
+          drafts: decideDelete(state, ids),
+        }));
         this.#store.forget(id);
         return reply;
       },
     );
   }
 
-  #change(id: string, command: Command, deadlineAtMs: number, decide: (state: SessionState, ids: IdSource) => Draft[]): Promise<Session> {
+  #change(
+    id: string,
+    command: Command,
+    deadlineAtMs: number,
+    decide: (state: SessionState, ids: IdSource) => Draft[],
+  ): Promise<Session> {
     return this.#idempotent.run(
       command,
       () => this.#resource(command.workspaceId, id),
@@ -194,7 +212,9 @@ export class SessionCommands {
     }
     let interrupted = events.some((event) => event.type === 'user.interrupt');
     // A repeated answer changes nothing, so nothing follows from it.
-    let answered = drafts.some((event) => event.type === 'user.tool_confirmation' || event.type === 'user.custom_tool_result');
+    let answered = drafts.some(
+      (event) => event.type === 'user.tool_confirmation' || event.type === 'user.custom_tool_result',
+    );
     for (;;) {
       const follows = afterClientEvents(now, interrupted, answered, ids);
       if (follows.kind === 'start') return { decision: this.#turns.start(now, drafts, ids), replies };
@@ -207,9 +227,11 @@ export class SessionCommands {
   }
 
   async #agent(workspaceId: string, reference: AgentReference): Promise<AgentSnapshot> {
-    const wanted = typeof reference === 'string' ? { id: reference, version: undefined, type: 'agent' as const } : reference;
+    const wanted =
+      typeof reference === 'string' ? { id: reference, version: undefined, type: 'agent' as const } : reference;
     const newest = await this.#catalogue.agent(workspaceId, wanted.id);
-    if (newest.archived_at !== null) throw new AppError('invalid', 'agent.archived', `The agent ${newest.id} is archived.`);
+    if (newest.archived_at !== null)
+      throw new AppError('invalid', 'agent.archived', `The agent ${newest.id} is archived.`);
     const agent =
       wanted.version === undefined || wanted.version === newest.version
         ? newest
@@ -226,14 +248,22 @@ export class SessionCommands {
 
   /** The read model's row; it commits with the events, so it is never behind them. */
   async #resource(workspaceId: string, id: string): Promise<Session> {
-    const { rows } = await this.#pool.query<{ view: SessionView }>('select view from sessions where id = $1 and workspace_id = $2', [id, workspaceId]);
+    const { rows } = await this.#pool.query<{ view: SessionView }>(
+      'select view from sessions where id = $1 and workspace_id = $2',
+      [id, workspaceId],
+    );
     const view = rows[0]?.view;
     if (view === undefined) throw new AppError('not-found', 'session.not-found', 'There is no such session.');
     return sessionResource(view, new Date().toISOString());
   }
 
-  async #frames(replies: readonly (Draft | { repeated: string })[], stored: readonly StoredEvent[]): Promise<WireEvent[]> {
-    const earlier = await this.#log.findEvents(replies.flatMap((reply) => ('repeated' in reply ? [reply.repeated] : [])));
+  async #frames(
+    replies: readonly (Draft | { repeated: string })[],
+    stored: readonly StoredEvent[],
+  ): Promise<WireEvent[]> {
+    const earlier = await this.#log.findEvents(
+      replies.flatMap((reply) => ('repeated' in reply ? [reply.repeated] : [])),
+    );
     return replies.flatMap((reply) => {
       const id = 'repeated' in reply ? reply.repeated : reply.id;
       const event = [...stored, ...earlier].find((one) => one.id === id);

@@ -5,14 +5,14 @@ import {
   type JsonObject,
   LIMITS,
   type ModelUsage,
-  type SessionError,
-  type TurnLimit,
   patchMetadata,
+  resolveTools,
   type SessionDraft,
+  type SessionError,
   type SessionEvent,
   type StopReason,
+  type TurnLimit,
   type UpdateSessionBody,
-  resolveTools,
 } from '@holdfast/contracts';
 import { answerText, blockedCalls, evolve, type OpenCall, runnableCalls, type SessionState } from './session.state.ts';
 
@@ -82,11 +82,20 @@ export function decideCreate(state: SessionState, command: CreateSession, ids: I
 /** What a client's answer to a call met: a fresh answer, or the one that was stored before. */
 export type Answered = { readonly stored: Draft } | { readonly repeated: string };
 
-function answerCall(state: SessionState, callId: string, kind: OpenCall['kind'], data: object): OpenCall | { repeated: string } {
+function answerCall(
+  state: SessionState,
+  callId: string,
+  kind: OpenCall['kind'],
+  data: object,
+): OpenCall | { repeated: string } {
   const earlier = state.answers[callId];
   if (earlier !== undefined) {
     if (earlier.text === answerText(data)) return { repeated: earlier.eventId };
-    throw new AppError('invalid', 'session.call-answered', `The call ${callId} was answered before, with something else.`);
+    throw new AppError(
+      'invalid',
+      'session.call-answered',
+      `The call ${callId} was answered before, with something else.`,
+    );
   }
   const call = state.calls.find((open) => open.id === callId && open.kind === kind);
   if (call === undefined || (kind === 'builtin' && call.permission !== 'ask')) {
@@ -108,7 +117,11 @@ export function decideClientEvent(state: SessionState, event: ClientEventParam, 
   switch (event.type) {
     case 'user.message':
       if (state.queue.length >= LIMITS.metadataPairs * 64) {
-        throw new AppError('exhausted', 'session.queue-full', 'Too many messages wait in this session; let it work first.');
+        throw new AppError(
+          'exhausted',
+          'session.queue-full',
+          'Too many messages wait in this session; let it work first.',
+        );
       }
       return {
         stored: draft(ids, {
@@ -124,7 +137,11 @@ export function decideClientEvent(state: SessionState, event: ClientEventParam, 
       if (event.result === 'allow' && event.deny_message != null) {
         throw new AppError('invalid', 'session.deny-message', 'deny_message goes with result "deny" only.');
       }
-      const data = { tool_use_id: event.tool_use_id as string, result: event.result, deny_message: event.deny_message ?? null };
+      const data = {
+        tool_use_id: event.tool_use_id as string,
+        result: event.result,
+        deny_message: event.deny_message ?? null,
+      };
       const met = answerCall(state, event.tool_use_id, 'builtin', data);
       return 'repeated' in met ? met : { stored: draft(ids, { type: 'user.tool_confirmation', data }) };
     }
@@ -173,7 +190,12 @@ export type AfterClientEvents =
  * Decides what an idle session does next. `state` has the client events folded in already; `gates` are the calls that
  * blocked it before them; `interrupted` says that one of the events was an interrupt.
  */
-export function afterClientEvents(state: SessionState, interrupted: boolean, answered: boolean, ids: IdSource): AfterClientEvents {
+export function afterClientEvents(
+  state: SessionState,
+  interrupted: boolean,
+  answered: boolean,
+  ids: IdSource,
+): AfterClientEvents {
   if (state.status !== 'idle' || state.lifecycle !== 'open') return { kind: 'nothing' };
   if (interrupted && state.calls.length > 0) {
     const drafts = closeCalls(state.calls, 'Interrupted by the user before it ran.', ids);
@@ -183,7 +205,10 @@ export function afterClientEvents(state: SessionState, interrupted: boolean, ans
   if (blocked.length > 0) {
     // Resolving some of several gates shows the rest; a mere queued message changes nothing.
     if (!answered) return { kind: 'nothing' };
-    return { kind: 'settle', drafts: [idle(ids, { type: 'requires_action', event_ids: blocked.map((call) => call.id) })] };
+    return {
+      kind: 'settle',
+      drafts: [idle(ids, { type: 'requires_action', event_ids: blocked.map((call) => call.id) })],
+    };
   }
   if (state.calls.length > 0 || state.owesStep || state.queue.length > 0) return { kind: 'start' };
   return { kind: 'nothing' };
@@ -225,13 +250,17 @@ export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTo
   const runnable = runnableCalls(state);
   if (runnable.length > 0) return { kind: 'tools', calls: runnable };
   if (state.calls.length > 0) {
-    return { kind: 'idle', stopReason: { type: 'requires_action', event_ids: blockedCalls(state).map((call) => call.id) } };
+    return {
+      kind: 'idle',
+      stopReason: { type: 'requires_action', event_ids: blockedCalls(state).map((call) => call.id) },
+    };
   }
   if (!state.owesStep && state.queue.length === 0 && state.openRequest === null) {
     return { kind: 'idle', stopReason: { type: 'end_turn' } };
   }
   if (state.owesStep && state.turn !== null) {
-    if (state.turn.modelSteps >= bounds.modelSteps && state.retry === null) return { kind: 'limit', limit: 'model_steps' };
+    if (state.turn.modelSteps >= bounds.modelSteps && state.retry === null)
+      return { kind: 'limit', limit: 'model_steps' };
     if (state.turn.outputTokens >= bounds.outputTokens) return { kind: 'limit', limit: 'output_tokens' };
     if (state.turn.toolMs >= bounds.toolTimeMs) return { kind: 'limit', limit: 'tool_time' };
     if (nowMs - Date.parse(state.turn.startedAt) >= bounds.wallTimeMs) return { kind: 'limit', limit: 'wall_time' };
@@ -249,7 +278,9 @@ export function beginModelRequest(state: SessionState, model: string, ids: IdSou
   const drafts: Draft[] = [];
   if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
   for (const queued of takeFromQueue(state)) {
-    drafts.push(draft(ids, { type: 'session.message_processed', data: { event_id: queued.id, message: asProcessed(queued) } }));
+    drafts.push(
+      draft(ids, { type: 'session.message_processed', data: { event_id: queued.id, message: asProcessed(queued) } }),
+    );
   }
   if (state.status === 'rescheduling') drafts.push(draft(ids, { type: 'session.status_running', data: {} }));
   drafts.push(draft(ids, { type: 'span.model_request_start', data: { model, message_id: ids() } }));
@@ -268,7 +299,9 @@ function asProcessed(queued: SessionState['queue'][number]) {
 
 function takeFromQueue(state: SessionState): SessionState['queue'] {
   if (state.owesStep) {
-    return state.retry !== null ? [] : state.queue.filter(({ message }) => message.type === 'user.message' && message.steer === true);
+    return state.retry !== null
+      ? []
+      : state.queue.filter(({ message }) => message.type === 'user.message' && message.steer === true);
   }
   const [first, second] = state.queue;
   if (first === undefined) return [];
@@ -296,7 +329,13 @@ export function interruptTurn(state: SessionState, closed: readonly Draft[], wor
   if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
   drafts.push(...closed);
   const done = new Set(closed.map((event) => (event.type === 'agent.tool_result' ? event.data.tool_use_id : '')));
-  drafts.push(...closeCalls(state.calls.filter((call) => !done.has(call.id)), 'Interrupted by the user.', ids));
+  drafts.push(
+    ...closeCalls(
+      state.calls.filter((call) => !done.has(call.id)),
+      'Interrupted by the user.',
+      ids,
+    ),
+  );
   drafts.push(endTurn(state, { type: 'end_turn' }, worker, ids));
   return drafts;
 }
@@ -342,7 +381,12 @@ export function endTurn(state: SessionState, stopReason: StopReason, worker: str
 /** The model's answer as events: text, the span's end with its usage, then the calls; then idle where nothing follows. */
 export interface ModelAnswer {
   readonly text: string;
-  readonly calls: readonly { readonly name: string; readonly input: JsonObject; readonly kind: 'builtin' | 'custom'; readonly permission: 'allow' | 'ask' | 'deny' }[];
+  readonly calls: readonly {
+    readonly name: string;
+    readonly input: JsonObject;
+    readonly kind: 'builtin' | 'custom';
+    readonly permission: 'allow' | 'ask' | 'deny';
+  }[];
   readonly usage: ModelUsage;
   readonly costUsd: number | null;
   readonly finishReason: string | null;
@@ -354,7 +398,11 @@ export function answerModelRequest(state: SessionState, answer: ModelAnswer, ids
   if (request === null) throw new AppError('defect', 'session.no-open-request', 'No model call is open.');
   const drafts: Draft[] = [];
   if (answer.text !== '') {
-    drafts.push({ id: request.messageId, type: 'agent.message', data: { content: [{ type: 'text', text: answer.text }] } });
+    drafts.push({
+      id: request.messageId,
+      type: 'agent.message',
+      data: { content: [{ type: 'text', text: answer.text }] },
+    });
   }
   drafts.push(
     draft(ids, {
@@ -385,7 +433,13 @@ export function answerModelRequest(state: SessionState, answer: ModelAnswer, ids
 /** A model call failed. With a next attempt the session is rescheduled; without, the turn ends. */
 export function failModelRequest(
   state: SessionState,
-  failure: { type: SessionError['type']; message: string; final: 'exhausted' | 'terminal' | null; attempt: number; retryAt: string },
+  failure: {
+    type: SessionError['type'];
+    message: string;
+    final: 'exhausted' | 'terminal' | null;
+    attempt: number;
+    retryAt: string;
+  },
   worker: string,
   ids: IdSource,
 ): Draft[] {
@@ -399,7 +453,10 @@ export function failModelRequest(
   );
   drafts.push(
     failure.final === null
-      ? draft(ids, { type: 'session.status_rescheduled', data: { attempt: failure.attempt, retry_at: failure.retryAt } })
+      ? draft(ids, {
+          type: 'session.status_rescheduled',
+          data: { attempt: failure.attempt, retry_at: failure.retryAt },
+        })
       : endTurn(state, { type: 'retries_exhausted' }, worker, ids),
   );
   return drafts;
@@ -422,7 +479,9 @@ export function recordToolResult(callId: string, result: ToolResult, ids: IdSour
       is_error: result.isError,
       outcome: result.outcome,
       full_output:
-        result.fullOutput === null ? null : { digest: result.fullOutput.digest, size_bytes: result.fullOutput.sizeBytes },
+        result.fullOutput === null
+          ? null
+          : { digest: result.fullOutput.digest, size_bytes: result.fullOutput.sizeBytes },
     },
   });
 }
@@ -449,7 +508,6 @@ export function recordCompaction(
     },
   });
 }
-
 
 export function decideUpdate(state: SessionState, body: UpdateSessionBody, ids: IdSource): Draft[] {
   const agent = requireOpen(state);
@@ -484,7 +542,6 @@ export function decideDelete(state: SessionState, ids: IdSource): Draft[] {
   requireNotRunning(state, 'deleting');
   return [draft(ids, { type: 'session.deleted', data: {} })];
 }
-
 
 /** Folds drafts that are not stored yet, to decide what follows them; `at` stands in for Postgres' clock. */
 export function foldDrafts(state: SessionState, drafts: readonly Draft[], at: string): SessionState {

@@ -1,11 +1,12 @@
 import type { Bus } from '@holdfast/bus';
-import { committedSubject, type CommittedHint, RELAY_HINT, type StoredEvent, wireFrame } from '@holdfast/contracts';
+import { type CommittedHint, committedSubject, RELAY_HINT, type StoredEvent, wireFrame } from '@holdfast/contracts';
 
 /** A hint with larger frames than this leaves them out; the reader takes them from the log. */
 const MAX_HINT_CHARS = 128 * 1024;
 
 function holdsBlob(event: StoredEvent): boolean {
-  const content: unknown = event.data['content'] ?? (event.data['message'] as { content?: unknown } | undefined)?.content;
+  const content: unknown =
+    event.data['content'] ?? (event.data['message'] as { content?: unknown } | undefined)?.content;
   return Array.isArray(content) && content.some((block) => (block as { type?: unknown } | null)?.type === 'x_blob');
 }
 

@@ -15,9 +15,10 @@ export const sessionProjection: Projection<SessionView> = {
   },
 
   async load(transaction: Transaction, streamIds) {
-    const { rows } = await transaction.query<{ id: string; view: SessionView }>('select id, view from sessions where id = any ($1)', [
-      streamIds.map((streamId) => streamId.slice(PREFIX.length)),
-    ]);
+    const { rows } = await transaction.query<{ id: string; view: SessionView }>(
+      'select id, view from sessions where id = any ($1)',
+      [streamIds.map((streamId) => streamId.slice(PREFIX.length))],
+    );
     return new Map(rows.map((row) => [PREFIX + row.id, row.view]));
   },
 

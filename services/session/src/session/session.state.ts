@@ -12,7 +12,10 @@ export interface QueuedMessage {
   readonly id: string;
   readonly message:
     | { readonly type: 'user.message'; readonly content: readonly StoredBlock[]; readonly steer?: boolean | undefined }
-    | { readonly type: 'system.message'; readonly content: readonly { readonly type: 'text'; readonly text: string }[] };
+    | {
+        readonly type: 'system.message';
+        readonly content: readonly { readonly type: 'text'; readonly text: string }[];
+      };
 }
 
 /** A tool call whose result the log does not hold yet. */
@@ -132,7 +135,9 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       const { tool_use_id: id, result, deny_message: denyMessage } = event.data;
       return {
         ...next,
-        calls: state.calls.map((call) => (call.id === id ? { ...call, confirmation: { result, denyMessage }, readySince: event.recordedAt } : call)),
+        calls: state.calls.map((call) =>
+          call.id === id ? { ...call, confirmation: { result, denyMessage }, readySince: event.recordedAt } : call,
+        ),
         answers: { ...state.answers, [id]: { eventId: event.id, text: answerText(event.data) } },
       };
     }
@@ -157,7 +162,13 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
               turn:
                 state.turn !== null && state.stopReason?.type === 'requires_action'
                   ? state.turn
-                  : { turnId: event.data.turn_id, startedAt: event.recordedAt, modelSteps: 0, outputTokens: 0, toolMs: 0 },
+                  : {
+                      turnId: event.data.turn_id,
+                      startedAt: event.recordedAt,
+                      modelSteps: 0,
+                      outputTokens: 0,
+                      toolMs: 0,
+                    },
               owesStep: state.stopReason?.type === 'requires_action' ? state.owesStep : false,
               interruptPending: false,
               retry: null,
@@ -206,7 +217,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         owesStep: false,
         contextTokens:
           usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens + usage.output_tokens,
-        turn: state.turn === null ? null : { ...state.turn, outputTokens: state.turn.outputTokens + usage.output_tokens },
+        turn:
+          state.turn === null ? null : { ...state.turn, outputTokens: state.turn.outputTokens + usage.output_tokens },
       };
     }
     case 'agent.tool_use':
@@ -265,10 +277,14 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
 
 /** The calls that wait for the client: unconfirmed `always_ask` ones and custom ones. */
 export function blockedCalls(state: SessionState): readonly OpenCall[] {
-  return state.calls.filter((call) => call.kind === 'custom' || (call.permission === 'ask' && call.confirmation === null));
+  return state.calls.filter(
+    (call) => call.kind === 'custom' || (call.permission === 'ask' && call.confirmation === null),
+  );
 }
 
 /** The calls that the platform can act on now. */
 export function runnableCalls(state: SessionState): readonly OpenCall[] {
-  return state.calls.filter((call) => call.kind === 'builtin' && !(call.permission === 'ask' && call.confirmation === null));
+  return state.calls.filter(
+    (call) => call.kind === 'builtin' && !(call.permission === 'ask' && call.confirmation === null),
+  );
 }

@@ -30,7 +30,13 @@ const BUILTINS: Readonly<Record<Exclude<BuiltinTool, 'web_search'>, ToolDefiniti
     inputSchema: object(
       {
         file_path: string('Absolute path, or relative to the workspace.'),
-        view_range: { type: 'array', items: { type: 'integer' }, minItems: 2, maxItems: 2, description: 'First and last line, from 1; -1 = the end.' },
+        view_range: {
+          type: 'array',
+          items: { type: 'integer' },
+          minItems: 2,
+          maxItems: 2,
+          description: 'First and last line, from 1; -1 = the end.',
+        },
       },
       ['file_path'],
     ),
@@ -38,7 +44,10 @@ const BUILTINS: Readonly<Record<Exclude<BuiltinTool, 'web_search'>, ToolDefiniti
   write: {
     name: 'write',
     description: 'Write a file in the sandbox, replacing what is there; folders are made.',
-    inputSchema: object({ file_path: string('Where to write.'), content: string('The whole new content.') }, ['file_path', 'content']),
+    inputSchema: object({ file_path: string('Where to write.'), content: string('The whole new content.') }, [
+      'file_path',
+      'content',
+    ]),
   },
   edit: {
     name: 'edit',
@@ -56,7 +65,9 @@ const BUILTINS: Readonly<Record<Exclude<BuiltinTool, 'web_search'>, ToolDefiniti
   glob: {
     name: 'glob',
     description: 'List files whose path matches a glob pattern, newest first.',
-    inputSchema: object({ pattern: string('For example src/**/*.ts'), path: string('Folder to start in.') }, ['pattern']),
+    inputSchema: object({ pattern: string('For example src/**/*.ts'), path: string('Folder to start in.') }, [
+      'pattern',
+    ]),
   },
   grep: {
     name: 'grep',

@@ -39,7 +39,8 @@ async function checkedAddress(url: URL, allow: PrivateAllowList): Promise<{ addr
     throw new AppError('unavailable', 'web-fetch.unresolved', `The host ${host} could not be resolved.`, { cause });
   });
   const first = found[0];
-  if (first === undefined) throw new AppError('unavailable', 'web-fetch.unresolved', `The host ${host} has no address.`);
+  if (first === undefined)
+    throw new AppError('unavailable', 'web-fetch.unresolved', `The host ${host} has no address.`);
   if (allow.has(`${host}:${port}`)) return first;
   // One private address among public ones is how rebinding looks: all must be public.
   if (found.some(({ address }) => !isPublicAddress(address))) {
@@ -48,7 +49,10 @@ async function checkedAddress(url: URL, allow: PrivateAllowList): Promise<{ addr
   return first;
 }
 
-function domainAllowed(host: string, config: { allowed?: readonly string[] | null; blocked?: readonly string[] | null }): boolean {
+function domainAllowed(
+  host: string,
+  config: { allowed?: readonly string[] | null; blocked?: readonly string[] | null },
+): boolean {
   const within = (domain: string): boolean => host === domain || host.endsWith(`.${domain}`);
   if (config.allowed) return config.allowed.some((domain) => within(domain.toLowerCase()));
   return !(config.blocked ?? []).some((domain) => within(domain.toLowerCase()));
@@ -61,7 +65,11 @@ function asText(bytes: Uint8Array, contentType: string): string {
   }
   const text = storableText(new TextDecoder().decode(bytes));
   if (!/html/.test(type)) return text;
-  return convert(text, { wordwrap: false, selectors: [{ selector: 'img', format: 'skip' }], limits: { maxInputLength: 8_000_000 } });
+  return convert(text, {
+    wordwrap: false,
+    selectors: [{ selector: 'img', format: 'skip' }],
+    limits: { maxInputLength: 8_000_000 },
+  });
 }
 
 /**
@@ -89,8 +97,15 @@ export class WebFetch {
       const page = await this.#fetch(new URL(parsed.data.url), domains, deadline);
       const maxChars = Math.min(this.#bounds.maxTextChars, domains.maxChars ?? Number.POSITIVE_INFINITY);
       const cut = page.text.length > maxChars;
-      const text = cut ? `${storableText(page.text.slice(0, maxChars))}\n[cut: ${page.text.length - maxChars} more characters]` : page.text;
-      return { text: `${page.url} (HTTP ${page.status})\n\n${text}`, isError: page.status >= 400, outcome: 'completed', fullOutput: null };
+      const text = cut
+        ? `${storableText(page.text.slice(0, maxChars))}\n[cut: ${page.text.length - maxChars} more characters]`
+        : page.text;
+      return {
+        text: `${page.url} (HTTP ${page.status})\n\n${text}`,
+        isError: page.status >= 400,
+        outcome: 'completed',
+        fullOutput: null,
+      };
     } catch (error) {
       signal.throwIfAborted();
       if (isAppError(error)) return failed(error.message);
@@ -107,7 +122,8 @@ export class WebFetch {
   ): Promise<{ url: string; status: number; text: string }> {
     let url = start;
     for (let hop = 0; hop <= this.#bounds.maxRedirects; hop++) {
-      if (!domainAllowed(url.hostname.toLowerCase(), domains)) throw refused(`The agent may not fetch from ${url.hostname}.`);
+      if (!domainAllowed(url.hostname.toLowerCase(), domains))
+        throw refused(`The agent may not fetch from ${url.hostname}.`);
       const address = await checkedAddress(url, this.#allow);
       const dispatcher = new Agent({
         connect: {
@@ -123,7 +139,10 @@ export class WebFetch {
           dispatcher,
           signal,
           method: 'GET',
-          headers: { 'user-agent': 'Holdfast/0.1 (+web_fetch)', accept: 'text/html,text/*;q=0.9,application/json;q=0.9,*/*;q=0.1' },
+          headers: {
+            'user-agent': 'Holdfast/0.1 (+web_fetch)',
+            accept: 'text/html,text/*;q=0.9,application/json;q=0.9,*/*;q=0.1',
+          },
         });
         const location = response.headers.location;
         if (response.statusCode >= 300 && response.statusCode < 400 && typeof location === 'string') {
@@ -133,7 +152,11 @@ export class WebFetch {
         }
         const bytes = await readBounded(response.body, this.#bounds.maxBytes);
         const type = response.headers['content-type'];
-        return { url: url.href, status: response.statusCode, text: asText(bytes, Array.isArray(type) ? (type[0] ?? '') : (type ?? '')) };
+        return {
+          url: url.href,
+          status: response.statusCode,
+          text: asText(bytes, Array.isArray(type) ? (type[0] ?? '') : (type ?? '')),
+        };
       } finally {
         await dispatcher.destroy();
       }

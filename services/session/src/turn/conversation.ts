@@ -9,7 +9,12 @@ export type ConversationItem =
       readonly text: readonly StoredBlock[];
       readonly calls: readonly { readonly id: string; readonly name: string; readonly input: JsonObject }[];
     }
-  | { readonly role: 'tool'; readonly callId: string; readonly content: readonly StoredBlock[]; readonly isError: boolean };
+  | {
+      readonly role: 'tool';
+      readonly callId: string;
+      readonly content: readonly StoredBlock[];
+      readonly isError: boolean;
+    };
 
 type Assistant = Extract<ConversationItem, { role: 'assistant' }>;
 
@@ -45,10 +50,7 @@ export class Conversation {
         return;
       case 'agent.tool_use':
       case 'agent.custom_tool_use':
-        this.#open().calls = [
-          ...this.#open().calls,
-          { id: event.id, name: event.data.name, input: event.data.input },
-        ];
+        this.#open().calls = [...this.#open().calls, { id: event.id, name: event.data.name, input: event.data.input }];
         return;
       case 'agent.tool_result':
         this.#add(toolItem(event.data.tool_use_id, event.data));

@@ -8,10 +8,14 @@ export function inlineBlobs(blobs: BlobStore) {
     const holds = (blocks: readonly StoredBlock[]): boolean => blocks.some((block) => block.type === 'x_blob');
     if (!items.some((item) => (item.role === 'user' || item.role === 'tool') && holds(item.content))) return items;
     const inline = async (block: StoredBlock): Promise<StoredBlock> =>
-      block.type === 'x_blob' ? (JSON.parse((await blobs.read(workspaceId, block.digest)).toString()) as StoredBlock) : block;
+      block.type === 'x_blob'
+        ? (JSON.parse((await blobs.read(workspaceId, block.digest)).toString()) as StoredBlock)
+        : block;
     return Promise.all(
       items.map(async (item) =>
-        item.role === 'user' || item.role === 'tool' ? { ...item, content: await Promise.all(item.content.map(inline)) } : item,
+        item.role === 'user' || item.role === 'tool'
+          ? { ...item, content: await Promise.all(item.content.map(inline)) }
+          : item,
       ),
     );
   };

@@ -59,9 +59,13 @@ export class SandboxClient {
       signal.throwIfAborted();
       try {
         if (target === null) {
-          target = await this.#bus.request<EnsureSandboxReply>(commandSubject('sandbox', call.ensure.sessionId, 'ensure'), call.ensure, {
-            deadlineAtMs: patientUntilMs,
-          });
+          target = await this.#bus.request<EnsureSandboxReply>(
+            commandSubject('sandbox', call.ensure.sessionId, 'ensure'),
+            call.ensure,
+            {
+              deadlineAtMs: patientUntilMs,
+            },
+          );
         }
         if (sentUnder !== null && sentUnder !== target.journalId) return unknownOutcome;
         await call.onAttach(target);
@@ -106,7 +110,9 @@ export class SandboxClient {
   /** Stops a call or makes sure that it never starts (a tombstone, T1); null when the sandbox cannot be reached. */
   async cancel(sandboxId: string, body: CancelBody): Promise<ToolOutcome | null> {
     try {
-      return await this.#bus.request<ToolOutcome>(sandboxLinkSubject(sandboxId, 'cancel'), body, { timeoutMs: CANCEL_WAIT_MS });
+      return await this.#bus.request<ToolOutcome>(sandboxLinkSubject(sandboxId, 'cancel'), body, {
+        timeoutMs: CANCEL_WAIT_MS,
+      });
     } catch (error) {
       if (isAppError(error) && error.code !== 'sandbox.stale-generation') return null;
       throw error;

@@ -4,7 +4,14 @@ import { ALL_COMMITTED_SESSIONS, parseSubject, TURN_HINT } from '@holdfast/contr
 import type { EventLog } from '@holdfast/event-store';
 import type pg from 'pg';
 import type { Logger } from 'pino';
-import { advance, type Draft, foldDrafts, type IdSource, startTurn, type TurnBounds } from '../session/session.decider.ts';
+import {
+  advance,
+  type Draft,
+  foldDrafts,
+  type IdSource,
+  startTurn,
+  type TurnBounds,
+} from '../session/session.decider.ts';
 import type { SessionState } from '../session/session.state.ts';
 import { type Decision, type LoadedSession, type SessionStore, workerCommand } from '../session/session.store.ts';
 import { Turn, type TurnTools } from './turn.ts';
@@ -50,7 +57,8 @@ export class TurnWorker {
     bus.subscribeLive<{ toVersion: number }>(ALL_COMMITTED_SESSIONS, ({ toVersion }, subject) => {
       // Another process appended to a session that runs here: an interrupt or a message.
       const running = this.#turns.get(parseSubject(subject).id);
-      if (running !== undefined && running.turn.session.state.version < toVersion) void running.turn.session.refresh().catch(() => undefined);
+      if (running !== undefined && running.turn.session.state.version < toVersion)
+        void running.turn.session.refresh().catch(() => undefined);
       else if (running === undefined) void store.loaded(parseSubject(subject).id);
     });
     bus.subscribeLive(TURN_HINT, () => this.#wakeSweep());
@@ -90,7 +98,9 @@ export class TurnWorker {
       await earlier?.done;
       await turn.run();
     })()
-      .catch((error: unknown) => logger.error({ err: error, session: session.id }, 'a turn broke off; it will be taken over'))
+      .catch((error: unknown) =>
+        logger.error({ err: error, session: session.id }, 'a turn broke off; it will be taken over'),
+      )
       .finally(() => {
         if (this.#turns.get(session.id)?.turn === turn) this.#turns.delete(session.id);
         if (turn.released) return;
@@ -169,20 +179,23 @@ export class TurnWorker {
       await session.refresh();
       let generation = 0;
       let idle = false;
-      const events = await session.commit({ commandId: workerCommand(), metadata: { actor: { type: 'service', id: owner } } }, (state, ids) => {
-        if (state.lifecycle !== 'open' || state.status === 'idle') return null;
-        generation = state.generation + 1;
-        const started = startTurn(state, { generation, worker: owner }, ids);
-        const now = foldDrafts(state, started, new Date().toISOString());
-        const next = advance(now, [], this.#advanceOptions(), ids);
-        idle = next.idle;
-        return {
-          drafts: [...started, ...next.drafts],
-          generation,
-          lease: { owner, ttlMs: leaseMs },
-          ...(idle ? { releaseLease: true } : {}),
-        };
-      });
+      const events = await session.commit(
+        { commandId: workerCommand(), metadata: { actor: { type: 'service', id: owner } } },
+        (state, ids) => {
+          if (state.lifecycle !== 'open' || state.status === 'idle') return null;
+          generation = state.generation + 1;
+          const started = startTurn(state, { generation, worker: owner }, ids);
+          const now = foldDrafts(state, started, new Date().toISOString());
+          const next = advance(now, [], this.#advanceOptions(), ids);
+          idle = next.idle;
+          return {
+            drafts: [...started, ...next.drafts],
+            generation,
+            lease: { owner, ttlMs: leaseMs },
+            ...(idle ? { releaseLease: true } : {}),
+          };
+        },
+      );
       if (events.length === 0 || idle) return;
       this.#taken += 1;
       logger.info({ session: id, generation }, 'took over a turn');

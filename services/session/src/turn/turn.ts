@@ -113,7 +113,10 @@ export class Turn {
     } catch (error) {
       if (this.#over.signal.aborted) return;
       if (isAppError(error) && (error.code === 'log.generation-fenced' || error.code === 'sandbox.stale-generation')) {
-        this.#options.logger.info({ session: this.session.id, generation: this.generation }, 'fenced: another worker has the session');
+        this.#options.logger.info(
+          { session: this.session.id, generation: this.generation },
+          'fenced: another worker has the session',
+        );
         return;
       }
       throw error;
@@ -142,7 +145,8 @@ export class Turn {
       case 'compact':
         return this.#compact(state);
       case 'model': {
-        if (state.openRequest !== null && this.#mine.has(state.openRequest.id)) return this.#callModel(state.openRequest);
+        if (state.openRequest !== null && this.#mine.has(state.openRequest.id))
+          return this.#callModel(state.openRequest);
         const waitMs = state.retry === null ? 0 : Date.parse(state.retry.at) - Date.now();
         if (waitMs > 0) return this.#waitForChange(waitMs);
         await this.#commit((now, ids) => this.#goOn(now, [], ids));
@@ -164,7 +168,11 @@ export class Turn {
   async #commit(decide: (state: SessionState, ids: IdSource) => Decision | null): Promise<void> {
     let releases = false;
     const events = await this.session.commit(
-      { commandId: workerCommand(), metadata: { actor: { type: 'service', id: this.#options.advance.worker } }, deadlineAtMs: Date.now() + 60_000 },
+      {
+        commandId: workerCommand(),
+        metadata: { actor: { type: 'service', id: this.#options.advance.worker } },
+        deadlineAtMs: Date.now() + 60_000,
+      },
       (state, ids) => {
         if (this.#over.signal.aborted || !this.#holds(state)) return null;
         const decision = decide(state, ids);
@@ -198,7 +206,8 @@ export class Turn {
     const signal = AbortSignal.any([abort.signal, this.#over.signal]);
     const watch = (): void => {
       const { state } = this.session;
-      if (state.interruptPending || state.openRequest?.id !== request.id || !this.#holds(state)) abort.abort(new Error('interrupted'));
+      if (state.interruptPending || state.openRequest?.id !== request.id || !this.#holds(state))
+        abort.abort(new Error('interrupted'));
     };
     const unwatch = this.session.onChange(watch);
     let text = '';
@@ -220,7 +229,13 @@ export class Turn {
           onText: (piece) => {
             text += piece;
             sequence += 1;
-            const delta: LiveDelta = { eventId: request.messageId, eventType: 'agent.message', sequence, generation: this.generation, text: piece };
+            const delta: LiveDelta = {
+              eventId: request.messageId,
+              eventType: 'agent.message',
+              sequence,
+              generation: this.generation,
+              text: piece,
+            };
             this.#openPreview({ ...delta, text });
             bus.publishLive(deltaSubject(this.session.id), delta);
           },
@@ -248,11 +263,18 @@ export class Turn {
       if (state.openRequest?.id !== requestId) return null;
       const attempt = (state.retry?.attempt ?? 0) + 1;
       const final = !failure.retryable ? 'terminal' : attempt > settings.maxRetries ? 'exhausted' : null;
-      const backoffMs = Math.min(MAX_BACKOFF_MS, settings.firstRetryMs * 2 ** (attempt - 1)) * (0.75 + Math.random() / 4);
+      const backoffMs =
+        Math.min(MAX_BACKOFF_MS, settings.firstRetryMs * 2 ** (attempt - 1)) * (0.75 + Math.random() / 4);
       const waitMs = failure.retryAfterMs ?? backoffMs;
       const drafts = failModelRequest(
         state,
-        { type: failure.errorType, message: failure.message, final, attempt, retryAt: new Date(Date.now() + waitMs).toISOString() },
+        {
+          type: failure.errorType,
+          message: failure.message,
+          final,
+          attempt,
+          retryAt: new Date(Date.now() + waitMs).toISOString(),
+        },
         this.#options.advance.worker,
         ids,
       );
@@ -279,7 +301,17 @@ export class Turn {
         { signal: this.#over.signal, onText: () => undefined },
       );
       await this.#commit((state, ids) =>
-        this.#goOn(state, [recordCompaction(state, { summary: summary.text || '(nothing)', usage: summary.usage, costUsd: summary.costUsd }, ids)], ids),
+        this.#goOn(
+          state,
+          [
+            recordCompaction(
+              state,
+              { summary: summary.text || '(nothing)', usage: summary.usage, costUsd: summary.costUsd },
+              ids,
+            ),
+          ],
+          ids,
+        ),
       );
     } catch (error) {
       if (!(error instanceof ModelFailure)) throw error;
@@ -288,7 +320,13 @@ export class Turn {
           state,
           failModelRequest(
             state,
-            { type: 'compaction_limit_reached_error', message: `The context is full and could not be compacted. ${error.message}`, final: 'terminal', attempt: 1, retryAt: '' },
+            {
+              type: 'compaction_limit_reached_error',
+              message: `The context is full and could not be compacted. ${error.message}`,
+              final: 'terminal',
+              attempt: 1,
+              retryAt: '',
+            },
             this.#options.advance.worker,
             ids,
           ),
@@ -301,7 +339,11 @@ export class Turn {
   /** While a message streams, late viewers ask here for its text so far. */
   #openPreview(delta: LiveDelta): void {
     this.#preview = delta;
-    this.#previewReply ??= this.#options.bus.reply<unknown, OpenPreview>(openPreviewSubject(this.session.id), {}, () => ({ open: this.#preview }));
+    this.#previewReply ??= this.#options.bus.reply<unknown, OpenPreview>(
+      openPreviewSubject(this.session.id),
+      {},
+      () => ({ open: this.#preview }),
+    );
   }
 
   async #endPreview(): Promise<void> {
@@ -320,7 +362,9 @@ export class Turn {
     void (async () => {
       const result = await this.#runCall(call, controller.signal);
       await this.#commit((state, ids) =>
-        state.calls.some((open) => open.id === call.id) ? this.#goOn(state, [recordToolResult(call.id, result, ids)], ids) : null,
+        state.calls.some((open) => open.id === call.id)
+          ? this.#goOn(state, [recordToolResult(call.id, result, ids)], ids)
+          : null,
       );
     })()
       .catch((error: unknown) => {
@@ -360,15 +404,25 @@ export class Turn {
       );
     }
     const tool = SANDBOX_TOOLS.find((name) => name === call.name);
-    return tool === undefined ? failed(`There is no tool named ${call.name}.`, 'completed') : this.#runInSandbox(call, tool, workspaceId, signal);
+    return tool === undefined
+      ? failed(`There is no tool named ${call.name}.`, 'completed')
+      : this.#runInSandbox(call, tool, workspaceId, signal);
   }
 
-  async #runInSandbox(call: OpenCall, tool: SandboxTool, workspaceId: string, signal: AbortSignal): Promise<ToolResult> {
+  async #runInSandbox(
+    call: OpenCall,
+    tool: SandboxTool,
+    workspaceId: string,
+    signal: AbortSignal,
+  ): Promise<ToolResult> {
     const { tools } = this.#options;
     const { settings } = tools;
     const { environmentId, contextKey, sandbox } = this.session.state;
     const asked = call.input['timeout_ms'];
-    const timeoutMs = Math.min(settings.toolTimeoutMs, typeof asked === 'number' && asked >= 1 ? Math.trunc(asked) : settings.toolDefaultTimeoutMs);
+    const timeoutMs = Math.min(
+      settings.toolTimeoutMs,
+      typeof asked === 'number' && asked >= 1 ? Math.trunc(asked) : settings.toolDefaultTimeoutMs,
+    );
     const outcome = await tools.sandboxes.exec(
       {
         ensure: {
@@ -379,7 +433,14 @@ export class Turn {
           contextKey,
           generation: this.generation,
         },
-        exec: { sessionId: this.session.id, callId: call.id, generation: this.generation, tool, input: call.input, timeoutMs },
+        exec: {
+          sessionId: this.session.id,
+          callId: call.id,
+          generation: this.generation,
+          tool,
+          input: call.input,
+          timeoutMs,
+        },
         known: sandbox,
         sentUnder: this.#sentUnder.get(call.id) ?? null,
         waitMs: settings.sandboxWaitMs,
@@ -391,13 +452,21 @@ export class Turn {
       signal,
     );
     if ('unavailable' in outcome) return failed(outcome.unavailable, 'unavailable');
-    return { text: storableText(outcome.text), isError: outcome.isError, outcome: outcome.outcome, fullOutput: outcome.fullOutput };
+    return {
+      text: storableText(outcome.text),
+      isError: outcome.isError,
+      outcome: outcome.outcome,
+      fullOutput: outcome.fullOutput,
+    };
   }
 
   async #attach(reply: EnsureSandboxReply): Promise<void> {
     if (this.session.state.sandbox?.journalId === reply.journalId) return;
-    await this.#commit((state, ids) => (state.sandbox?.journalId === reply.journalId ? null : { drafts: [attachSandbox(reply, ids)] }));
-    if (this.session.state.sandbox?.journalId !== reply.journalId) throw this.#over.signal.reason ?? new Error('the turn is over');
+    await this.#commit((state, ids) =>
+      state.sandbox?.journalId === reply.journalId ? null : { drafts: [attachSandbox(reply, ids)] },
+    );
+    if (this.session.state.sandbox?.journalId !== reply.journalId)
+      throw this.#over.signal.reason ?? new Error('the turn is over');
   }
 
   /** Stops what runs, in the sandbox first, so that nothing starts after the log says that it was cancelled (T1). */
@@ -410,7 +479,11 @@ export class Turn {
         const outcome =
           sandboxId === undefined || !SANDBOX_TOOLS.some((name) => name === call.name)
             ? null
-            : await sandboxes.cancel(sandboxId, { sessionId: this.session.id, callId: call.id, generation: this.generation });
+            : await sandboxes.cancel(sandboxId, {
+                sessionId: this.session.id,
+                callId: call.id,
+                generation: this.generation,
+              });
         this.#inFlight.get(call.id)?.abort(new Error('interrupted'));
         if (outcome !== null) return { callId: call.id, result: { ...outcome, text: storableText(outcome.text) } };
         return {
@@ -442,7 +515,12 @@ function answerOf(agent: AgentSnapshot, reply: ModelReply): ModelAnswer {
     calls: reply.calls.map(({ name, input, rawInput }) => {
       const resolved = resolveCall(agent, name);
       if (input === null) {
-        return { name, input: { _invalid_arguments: storableText(rawInput.slice(0, 10_000)) }, kind: 'builtin', permission: 'deny' };
+        return {
+          name,
+          input: { _invalid_arguments: storableText(rawInput.slice(0, 10_000)) },
+          kind: 'builtin',
+          permission: 'deny',
+        };
       }
       if (resolved === null) return { name, input, kind: 'builtin', permission: 'deny' };
       if (resolved.kind === 'custom') return { name, input, kind: 'custom', permission: 'allow' };
