@@ -9,6 +9,7 @@ export * from './json-schema.ts';
 export * from './sandbox/runner-link.messages.ts';
 export * from './sandbox/sandbox.events.ts';
 export * from './sandbox/sandbox.messages.ts';
+export * from './session/session.chat.ts';
 export * from './session/session.events.ts';
 export * from './session/session.view.ts';
 export * from './subjects.ts';

@@ -267,7 +267,11 @@ export const ContextCompacted = durableEvent({
     model_usage: modelUsage,
     cost_usd: z.number().min(0).nullable(),
   }),
-  wire: (event) => shown(event, {}),
+  wire: (event) =>
+    shown(event, {
+      x_model_usage: event.data.model_usage,
+      ...(event.data.cost_usd === null ? {} : { x_cost_usd: event.data.cost_usd }),
+    }),
 });
 export const SandboxAttached = durableEvent({
   type: 'session.sandbox_attached',

@@ -1,0 +1,125 @@
+import { describe, expect, it } from '@jest/globals';
+import { type ChatFrame, foldChat, startChat } from './session.chat.ts';
+import { type SessionEvent, wireFrame } from './session.events.ts';
+import { evolveSessionView, type SessionView, sessionResource } from './session.view.ts';
+
+const usage = { input_tokens: 3, output_tokens: 4, cache_creation_input_tokens: 0, cache_read_input_tokens: 0 };
+const text = (value: string) => [{ type: 'text', text: value }];
+
+function log(...entries: readonly [type: string, data: object][]): SessionEvent[] {
+  return entries.map(
+    ([type, data], i) =>
+      ({
+        id: `sevt_${i + 1}`,
+        type,
+        data,
+        version: i + 1,
+        recordedAt: new Date(Date.UTC(2026, 0, 1, 0, 0, i)).toISOString(),
+        position: String(i + 1),
+        workspaceId: '',
+        streamId: 'session-sesn_1',
+        schemaVersion: 1,
+        metadata: {},
+      }) as unknown as SessionEvent,
+  );
+}
+
+const events = log(
+  [
+    'session.created',
+    { agent: { id: 'agent_1', version: 1 }, environment_id: 'env_1', title: 'T', metadata: {}, context_key: null },
+  ],
+  ['user.message', { content: text('run it') }],
+  ['session.turn_started', { turn_id: 't', generation: 1, worker: 'w', takeover: false }],
+  ['session.status_running', {}],
+  ['session.message_processed', { event_id: 'sevt_2', message: { type: 'user.message', content: text('run it') } }],
+  ['user.message', { content: text('and then this') }],
+  ['span.model_request_start', { model: 'm', message_id: 'sevt_8' }],
+  ['agent.message', { content: text('I will') }],
+  ['agent.tool_use', { name: 'bash', input: { command: 'ls' }, evaluated_permission: 'ask' }],
+  [
+    'span.model_request_end',
+    {
+      model_request_start_id: 'sevt_7',
+      is_error: false,
+      model_usage: usage,
+      cost_usd: 0.25,
+      finish_reason: 'tool_calls',
+      gateway_call_id: null,
+    },
+  ],
+  ['session.status_idle', { stop_reason: { type: 'requires_action', event_ids: ['sevt_9'] } }],
+  ['user.tool_confirmation', { tool_use_id: 'sevt_9', result: 'allow', deny_message: null }],
+  ['session.status_running', {}],
+  [
+    'agent.tool_result',
+    { tool_use_id: 'sevt_9', content: text('file'), is_error: false, outcome: 'completed', full_output: null },
+  ],
+  ['agent.thread_context_compacted', { summary: 's', through_version: 5, model_usage: usage, cost_usd: null }],
+  ['session.error', { error: { type: 'unknown_error', message: 'no', retry_status: { type: 'exhausted' } } }],
+  ['session.updated', { title: 'New' }],
+);
+const frames = events.flatMap((event): ChatFrame[] => {
+  const wire = wireFrame(event);
+  return wire === undefined ? [] : [{ version: event.version, event: wire }];
+});
+const projected = events.reduce<SessionView | undefined>(evolveSessionView, undefined) as SessionView;
+const start = () => startChat(sessionResource(projected, projected.updatedAt));
+const delta = (id: string, piece: string): ChatFrame => ({
+  version: null,
+  event: {
+    type: 'event_delta',
+    event_id: id,
+    delta: { type: 'content_delta', index: 0, content: { type: 'text', text: piece } },
+  },
+});
+const opened = (id: string): ChatFrame => ({
+  version: null,
+  event: { type: 'event_start', event: { type: 'agent.message', id } },
+});
+
+describe('the chat fold', () => {
+  it('agrees with the projection of the whole log', () => {
+    expect(foldChat(start(), frames).view).toEqual(projected);
+  });
+
+  it('draws messages, tool calls with their results, and what waits', () => {
+    const chat = foldChat(start(), frames);
+    expect(chat.items).toMatchObject([
+      { kind: 'message', id: 'sevt_2', from: 'user' },
+      { kind: 'message', id: 'sevt_8', from: 'agent' },
+      { kind: 'tool', id: 'sevt_9', name: 'bash', permission: 'ask', confirmed: 'allow', result: { isError: false } },
+      { kind: 'note', note: 'compacted' },
+      { kind: 'error', error: { message: 'no' } },
+    ]);
+    expect(chat.queued).toMatchObject([{ id: 'sevt_6', content: text('and then this') }]);
+  });
+
+  it('is the same in one batch, frame by frame, and with everything seen twice', () => {
+    const whole = foldChat(start(), frames);
+    expect(frames.reduce((chat, frame) => foldChat(chat, [frame]), start())).toEqual(whole);
+    expect(foldChat(foldChat(start(), frames.slice(0, 9)), frames)).toEqual(whole);
+    expect(foldChat(whole, frames)).toEqual(whole);
+  });
+
+  it('shows the open message until its event comes, also when its text is sent again', () => {
+    let chat = foldChat(start(), [
+      ...frames.slice(0, 5),
+      opened('sevt_8'),
+      delta('sevt_8', 'I '),
+      delta('sevt_8', 'w'),
+    ]);
+    expect(chat.open).toEqual({ id: 'sevt_8', text: 'I w' });
+    chat = foldChat(chat, [opened('sevt_8'), delta('sevt_8', 'I will'), delta('sevt_other', 'x')]);
+    expect(chat.open).toEqual({ id: 'sevt_8', text: 'I will' });
+    expect(foldChat(chat, frames).open).toBeNull();
+  });
+
+  it('passes over types that it does not know', () => {
+    const chat = foldChat(start(), [
+      { version: 40, event: { id: 'sevt_x', type: 'session.novelty', processed_at: null } },
+    ]);
+    expect(chat.view.version).toBe(40);
+    expect(chat.items).toEqual([]);
+  });
+});

@@ -1,0 +1,189 @@
+import type { ContentBlock, SessionError, WireEvent } from '../wire/events.ts';
+import type { Session } from '../wire/sessions.ts';
+import { type SessionEvent, WIRE_LOG_TYPES } from './session.events.ts';
+import { evolveSessionView, type SessionView } from './session.view.ts';
+
+/** A frame of the event stream; durable ones carry the log version that the stream gives as the SSE id. */
+export interface ChatFrame {
+  readonly version: number | null;
+  readonly event: WireEvent | { readonly type: 'event_start' | 'event_delta'; readonly [field: string]: unknown };
+}
+
+export type ChatItem =
+  | {
+      readonly kind: 'message';
+      readonly id: string;
+      readonly from: 'user' | 'system' | 'agent';
+      readonly at: string | null;
+      readonly content: readonly ContentBlock[];
+    }
+  | ToolItem
+  | { readonly kind: 'error'; readonly id: string; readonly at: string | null; readonly error: SessionError }
+  | {
+      readonly kind: 'note';
+      readonly id: string;
+      readonly at: string | null;
+      readonly note: 'interrupted' | 'compacted' | 'archived';
+    };
+
+export interface ToolItem {
+  readonly kind: 'tool';
+  readonly id: string;
+  readonly at: string | null;
+  readonly name: string;
+  readonly input: Readonly<Record<string, unknown>>;
+  /** True when the client runs it. */
+  readonly custom: boolean;
+  readonly permission: 'allow' | 'ask' | 'deny';
+  readonly confirmed: 'allow' | 'deny' | null;
+  readonly result: { readonly content: readonly ContentBlock[]; readonly isError: boolean } | null;
+}
+
+/** What a chat page draws. */
+export interface Chat {
+  /** The same fold as the stored read model; its `version` is the cursor to resume from. */
+  readonly view: SessionView;
+  readonly items: readonly ChatItem[];
+  /** Messages that were accepted and wait for the agent, oldest first. */
+  readonly queued: readonly Extract<ChatItem, { kind: 'message' }>[];
+  /** The message that is being written; its text may restart after a reconnect. */
+  readonly open: { readonly id: string; readonly text: string } | null;
+}
+
+/** The start of the fold, from the session resource; everything that happened since comes from version 0 on. */
+export function startChat(session: Session): Chat {
+  const created = {
+    type: 'session.created',
+    streamId: `session-${session.id}`,
+    workspaceId: '',
+    version: 0,
+    recordedAt: session.created_at,
+    data: {
+      agent: session.agent,
+      environment_id: session.environment_id,
+      title: session.title,
+      metadata: session.metadata,
+      context_key: session.x_context_key,
+    },
+  };
+  const view = evolveSessionView(undefined, created as unknown as SessionEvent);
+  if (view === undefined) throw new Error('A created session has a view.');
+  return { view, items: [], queued: [], open: null };
+}
+
+/**
+ * Folds frames of the event stream, in their order. A durable frame at or below the chat's version was seen before and
+ * changes nothing, so a stream may be resumed from any earlier cursor.
+ */
+export function foldChat(chat: Chat, frames: readonly ChatFrame[]): Chat {
+  const draft: Draft = { ...chat, items: [...chat.items], queued: [...chat.queued] };
+  for (const { version, event } of frames) {
+    if (version === null) foldPreview(draft, event);
+    else if (version > draft.view.version) foldDurable(draft, version, event as WireEvent);
+  }
+  return draft;
+}
+
+type Draft = { -readonly [K in keyof Chat]: Chat[K] } & { items: ChatItem[]; queued: Chat['queued'][number][] };
+
+function foldPreview(draft: Draft, frame: ChatFrame['event']): void {
+  if (frame.type === 'event_start') {
+    const { id, type } = frame['event'] as { id: string; type: string };
+    if (type === 'agent.message') draft.open = { id, text: '' };
+    return;
+  }
+  if (frame.type !== 'event_delta' || draft.open === null || frame['event_id'] !== draft.open.id) return;
+  const { content } = frame['delta'] as { content: { text: string } };
+  draft.open = { id: draft.open.id, text: draft.open.text + content.text };
+}
+
+function foldDurable(draft: Draft, version: number, event: WireEvent): void {
+  const logged = loggedEvent(event, version, draft.view.updatedAt);
+  // A type that a newer platform added changes nothing but the cursor.
+  draft.view = logged === null ? { ...draft.view, version } : (evolveSessionView(draft.view, logged) ?? draft.view);
+  const { id, processed_at: at } = event;
+  const content = (event['content'] ?? []) as readonly ContentBlock[];
+  switch (event.type) {
+    case 'user.message':
+    case 'system.message': {
+      const from = event.type === 'user.message' ? 'user' : 'system';
+      draft.queued = draft.queued.filter((message) => message.id !== id);
+      (at === null ? draft.queued : draft.items).push({ kind: 'message', id, from, at, content });
+      return;
+    }
+    case 'agent.message':
+      draft.open = null;
+      draft.items.push({ kind: 'message', id, from: 'agent', at, content });
+      return;
+    case 'agent.tool_use':
+    case 'agent.custom_tool_use':
+      draft.items.push({
+        kind: 'tool',
+        id,
+        at,
+        name: event['name'] as string,
+        input: event['input'] as Record<string, unknown>,
+        custom: event.type === 'agent.custom_tool_use',
+        permission: (event['evaluated_permission'] ?? 'allow') as ToolItem['permission'],
+        confirmed: null,
+        result: null,
+      });
+      return;
+    case 'user.tool_confirmation':
+      changeTool(draft, event['tool_use_id'], { confirmed: event['result'] as 'allow' | 'deny' });
+      return;
+    case 'agent.tool_result':
+      changeTool(draft, event['tool_use_id'], { result: { content, isError: event['is_error'] === true } });
+      return;
+    case 'user.custom_tool_result':
+      changeTool(draft, event['custom_tool_use_id'], { result: { content, isError: event['is_error'] === true } });
+      return;
+    case 'session.error':
+      draft.items.push({ kind: 'error', id, at, error: event['error'] as SessionError });
+      return;
+    case 'user.interrupt':
+      draft.items.push({ kind: 'note', id, at, note: 'interrupted' });
+      return;
+    case 'agent.thread_context_compacted':
+      draft.items.push({ kind: 'note', id, at, note: 'compacted' });
+      return;
+    case 'session.status_terminated':
+      draft.items.push({ kind: 'note', id, at, note: 'archived' });
+      draft.open = null;
+      return;
+    case 'span.model_request_start':
+    case 'span.model_request_end':
+    case 'session.status_idle':
+    case 'session.deleted':
+      draft.open = null;
+      return;
+    default:
+      return;
+  }
+}
+
+function changeTool(draft: Draft, id: unknown, change: Partial<ToolItem>): void {
+  const at = draft.items.findLastIndex((item) => item.id === id);
+  const item = draft.items[at];
+  if (item?.kind === 'tool') draft.items[at] = { ...item, ...change };
+}
+
+/** The log event that a frame shows, as far as the view needs it: the inverse of `wireFrame`. */
+function loggedEvent(event: WireEvent, version: number, now: string): SessionEvent | null {
+  if (!WIRE_LOG_TYPES.includes(event.type)) return null;
+  const { id, type, processed_at: at, ...fields } = event;
+  const stamped = at !== null && (type === 'user.message' || type === 'system.message');
+  return {
+    id,
+    version,
+    type: stamped ? 'session.message_processed' : type,
+    recordedAt: at ?? now,
+    data: stamped
+      ? { event_id: id, message: { type, ...fields } }
+      : {
+          ...fields,
+          model_usage: fields['x_model_usage'] ?? fields['model_usage'],
+          cost_usd: fields['x_cost_usd'] ?? null,
+        },
+  } as unknown as SessionEvent;
+}
