@@ -1,0 +1,210 @@
+'use client';
+import {
+  type Agent,
+  BUILTIN_TOOLS,
+  type BuiltinTool,
+  createAgentBody,
+  type ToolParam,
+  toolParam,
+} from '@holdfast/contracts';
+import { useQuery } from '@tanstack/react-query';
+import { useId, useState } from 'react';
+import { api, messageOf } from '../lib/api.ts';
+import { Button, Field, Input, Select, TextArea } from './ui.tsx';
+
+type Permission = 'off' | 'always_allow' | 'always_ask';
+const OFFERED = BUILTIN_TOOLS.filter((name) => name !== 'web_search');
+const ABOUT: Readonly<Partial<Record<BuiltinTool, string>>> = {
+  bash: 'run commands',
+  read: 'read files',
+  write: 'write files',
+  edit: 'change files',
+  glob: 'find files',
+  grep: 'search in files',
+  web_fetch: 'fetch web pages',
+};
+
+function permissionsOf(agent: Agent | undefined): Record<string, Permission> {
+  const toolset = agent?.tools.find((tool) => tool.type === 'agent_toolset_20260401');
+  return Object.fromEntries(
+    OFFERED.map((name) => {
+      const config = toolset?.configs.find((one) => one.name === name);
+      if (agent === undefined) return [name, 'always_allow'];
+      return [name, config?.enabled === true ? config.permission_policy.type : 'off'];
+    }),
+  );
+}
+
+/** Fields that the form does not show (a tool's domains) are kept as they are. */
+function toolsOf(agent: Agent | undefined, permissions: Record<string, Permission>, custom: ToolParam[]): ToolParam[] {
+  const before = agent?.tools.find((tool) => tool.type === 'agent_toolset_20260401');
+  if (OFFERED.every((name) => permissions[name] === 'off')) return custom;
+  return [
+    {
+      type: 'agent_toolset_20260401',
+      configs: OFFERED.map((name) => {
+        const { allowed_domains, blocked_domains, max_content_tokens } =
+          before?.configs.find((one) => one.name === name) ?? {};
+        return {
+          name,
+          enabled: permissions[name] !== 'off',
+          permission_policy: {
+            type: permissions[name] === 'always_ask' ? ('always_ask' as const) : ('always_allow' as const),
+          },
+          ...(allowed_domains == null ? {} : { allowed_domains: [...allowed_domains] }),
+          ...(blocked_domains == null ? {} : { blocked_domains: [...blocked_domains] }),
+          ...(max_content_tokens == null ? {} : { max_content_tokens }),
+        };
+      }),
+    },
+    ...custom,
+  ];
+}
+
+export function AgentForm(props: {
+  agent?: Agent;
+  action: string;
+  busy: boolean;
+  disabled?: boolean;
+  error: unknown;
+  onSubmit: (body: object) => void;
+}) {
+  const { agent } = props;
+  const listId = useId();
+  const models = useQuery({
+    queryKey: ['models'],
+    queryFn: ({ signal }) => api<{ data: { id: string }[] }>('/v1/models', { signal }),
+    staleTime: 60_000,
+  });
+  const [name, setName] = useState(agent?.name ?? '');
+  const [model, setModel] = useState(agent?.model.id);
+  const [description, setDescription] = useState(agent?.description ?? '');
+  const [system, setSystem] = useState(agent?.system ?? '');
+  const [permissions, setPermissions] = useState(() => permissionsOf(agent));
+  const [customText, setCustomText] = useState(() => {
+    const custom = agent?.tools.filter((tool) => tool.type === 'custom') ?? [];
+    return custom.length === 0 ? '' : JSON.stringify(custom, null, 2);
+  });
+  const [faults, setFaults] = useState<Record<string, string>>({});
+  const chosenModel = model ?? models.data?.data[0]?.id ?? '';
+
+  const submit = () => {
+    const custom = parseCustomTools(customText);
+    if (typeof custom === 'string') return setFaults({ custom });
+    const body = {
+      name: name.trim(),
+      model: agent !== undefined && chosenModel === agent.model.id ? agent.model : chosenModel.trim(),
+      description: description === '' ? null : description,
+      system: system === '' ? null : system,
+      tools: toolsOf(agent, permissions, custom),
+    };
+    const checked = createAgentBody.safeParse(body);
+    setFaults(
+      checked.success
+        ? {}
+        : Object.fromEntries(checked.error.issues.map((issue) => [String(issue.path[0] ?? 'form'), issue.message])),
+    );
+    if (checked.success) props.onSubmit(body);
+  };
+
+  return (
+    <form
+      className="space-y-5"
+      onSubmit={(event) => {
+        event.preventDefault();
+        submit();
+      }}
+    >
+      <fieldset disabled={props.disabled === true} className="space-y-5">
+        <div className="grid gap-5 sm:grid-cols-2">
+          <Field label="Name" error={faults['name']}>
+            <Input value={name} onChange={(event) => setName(event.target.value)} required maxLength={256} />
+          </Field>
+          <Field
+            label="Model"
+            error={faults['model']}
+            hint={
+              models.isError
+                ? `The gateway cannot be asked for its models: ${messageOf(models.error)}`
+                : 'As your gateway names it.'
+            }
+          >
+            <Input list={listId} value={chosenModel} onChange={(event) => setModel(event.target.value)} required />
+            <datalist id={listId}>
+              {models.data?.data.map(({ id }) => (
+                <option key={id} value={id}>
+                  {id}
+                </option>
+              ))}
+            </datalist>
+          </Field>
+        </div>
+        <Field label="Description" error={faults['description']}>
+          <Input value={description} onChange={(event) => setDescription(event.target.value)} maxLength={4096} />
+        </Field>
+        <Field label="Instructions" hint="The system prompt." error={faults['system']}>
+          <TextArea rows={8} value={system} onChange={(event) => setSystem(event.target.value)} />
+        </Field>
+        <div className="space-y-2">
+          <p className="text-sm font-medium">Tools</p>
+          <div className="divide-y rounded-lg border">
+            {OFFERED.map((tool) => (
+              <div key={tool} className="flex items-center gap-3 px-3 py-1.5 text-sm">
+                <code className="w-24 font-mono">{tool}</code>
+                <span className="flex-1 text-soft">{ABOUT[tool]}</span>
+                <Select
+                  className="h-8 w-32"
+                  aria-label={`May the agent use ${tool}?`}
+                  value={permissions[tool]}
+                  onChange={(event) => setPermissions({ ...permissions, [tool]: event.target.value as Permission })}
+                >
+                  <option value="always_allow">allowed</option>
+                  <option value="always_ask">asks first</option>
+                  <option value="off">off</option>
+                </Select>
+              </div>
+            ))}
+          </div>
+        </div>
+        <Field
+          label="Custom tools"
+          error={faults['custom'] ?? faults['tools']}
+          hint="A JSON list of {type: &quot;custom&quot;, name, description, input_schema}; your client, or you in the chat, answer them."
+        >
+          <TextArea
+            rows={customText === '' ? 2 : 8}
+            className="font-mono text-xs"
+            value={customText}
+            placeholder="[]"
+            onChange={(event) => setCustomText(event.target.value)}
+            spellCheck={false}
+          />
+        </Field>
+      </fieldset>
+      {props.error == null ? null : (
+        <p role="alert" className="rounded-lg bg-bad-soft p-3 text-sm text-bad">
+          {messageOf(props.error)}
+        </p>
+      )}
+      <div className="flex justify-end">
+        <Button look="primary" type="submit" busy={props.busy} disabled={props.disabled === true}>
+          {props.action}
+        </Button>
+      </div>
+    </form>
+  );
+}
+
+/** The tools, or what is wrong with the text. */
+function parseCustomTools(text: string): ToolParam[] | string {
+  if (text.trim() === '') return [];
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return 'This is not JSON.';
+  }
+  const parsed = toolParam.array().safeParse(value);
+  if (!parsed.success) return parsed.error.issues[0]?.message ?? 'These are not tools.';
+  return parsed.data.some((tool) => tool.type !== 'custom') ? 'Only tools of type "custom" belong here.' : parsed.data;
+}
