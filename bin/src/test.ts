@@ -88,6 +88,7 @@ const total: Count = { passed: 0, failed: 0 };
 const steps: (() => Promise<Count>)[] = [
   () => check('lint', 'npm', 'run', '--silent', 'lint'),
   () => check('types', 'tsc', '--noEmit', '-p', 'tsconfig.json'),
+  () => check('types of the dashboard', 'nx', 'run', '@holdfast/dashboard:typecheck'),
   () => specs('pure specs', '(?<!\\.(int|e2e|k8s))\\.spec\\.ts$'),
   ...(flags.fast
     ? []

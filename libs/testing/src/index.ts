@@ -1,3 +1,4 @@
+export { launchChromium } from './chromium.ts';
 export * from './given-when-then.ts';
 export * from './nats.ts';
 export * from './platform.ts';

@@ -8,10 +8,10 @@ export function proxy(request: NextRequest): NextResponse {
   }
   const { pathname, search } = request.nextUrl;
   if (pathname !== '/sign-in' && !request.cookies.has(COOKIE)) {
-    const target = new URL('/sign-in', request.url);
+    const scheme = request.headers.get('x-forwarded-proto') === 'https' ? 'https' : 'http';
+    const target = new URL('/sign-in', `${scheme}://${request.headers.get('host') ?? ''}`);
     if (pathname !== '/') target.searchParams.set('next', pathname + search);
-    // Relative: behind a reverse proxy this server does not know its own address.
-    return new NextResponse(null, { status: 307, headers: { location: target.pathname + target.search } });
+    return NextResponse.redirect(target);
   }
   const nonce = crypto.randomUUID().replaceAll('-', '');
   const policy = [

@@ -130,15 +130,15 @@ export function AgentForm(props: {
             }
           >
             <Input list={listId} value={chosenModel} onChange={(event) => setModel(event.target.value)} required />
-            <datalist id={listId}>
-              {models.data?.data.map(({ id }) => (
-                <option key={id} value={id}>
-                  {id}
-                </option>
-              ))}
-            </datalist>
           </Field>
         </div>
+        <datalist id={listId}>
+          {models.data?.data.map(({ id }) => (
+            <option key={id} value={id}>
+              {id}
+            </option>
+          ))}
+        </datalist>
         <Field label="Description" error={faults['description']}>
           <Input value={description} onChange={(event) => setDescription(event.target.value)} maxLength={4096} />
         </Field>

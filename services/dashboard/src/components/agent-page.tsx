@@ -21,7 +21,7 @@ export function NewAgentPage() {
     },
   });
   return (
-    <div className="mx-auto max-w-3xl p-4 md:p-6">
+    <div className="mx-auto w-full max-w-3xl p-4 md:p-6">
       <PageHeader title="New agent" />
       <Panel className="p-5">
         <AgentForm action="Create" busy={create.isPending} error={create.error} onSubmit={create.mutate} />
@@ -69,7 +69,7 @@ export function AgentPage({ id }: { id: string }) {
   const conflict = save.error instanceof ApiError && save.error.status === 409;
   const isArchived = agent.archived_at !== null;
   return (
-    <div className="mx-auto max-w-6xl p-4 md:p-6">
+    <div className="mx-auto w-full max-w-6xl p-4 md:p-6">
       <PageHeader title={agent.name} about={<code className="font-mono text-xs">{agent.id}</code>}>
         <Badge>v{agent.version}</Badge>
         {isArchived ? (

@@ -15,7 +15,7 @@ export function AgentsPage() {
     </Link>
   );
   return (
-    <div className="mx-auto max-w-6xl p-4 md:p-6">
+    <div className="mx-auto w-full max-w-6xl p-4 md:p-6">
       <PageHeader title="Agents" about="A model, instructions and tools. Every change is a new version.">
         <Button look="ghost" aria-pressed={archived} onClick={() => setArchived(!archived)}>
           {archived ? 'Hide archived' : 'Show archived'}

@@ -36,7 +36,7 @@ export function ChatPage({ id }: { id: string }) {
   if (chat === null) return <Loading rows={8} />;
   if (chat.view.deleted) return <Failure error={new Error('This session was deleted.')} />;
   return (
-    <div className="flex h-[calc(100dvh-3.5rem)] flex-col md:h-dvh">
+    <div className="flex min-h-0 flex-1 flex-col">
       <Header chat={chat} connection={connection} send={send} />
       {failure === null ? null : (
         <p role="alert" className="border-b bg-bad-soft px-4 py-2 text-sm text-bad">

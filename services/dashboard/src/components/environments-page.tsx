@@ -36,7 +36,7 @@ export function EnvironmentsPage() {
     onError: (error) => toast.error(messageOf(error)),
   });
   return (
-    <div className="mx-auto max-w-6xl p-4 md:p-6">
+    <div className="mx-auto w-full max-w-6xl p-4 md:p-6">
       <PageHeader title="Environments" about="Where tools run: what a sandbox may reach on the network.">
         <Button look="primary" onClick={() => setCreating(true)}>
           <Plus className="size-4" aria-hidden /> New environment

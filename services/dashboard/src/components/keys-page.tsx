@@ -38,7 +38,7 @@ export function KeysPage() {
     setName('');
   };
   return (
-    <div className="mx-auto max-w-4xl p-4 md:p-6">
+    <div className="mx-auto w-full max-w-4xl p-4 md:p-6">
       <PageHeader title="API keys" about="A key acts for the whole workspace. It is stored as a hash and shown once.">
         <Button look="primary" onClick={() => setCreating(true)}>
           <Plus className="size-4" aria-hidden /> New key

@@ -30,7 +30,7 @@ export function SessionsPage() {
     </Button>
   );
   return (
-    <div className="mx-auto max-w-6xl p-4 md:p-6">
+    <div className="mx-auto w-full max-w-6xl p-4 md:p-6">
       <PageHeader title="Sessions" about="Each one is a log of events; what dies is taken over, and the log goes on.">
         {start}
       </PageHeader>

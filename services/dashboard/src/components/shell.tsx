@@ -33,7 +33,7 @@ export function Shell({ children }: { children: ReactNode }) {
     }
   };
   return (
-    <div className="flex min-h-dvh flex-col md:flex-row">
+    <div className="flex h-dvh flex-col md:flex-row">
       <a
         href="#content"
         className="sr-only focus:not-sr-only focus:absolute focus:z-50 focus:m-2 focus:rounded-lg focus:bg-panel focus:p-2"
@@ -42,7 +42,7 @@ export function Shell({ children }: { children: ReactNode }) {
       </a>
       <nav
         aria-label="Main"
-        className="flex shrink-0 items-center gap-1 overflow-x-auto border-b bg-panel p-2 md:sticky md:top-0 md:h-dvh md:w-52 md:flex-col md:items-stretch md:border-r md:border-b-0 md:p-3"
+        className="flex shrink-0 items-center gap-1 overflow-x-auto border-b bg-panel p-2 md:h-dvh md:w-52 md:flex-col md:items-stretch md:border-r md:border-b-0 md:p-3"
       >
         <Link
           href="/sessions"
@@ -74,9 +74,9 @@ export function Shell({ children }: { children: ReactNode }) {
           <LogOut className="size-4" aria-hidden /> Sign out
         </button>
       </nav>
-      <main id="content" className="min-w-0 flex-1">
+      <main id="content" className="flex min-h-0 min-w-0 flex-1 flex-col overflow-y-auto">
         {status.data?.demo_gateway === true ? (
-          <p role="status" className="border-b bg-warn-soft px-4 py-2 text-sm text-warn">
+          <p role="status" className="shrink-0 border-b bg-warn-soft px-4 py-2 text-sm text-warn">
             These answers come from the <strong>demo gateway</strong>, a script and not a model. Set{' '}
             <code className="font-mono">LITELLM_GATEWAY_URL</code> and{' '}
             <code className="font-mono">LITELLM_API_KEY</code> in <code className="font-mono">.env</code> to use your

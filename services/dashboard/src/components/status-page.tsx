@@ -35,7 +35,7 @@ export function StatusPage() {
   const sum = (counts: Readonly<Record<string, number>>) => Object.values(counts).reduce((a, b) => a + b, 0);
   const lag = status.relay?.lag_ms ?? null;
   return (
-    <div className="mx-auto max-w-6xl p-4 md:p-6">
+    <div className="mx-auto w-full max-w-6xl p-4 md:p-6">
       <PageHeader title="Status" about="What this workspace uses, and how the platform is.">
         {query.isError ? <Badge tone="bad">The API does not answer; this is what it last said</Badge> : null}
       </PageHeader>

@@ -35,7 +35,7 @@ export function TimelinePage({ id }: { id: string }) {
   const entries = query.data?.pages.flatMap((page) => page.data) ?? [];
   const shown = wanted === '' ? entries : entries.filter((entry) => entry.type.includes(wanted));
   return (
-    <div className="mx-auto max-w-5xl p-4 md:p-6">
+    <div className="mx-auto w-full max-w-5xl p-4 md:p-6">
       <PageHeader title="Event timeline" about={<code className="font-mono text-xs">{id}</code>}>
         <Link className={buttonClass('plain')} href={`/sessions/${id}`}>
           <ArrowLeft className="size-4" aria-hidden /> Chat

@@ -1,8 +1,9 @@
+'use client';
 import { cva, type VariantProps } from 'class-variance-authority';
 import { clsx } from 'clsx';
 import { AlertTriangle, Loader2 } from 'lucide-react';
 import { Dialog as RadixDialog } from 'radix-ui';
-import type { ComponentProps, ReactNode } from 'react';
+import { type ComponentProps, createContext, type ReactNode, useContext, useId } from 'react';
 import { twMerge } from 'tailwind-merge';
 import { messageOf } from '../lib/api.ts';
 import { ago, dateTime } from '../lib/format.ts';
@@ -53,31 +54,40 @@ export const buttonClass = (look: 'primary' | 'plain' | 'ghost', size: 'normal' 
   button({ look, size });
 
 const field = 'w-full rounded-lg border bg-panel px-3 text-sm placeholder:text-soft/70 disabled:opacity-60';
+/** Ties a control to the label, hint and error of the field around it. */
+const FieldContext = createContext<{ id?: string; 'aria-describedby'?: string }>({});
 export function Input({ className, ...rest }: ComponentProps<'input'>) {
-  return <input className={cn(field, 'h-9', className)} {...rest} />;
+  return <input {...useContext(FieldContext)} className={cn(field, 'h-9', className)} {...rest} />;
 }
 export function TextArea({ className, ...rest }: ComponentProps<'textarea'>) {
-  return <textarea className={cn(field, 'py-2 leading-relaxed', className)} {...rest} />;
+  return <textarea {...useContext(FieldContext)} className={cn(field, 'py-2 leading-relaxed', className)} {...rest} />;
 }
 export function Select({ className, ...rest }: ComponentProps<'select'>) {
-  return <select className={cn(field, 'h-9 pr-8', className)} {...rest} />;
+  return <select {...useContext(FieldContext)} className={cn(field, 'h-9 pr-8', className)} {...rest} />;
 }
 
 /** A labelled control with its hint or what is wrong with it. */
 export function Field(props: { label: string; hint?: ReactNode; error?: string | undefined; children: ReactNode }) {
+  const id = useId();
+  const about = `${id}-about`;
   return (
-    // biome-ignore lint/a11y/noLabelWithoutControl: the control is the child
-    <label className="block space-y-1.5">
-      <span className="text-sm font-medium">{props.label}</span>
-      {props.children}
-      {props.error !== undefined ? (
-        <span role="alert" className="block text-xs text-bad">
-          {props.error}
-        </span>
-      ) : props.hint === undefined ? null : (
-        <span className="block text-xs text-soft">{props.hint}</span>
-      )}
-    </label>
+    <FieldContext value={{ id, 'aria-describedby': about }}>
+      <div className="space-y-1.5">
+        <label htmlFor={id} className="block text-sm font-medium">
+          {props.label}
+        </label>
+        {props.children}
+        {props.error !== undefined ? (
+          <p id={about} role="alert" className="text-xs text-bad">
+            {props.error}
+          </p>
+        ) : props.hint === undefined ? null : (
+          <p id={about} className="text-xs text-soft">
+            {props.hint}
+          </p>
+        )}
+      </div>
+    </FieldContext>
   );
 }
 
