@@ -2,7 +2,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { launchChromium, startPlatform, type TestPlatform } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
-import type { Browser, BrowserContext, Page } from 'playwright-core';
+import type { Browser, BrowserContext, Locator, Page } from 'playwright-core';
 
 /** Where to leave pictures of every page, for people to look at. */
 const PICTURES = process.env.HOLDFAST_PICTURES;
@@ -41,6 +41,9 @@ async function say(text: string): Promise<void> {
   await page.keyboard.press('Enter');
 }
 const log = () => page.getByRole('log');
+/** Waits until it is to be seen. */
+const expectSeen = (locator: Locator) => expect(locator.waitFor()).resolves.toBeUndefined();
+const expectGone = (locator: Locator) => expect(locator.waitFor({ state: 'hidden' })).resolves.toBeUndefined();
 
 describe('signing in', () => {
   it('sends strangers to the sign-in page and takes no wrong key', async () => {
@@ -49,14 +52,14 @@ describe('signing in', () => {
     await page.getByLabel('API key', { exact: true }).fill('hf_wrong');
     await picture('sign-in');
     await page.getByRole('button', { name: 'Sign in' }).click();
-    await page.getByText('This API key is not valid.').waitFor();
+    await expectSeen(page.getByText('This API key is not valid.'));
   });
 
   it('takes an API key, and goes on to the page that was asked for', async () => {
     await page.getByLabel('API key', { exact: true }).fill(platform.apiKey);
     await page.keyboard.press('Enter');
     await page.waitForURL('**/agents');
-    await page.getByRole('heading', { name: 'Agents' }).waitFor();
+    await expectSeen(page.getByRole('heading', { name: 'Agents' }));
     const cookies = await context.cookies();
     expect(cookies).toMatchObject([{ httpOnly: true, sameSite: 'Strict' }]);
     expect(JSON.stringify(cookies)).not.toContain(platform.apiKey);
@@ -70,8 +73,8 @@ describe('signing in', () => {
     ] as const) {
       const other = await visitor.newPage();
       await other.goto(link);
-      if (works) await other.getByRole('heading', { name: 'Sessions' }).waitFor();
-      else await other.getByText('This link was used or has run out').waitFor();
+      if (works) await expectSeen(other.getByRole('heading', { name: 'Sessions' }));
+      else await expectSeen(other.getByText('This link was used or has run out'));
       expect(other.url()).not.toContain('token');
       await visitor.close();
     }
@@ -97,24 +100,24 @@ describe('agents', () => {
   it('are created, changed in versions, and looked at as they were', async () => {
     await page.goto('/agents/new');
     await page.getByLabel('Name', { exact: true }).fill('Tester');
-    await page.getByLabel('Model', { exact: true }).waitFor();
+    await expectSeen(page.getByLabel('Model', { exact: true }));
     await page.locator('option', { hasText: 'demo' }).waitFor({ state: 'attached' });
     await page.getByLabel('Instructions', { exact: true }).fill('Be brief.');
     await page.getByLabel('May the agent use bash?').selectOption('always_ask');
     await page.getByLabel('Custom tools', { exact: true }).fill('not json');
     await page.getByRole('button', { name: 'Create', exact: true }).click();
-    await page.getByText('This is not JSON.').waitFor();
+    await expectSeen(page.getByText('This is not JSON.'));
     await page
       .getByLabel('Custom tools', { exact: true })
       .fill('[{"type":"custom","name":"weather","description":"The weather","input_schema":{"type":"object"}}]');
     await picture('agent-new');
     await page.getByRole('button', { name: 'Create', exact: true }).click();
-    await page.getByRole('heading', { name: 'Tester' }).waitFor();
+    await expectSeen(page.getByRole('heading', { name: 'Tester' }));
     await page.getByLabel('Instructions', { exact: true }).fill('Be very brief.');
     await page.getByRole('button', { name: 'Save as a new version' }).click();
-    await page.getByText('Saved as version 2.').waitFor();
+    await expectSeen(page.getByText('Saved as version 2.'));
     await page.getByRole('button', { name: /^v1/ }).click();
-    await page.getByText('This is version 1.').waitFor();
+    await expectSeen(page.getByText('This is version 1.'));
     await expect(page.getByLabel('Instructions', { exact: true }).inputValue()).resolves.toBe('Be brief.');
     await picture('agent');
   });
@@ -123,19 +126,19 @@ describe('agents', () => {
 describe('a chat', () => {
   it('runs a tool after it was allowed, and shows its output folded', async () => {
     await page.goto('/sessions');
-    await page.getByText('No sessions yet').waitFor();
+    await expectSeen(page.getByText('No sessions yet'));
     await picture('sessions-empty');
     await page.getByRole('button', { name: 'Start a session' }).first().click();
     await page.getByLabel('First message').fill('RUN[echo from the $((40+2))th sandbox]');
     await picture('start');
     await page.getByRole('button', { name: 'Start', exact: true }).click();
     await page.waitForURL('**/sessions/sesn_*');
-    await page.getByText('Allow this call?').waitFor();
+    await expectSeen(page.getByText('Allow this call?'));
     await picture('chat-approval');
     await page.getByRole('button', { name: 'Allow', exact: true }).click();
-    await page.getByLabel('done').waitFor();
+    await expectSeen(page.getByLabel('done'));
     await page.getByText('bash', { exact: true }).click();
-    await page.getByText('from the 42th sandbox', { exact: true }).waitFor();
+    await expectSeen(page.getByText('from the 42th sandbox', { exact: true }));
     await picture('chat-tool');
   });
 
@@ -143,28 +146,25 @@ describe('a chat', () => {
     await say('RUN[rm -rf /]');
     await page.getByLabel('Why bash is denied').fill('far too much');
     await page.getByRole('button', { name: 'Deny' }).click();
-    await page.getByLabel('denied').waitFor();
+    await expectSeen(page.getByLabel('denied'));
     await say('ASK[weather]');
     await page.getByLabel('weather is a tool of the client').fill('sunny, 21 degrees');
     await page.getByRole('button', { name: 'Send the result' }).click();
-    await page.getByText('sunny, 21 degrees').first().waitFor();
-    await page.getByText('Idle', { exact: true }).waitFor();
+    await expectSeen(page.getByText('sunny, 21 degrees').first());
+    await expectSeen(page.getByText('Idle', { exact: true }));
   });
 
   it('streams, and after a reload and a cut connection goes on with nothing lost or doubled', async () => {
     await say('SLOW[60]');
-    await page
-      .getByText(/word 5\b|w5\b|5/)
-      .first()
-      .waitFor();
-    await log().locator('[aria-busy=true]').waitFor();
+    await expectSeen(page.getByText(/word 5\b|w5\b|5/).first());
+    await expectSeen(log().locator('[aria-busy=true]'));
     await picture('chat-streaming');
     await page.reload();
-    await log().locator('[aria-busy=true]').waitFor();
+    await expectSeen(log().locator('[aria-busy=true]'));
     platform.kill('gateway-api');
-    await page.getByText('Reconnecting…').waitFor();
-    await page.getByText('Idle', { exact: true }).waitFor();
-    await page.getByText('Reconnecting…').waitFor({ state: 'hidden' });
+    await expectSeen(page.getByText('Reconnecting…'));
+    await expectSeen(page.getByText('Idle', { exact: true }));
+    await expectGone(page.getByText('Reconnecting…'));
     const id = page.url().split('/').pop() ?? '';
     const list = await fetch(`${platform.apiUrl}/v1/sessions/${id}/events?types[]=agent.message`, {
       headers: { 'x-api-key': platform.apiKey },
@@ -182,21 +182,21 @@ describe('a chat', () => {
 
   it('queues messages behind a running turn, and interrupts', async () => {
     await say('SLOW[200]');
-    await page.getByRole('button', { name: 'Interrupt' }).waitFor();
+    await expectSeen(page.getByRole('button', { name: 'Interrupt' }));
     await say('and then this');
-    await page.getByText('queued', { exact: true }).waitFor();
+    await expectSeen(page.getByText('queued', { exact: true }));
     await picture('chat-queued');
     await page.getByRole('button', { name: 'Interrupt' }).click();
-    await page.getByText('Interrupted', { exact: true }).waitFor();
-    await page.getByText('queued', { exact: true }).waitFor({ state: 'hidden' });
-    await page.getByText('Idle', { exact: true }).waitFor();
+    await expectSeen(page.getByText('Interrupted', { exact: true }));
+    await expectGone(page.getByText('queued', { exact: true }));
+    await expectSeen(page.getByText('Idle', { exact: true }));
   });
 
   it('never makes HTML of what is said', async () => {
     await say(
       '<img src=x onerror="document.title=1"><b id=bold>x</b> [link](javascript:alert(1)) ![i](http://evil.example/x.png)',
     );
-    await page.getByText('Idle', { exact: true }).waitFor();
+    await expectSeen(page.getByText('Idle', { exact: true }));
     await page.waitForTimeout(300);
     expect(await log().locator('img, #bold, script, iframe').count()).toBe(0);
     const targets = await log()
@@ -207,16 +207,16 @@ describe('a chat', () => {
 
   it('shows an error of the model', async () => {
     await say('ERR[400]');
-    await log().getByRole('alert').waitFor();
+    await expectSeen(log().getByRole('alert'));
     await picture('chat-error');
   });
 
   it('has a timeline with every event of the log', async () => {
     await page.getByRole('link', { name: 'Timeline' }).click();
-    await page.getByText('session.created', { exact: true }).first().waitFor();
+    await expectSeen(page.getByText('session.created', { exact: true }).first());
     await page.getByText('agent.tool_result').first().click();
     await page.getByLabel('Filter by type').fill('tool');
-    await page.getByText('session.created', { exact: true }).first().waitFor({ state: 'hidden' });
+    await expectGone(page.getByText('session.created', { exact: true }).first());
     await picture('timeline');
     await page.getByRole('link', { name: 'Chat' }).click();
   });
@@ -225,28 +225,28 @@ describe('a chat', () => {
     await page.getByRole('button', { name: 'More actions' }).click();
     await page.getByRole('menuitem', { name: 'Archive' }).click();
     await page.getByRole('button', { name: 'Archive' }).click();
-    await page.getByText('takes no more messages').first().waitFor();
+    await expectSeen(page.getByText('takes no more messages').first());
   });
 });
 
 describe('the other pages', () => {
   it('list sessions with their status', async () => {
     await page.goto('/sessions');
-    await page.getByText('No sessions yet').waitFor();
+    await expectSeen(page.getByText('No sessions yet'));
     await page.getByRole('button', { name: 'With archived' }).click();
-    await page.getByText('Archived', { exact: true }).waitFor();
+    await expectSeen(page.getByText('Archived', { exact: true }));
     await picture('sessions');
   });
 
   it('show status', async () => {
     await page.goto('/status');
-    await page.getByRole('cell', { name: 'session', exact: true }).first().waitFor();
+    await expectSeen(page.getByRole('cell', { name: 'session', exact: true }).first());
     await picture('status');
     await page.emulateMedia({ colorScheme: 'dark' });
     await picture('status-dark');
     await page.setViewportSize({ width: 390, height: 800 });
     await page.goto('/agents');
-    await page.getByText('Tester').waitFor();
+    await expectSeen(page.getByText('Tester'));
     await picture('agents-dark-phone');
     await page.emulateMedia({ colorScheme: 'light' });
     await page.setViewportSize({ width: 1280, height: 800 });
@@ -258,7 +258,7 @@ describe('the other pages', () => {
     await page.getByLabel('Name', { exact: true }).fill('offline');
     await page.getByLabel('Allowed hosts').fill('example.com\n*.example.org');
     await page.getByRole('button', { name: 'Create', exact: true }).click();
-    await page.getByText('example.com, *.example.org').waitFor();
+    await expectSeen(page.getByText('example.com, *.example.org'));
     await picture('environments');
   });
 
@@ -275,11 +275,11 @@ describe('the other pages', () => {
     await other.goto('/sign-in');
     await other.getByLabel('API key', { exact: true }).fill(key);
     await other.keyboard.press('Enter');
-    await other.getByRole('heading', { name: 'Sessions' }).waitFor();
+    await expectSeen(other.getByRole('heading', { name: 'Sessions' }));
     const row = page.getByRole('listitem').filter({ hasText: 'second' });
     await row.getByRole('button', { name: 'Revoke' }).click();
     await page.getByRole('dialog').getByRole('button', { name: 'Revoke' }).click();
-    await row.getByText('Revoked').waitFor();
+    await expectSeen(row.getByText('Revoked'));
     await other.waitForURL(/sign-in\?next=/);
     await other.context().close();
   });
@@ -288,7 +288,7 @@ describe('the other pages', () => {
     await page.getByRole('button', { name: 'Sign out' }).click();
     await page.waitForURL('**/sign-in');
     await page.goto('/sessions');
-    await page.waitForURL('**/sign-in**');
+    expect(new URL(page.url()).pathname).toBe('/sign-in');
   });
 
   it('start a session by the short form on this port, with a key', async () => {
