@@ -5,7 +5,7 @@ export type JsonObject = { [key: string]: JsonValue };
 const NUL_OR_LONE_SURROGATE = /\u0000|[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/;
 const ALL_NUL_OR_LONE_SURROGATE = new RegExp(NUL_OR_LONE_SURROGATE.source, 'g');
 
-/** True when Postgres' jsonb would refuse the text: it holds NUL or half of a surrogate pair. */
+/** True when Postgres would refuse the text inside JSON: it holds NUL or half of a surrogate pair. */
 export function hasUnstorableText(text: string): boolean {
   return NUL_OR_LONE_SURROGATE.test(text);
 }

@@ -53,7 +53,7 @@ export async function backup(connectionString: string, file: string): Promise<Re
       for (const table of await tablesInOrder(client)) {
         counts[table] = 0;
         const name = pg.escapeIdentifier(table);
-        await client.query(`declare page no scroll cursor for select to_jsonb(t) as row from ${name} t`);
+        await client.query(`declare page no scroll cursor for select row_to_json(t) as row from ${name} t`);
         for (;;) {
           const { rows } = await client.query<{ row: Record<string, unknown> }>(`fetch ${PAGE_ROWS} from page`);
           if (rows.length === 0) break;
@@ -113,7 +113,7 @@ export async function restore(connectionString: string, file: string): Promise<R
         throw new AppError('invalid', 'backup.format', `The backup names an unknown table: ${table}.`);
       const name = pg.escapeIdentifier(table);
       await client.query(
-        `insert into ${name} overriding system value select * from jsonb_populate_recordset(null::${name}, $1::jsonb)`,
+        `insert into ${name} overriding system value select * from json_populate_recordset(null::${name}, $1::json)`,
         [JSON.stringify(page)],
       );
       counts[table] = (counts[table] ?? 0) + page.length;

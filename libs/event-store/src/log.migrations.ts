@@ -26,8 +26,9 @@ create table events (
   version integer not null check (version > 0),
   type text not null,
   schema_version smallint not null,
-  data jsonb not null,
-  metadata jsonb not null,
+  -- json, not jsonb: a body is read back byte for byte as it was written, so a replay equals what was streamed live
+  data json not null,
+  metadata json not null,
   recorded_at timestamptz not null,
   txid xid8 not null default pg_current_xact_id(),
   unique (stream_id, version)
@@ -151,7 +152,7 @@ begin
     where a.verdict = 'ok'
   ), stored as (
     insert into events (id, workspace_id, stream_id, version, type, schema_version, data, metadata, recorded_at)
-    select w.id, w.workspace_id, w.stream_id, w.version, w.type, w.schema_version, w.data::jsonb, w.metadata::jsonb,
+    select w.id, w.workspace_id, w.stream_id, w.version, w.type, w.schema_version, w.data::json, w.metadata::json,
            log_append.recorded_at
     from wanted w order by w.n
     returning events.position

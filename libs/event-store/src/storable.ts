@@ -9,10 +9,10 @@ function clean(value: JsonValue): JsonValue {
   return Object.fromEntries(Object.entries(value).map(([key, inner]) => [storableText(key), clean(inner)]));
 }
 
-/** JSON text that jsonb accepts, and the value it stands for: NUL and lone surrogates become U+FFFD (L3). */
+/** JSON text whose every part Postgres can read, and the value it stands for: NUL and lone surrogates become U+FFFD (L3). */
 export function storableJson<T>(value: T): { text: string; value: T } {
   const text = JSON.stringify(value);
-  // Only an escape can hold what jsonb refuses; almost no text has one.
+  // Only an escape can hold what Postgres refuses; almost no text has one.
   if (!SUSPECT.test(text)) return { text, value };
   const cleaned = clean(value as unknown as JsonValue);
   return { text: JSON.stringify(cleaned), value: cleaned as unknown as T };
