@@ -1,4 +1,5 @@
 export { launchChromium } from './chromium.ts';
+export * from './client.ts';
 export * from './given-when-then.ts';
 export * from './nats.ts';
 export * from './platform.ts';

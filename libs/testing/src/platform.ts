@@ -1,11 +1,12 @@
 import { execFile } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
+import { createHash, createHmac, randomBytes } from 'node:crypto';
 import { mkdtempSync, readFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import pg from 'pg';
 import { freePort } from './postgres.ts';
 
 const run = promisify(execFile);
@@ -17,13 +18,16 @@ export interface TestPlatform {
   readonly dashboardUrl: string;
   readonly apiKey: string;
   readonly stateDir: string;
-  /** Postgres as its superuser. */
+  /** The platform's database, as Postgres' superuser. */
+  readonly databaseUrl: string;
   readonly env: Readonly<Record<string, string>>;
   pid(name: string): number;
   /** `kill -9` of one process by its pid file. */
   kill(name: string): void;
   log(name: string): string;
   up(...flags: string[]): Promise<string>;
+  /** Another tenant with an API key of its own; returns the key. */
+  secondWorkspace(): Promise<string>;
   stop(): Promise<void>;
 }
 
@@ -60,11 +64,32 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
     dashboardUrl: `http://127.0.0.1:${ports['DASHBOARD_PORT']}`,
     apiKey,
     stateDir,
+    get databaseUrl() {
+      const secret = /^HOLDFAST_SECRET=(.+)$/m.exec(readFileSync(join(stateDir, 'env'), 'utf8'))?.[1] ?? '';
+      const password = createHmac('sha256', secret).update('postgres').digest('base64url');
+      return `postgres://postgres:${password}@127.0.0.1:${ports['POSTGRES_PORT']}/holdfast`;
+    },
     env,
     pid,
     kill: (name) => process.kill(pid(name), 'SIGKILL'),
     log: (name) => readFileSync(join(stateDir, 'log', `${name}.log`), 'utf8'),
     up,
+    secondWorkspace: async () => {
+      const key = `hf_${randomBytes(32).toString('base64url')}`;
+      const client = new pg.Client({ connectionString: platform.databaseUrl });
+      await client.connect();
+      try {
+        await client.query("insert into workspaces (id, name) values ('wrkspc_second', 'Second')");
+        await client.query(
+          `insert into api_keys (id, workspace_id, name, kind, hash, hint)
+           values ('apikey_second', 'wrkspc_second', 'second', 'api_key', $1, 'hf_…')`,
+          [createHash('sha256').update(key).digest()],
+        );
+      } finally {
+        await client.end();
+      }
+      return key;
+    },
     stop: async () => {
       await up('--down');
       await rm(stateDir, { recursive: true, force: true });

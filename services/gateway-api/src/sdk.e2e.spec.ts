@@ -1,6 +1,13 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import Anthropic from '@anthropic-ai/sdk';
-import { startPlatform, type TestPlatform } from '@holdfast/testing';
+import {
+  type Frame,
+  type RequestOptions,
+  startPlatform,
+  TestClient,
+  type TestPlatform,
+  userMessage,
+} from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import Anthropic0 from 'anthropic-sdk-0';
 
@@ -12,64 +19,8 @@ afterAll(async () => {
   await platform.stop();
 }, 60_000);
 
-const say = (text: string) => ({ type: 'user.message' as const, content: [{ type: 'text' as const, text }] });
-
-type Init = Omit<RequestInit, 'headers'> & { json?: unknown; headers?: Record<string, string> };
-
-/** Raw requests, for what the SDKs do not do. */
-function api(path: string, init: Init = {}): Promise<Response> {
-  const { json, ...rest } = init;
-  return fetch(platform.apiUrl + path, {
-    ...rest,
-    headers: {
-      'x-api-key': platform.apiKey,
-      ...(json === undefined ? {} : { 'content-type': 'application/json' }),
-      ...rest.headers,
-    },
-    ...(json === undefined ? {} : { method: rest.method ?? 'POST', body: JSON.stringify(json) }),
-  });
-}
-
-interface Frame {
-  readonly id: number | null;
-  readonly event: string;
-  readonly data: { id?: string; type: string; processed_at?: string | null; content?: { text: string }[] };
-}
-/** Reads frames of a stream until `enough`. */
-async function frames(
-  path: string,
-  enough: (all: Frame[]) => boolean,
-  headers: Record<string, string> = {},
-): Promise<Frame[]> {
-  const controller = new AbortController();
-  const timer = setTimeout(() => controller.abort(), 30_000);
-  const response = await api(path, { headers, signal: controller.signal });
-  const all: Frame[] = [];
-  let text = '';
-  const decoder = new TextDecoder();
-  for await (const bytes of response.body as unknown as AsyncIterable<Uint8Array>) {
-    text += decoder.decode(bytes, { stream: true });
-    for (let end = text.indexOf('\n\n'); end !== -1; end = text.indexOf('\n\n')) {
-      const lines = Object.fromEntries(
-        text
-          .slice(0, end)
-          .split('\n')
-          .map((line) => [line.slice(0, line.indexOf(': ')), line.slice(line.indexOf(': ') + 2)]),
-      );
-      text = text.slice(end + 2);
-      if (lines['event'] === 'ping') continue;
-      all.push({
-        id: lines['id'] === undefined ? null : Number(lines['id']),
-        event: lines['event'] ?? '',
-        data: JSON.parse(lines['data'] ?? '{}') as Frame['data'],
-      });
-    }
-    if (enough(all)) break;
-  }
-  clearTimeout(timer);
-  controller.abort();
-  return all;
-}
+const api: TestClient['api'] = (path, options) => new TestClient(platform).api(path, options);
+const frames: TestClient['frames'] = (...args) => new TestClient(platform).frames(...args);
 
 describe.each([
   ['@anthropic-ai/sdk 1.x', () => new Anthropic({ apiKey: platform.apiKey, baseURL: platform.apiUrl })],
@@ -102,7 +53,7 @@ describe.each([
     const deltas: string[] = [];
     const turn = async (text: string): Promise<Record<string, unknown>[]> => {
       const stream = await beta.sessions.events.stream(session.id, { event_deltas: ['agent.message'] });
-      await beta.sessions.events.send(session.id, { events: [say(text)] });
+      await beta.sessions.events.send(session.id, { events: [userMessage(text)] });
       const events: Record<string, unknown>[] = [];
       for await (const event of stream) {
         events.push(event as unknown as Record<string, unknown>);
@@ -141,7 +92,7 @@ describe.each([
     });
     await idle(beta, session.id);
 
-    await beta.sessions.events.send(session.id, { events: [say('SLOW[100]')] });
+    await beta.sessions.events.send(session.id, { events: [userMessage('SLOW[100]')] });
     await sleep(300);
     await beta.sessions.events.send(session.id, { events: [{ type: 'user.interrupt' }] });
     await idle(beta, session.id);
@@ -193,7 +144,7 @@ async function newSession(prompt?: string): Promise<string> {
   expect(made.status).toBe(200);
   return ((await made.json()) as { id: string }).id;
 }
-const isIdle = (all: Frame[]): boolean => all.at(-1)?.event === 'session.status_idle';
+const isIdle = (all: readonly Frame[]): boolean => all.at(-1)?.event === 'session.status_idle';
 
 describe('streams', () => {
   it('replay from any cursor: the rest of the log’s wire projection, no gap, no double', async () => {
@@ -251,7 +202,7 @@ async function waitReady(): Promise<void> {
 describe('requests that are wrong', () => {
   it('get the envelope with a 4xx', async () => {
     const id = await newSession();
-    const cases: [string, Init, number][] = [
+    const cases: [string, RequestOptions, number][] = [
       ['/v1/agents', { method: 'POST', body: '{"name":' }, 400],
       ['/v1/agents', { json: { name: 'x', model: 'demo', nonsense: 1 } }, 400],
       ['/v1/agents', { json: { name: 'x', model: 'gpt-none' } }, 400],
@@ -270,7 +221,7 @@ describe('requests that are wrong', () => {
       ],
       [`/v1/sessions/${id}/events`, { json: { events: [] } }, 400],
       [`/v1/sessions/${id}/events`, { json: { events: [{ type: 'user.define_outcome', description: 'x' }] } }, 400],
-      ['/v1/sessions/sesn_none/events', { json: { events: [say('x')] } }, 404],
+      ['/v1/sessions/sesn_none/events', { json: { events: [userMessage('x')] } }, 404],
       ['/v1/sessions?limit=1000', {}, 400],
       ['/v1/sessions?page=garbage', {}, 400],
       ['/v1/nothing', {}, 404],
@@ -291,7 +242,7 @@ describe('requests that are wrong', () => {
 
   it('store a retried send once', async () => {
     const id = await newSession();
-    const body = { events: [say('only once')] };
+    const body = { events: [userMessage('only once')] };
     const post = (retry: number) =>
       api(`/v1/sessions/${id}/events`, { json: body, headers: { 'x-stainless-retry-count': String(retry) } }).then(
         (response) => response.json(),

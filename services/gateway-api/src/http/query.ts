@@ -21,9 +21,10 @@ export class Query {
     this.params = new URLSearchParams(mark < 0 ? '' : url.slice(mark + 1));
   }
 
-  /** The last value of a parameter; an empty one counts as absent. */
+  /** The value of a parameter; an empty one counts as absent, two are refused. */
   one(name: string): string | undefined {
-    const value = this.params.getAll(name).at(-1);
+    const [value, second] = this.params.getAll(name);
+    if (second !== undefined) throw invalid(name, 'may be given once');
     if (value === undefined || value === '') return undefined;
     if (value.length > MAX_VALUE_CHARS || value.includes('\0')) throw invalid(name, 'is too long or holds NUL');
     return value;
