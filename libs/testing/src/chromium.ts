@@ -4,14 +4,16 @@ import { delimiter, join } from 'node:path';
 import { promisify } from 'node:util';
 import { type Browser, chromium } from 'playwright-core';
 
+const run = promisify(execFile);
 const NAMES = ['chromium', 'chromium-browser', 'google-chrome-stable', 'google-chrome'];
 
 /**
- * A headless Chromium: `CHROMIUM_PATH`, else one on PATH, else the one that playwright-core downloads for its version.
+ * A headless Chromium: `CHROMIUM_PATH`, else one on PATH, else the distribution's package where it may be installed, else
+ * the one that playwright-core downloads for its version.
  * @throws when none can be had
  */
 export async function launchChromium(): Promise<Browser> {
-  const executablePath = process.env.CHROMIUM_PATH ?? onPath() ?? (await downloaded());
+  const executablePath = process.env.CHROMIUM_PATH ?? onPath() ?? (await packaged()) ?? (await downloaded());
   // A container's root has no user namespace for Chromium's own sandbox.
   return chromium.launch({ executablePath, args: process.getuid?.() === 0 ? ['--no-sandbox'] : [] });
 }
@@ -21,10 +23,24 @@ function onPath(): string | undefined {
   return NAMES.flatMap((name) => folders.map((folder) => join(folder, name))).find((path) => existsSync(path));
 }
 
+/** Debian's own package; on Ubuntu `chromium` is a stub that needs snap, so only what then is on PATH counts. */
+async function packaged(): Promise<string | undefined> {
+  if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get')) return undefined;
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
+  const apt = (...args: string[]) => run('apt-get', args, { env, timeout: 300_000, maxBuffer: 1 << 24 });
+  try {
+    await apt('update', '-qq');
+    await apt('install', '-y', '--no-install-recommends', 'chromium');
+  } catch (error) {
+    console.warn(`chromium could not be installed as a package: ${error instanceof Error ? error.message : error}`);
+  }
+  return onPath();
+}
+
 async function downloaded(): Promise<string> {
   if (!existsSync(chromium.executablePath())) {
     const args = ['playwright-core', 'install', '--with-deps', 'chromium'];
-    await promisify(execFile)('npx', args, { timeout: 240_000 });
+    await run('npx', args, { timeout: 240_000 });
   }
   return chromium.executablePath();
 }
