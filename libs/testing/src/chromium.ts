@@ -32,7 +32,7 @@ async function packaged(): Promise<string | undefined> {
     await apt('update', '-qq');
     await apt('install', '-y', '--no-install-recommends', 'chromium');
   } catch (error) {
-    console.warn(`chromium could not be installed as a package: ${error instanceof Error ? error.message : error}`);
+    console.warn(`chromium could not be installed as a package: ${String(error)}`);
   }
   return onPath();
 }

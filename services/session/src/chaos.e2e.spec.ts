@@ -27,7 +27,8 @@ function expectSound(events: readonly Event[]): void {
   expect(new Set(ids).size).toBe(ids.length);
   const uses = events.filter((event) => event.type === 'agent.tool_use').map((event) => event.id);
   const results = events.filter((event) => event.type === 'agent.tool_result').map((event) => event['tool_use_id']);
-  expect([...results].sort()).toEqual([...uses].sort());
+  expect(results).toHaveLength(uses.length);
+  expect(new Set(results)).toEqual(new Set(uses));
   const running = events
     .filter((event) => /session\.status_(running|idle)/.test(event.type))
     .map((event) => event.type);
