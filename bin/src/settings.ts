@@ -80,6 +80,29 @@ export function derivedSecret(settings: Settings, name: string): string {
     .digest('base64url');
 }
 
+/** Passwords of our own NATS server's users, one per service. */
+export const natsPasswords = (settings: Settings) => ({
+  'gateway-api': derivedSecret(settings, 'nats-gateway-api'),
+  session: derivedSecret(settings, 'nats-session'),
+  sandbox: derivedSecret(settings, 'nats-sandbox'),
+});
+
+/** How a service reaches NATS: ours, or the operator's at `NATS_URL`. */
+export function natsLogin(settings: Settings, user: keyof ReturnType<typeof natsPasswords>): Record<string, string> {
+  const given = settings.values.NATS_URL ?? '';
+  return given === ''
+    ? {
+        NATS_URL: `nats://127.0.0.1:${settings.ports.nats}`,
+        NATS_USER: user,
+        NATS_PASSWORD: natsPasswords(settings)[user],
+      }
+    : {
+        NATS_URL: given,
+        NATS_USER: settings.values.NATS_USER ?? '',
+        NATS_PASSWORD: settings.values.NATS_PASSWORD ?? '',
+      };
+}
+
 /** How many processes of a service run, 1 to 16. */
 export function replicas(settings: Settings, service: string): number {
   const count = Number(settings.values[`${service.toUpperCase().replace(/-/g, '_')}_REPLICAS`] ?? '1');

@@ -9,7 +9,7 @@ import { natsServerConfig } from '@holdfast/bus';
 import { findNatsServer } from './nats-server.ts';
 import { postgresAnswers, prepareDatabase, preparePostgres, roleUrl, superuserUrl } from './postgres.ts';
 import { Keeper, type ProcessPlan, RunFolder } from './processes.ts';
-import { derivedSecret, loadSettings, ROOT, replicas, type Settings } from './settings.ts';
+import { loadSettings, natsLogin, natsPasswords, ROOT, replicas, type Settings } from './settings.ts';
 
 const run = promisify(execFile);
 const NODE = process.execPath;
@@ -26,6 +26,8 @@ export interface SupervisorStatus {
 const settings = loadSettings();
 const folder = new RunFolder(settings.stateDir);
 const buildId = process.env.HOLDFAST_BUILD_ID ?? '';
+/** For maintenance of the log: Postgres, NATS and the schema, and nothing that writes. */
+const serversOnly = process.env.HOLDFAST_SERVERS_ONLY === '1';
 const keepers: Keeper[] = [];
 let health: Record<string, string> = {};
 let stopping = false;
@@ -126,12 +128,6 @@ async function startPostgres(): Promise<void> {
   await prepareDatabase(settings);
 }
 
-const natsPasswords = () => ({
-  'gateway-api': derivedSecret(settings, 'nats-gateway-api'),
-  session: derivedSecret(settings, 'nats-session'),
-  sandbox: derivedSecret(settings, 'nats-sandbox'),
-});
-
 async function startNats(): Promise<void> {
   if ((settings.values.NATS_URL ?? '') !== '') return;
   status('starting NATS');
@@ -144,7 +140,7 @@ async function startNats(): Promise<void> {
       host: '127.0.0.1',
       port: settings.ports.nats,
       storeDir: join(settings.stateDir, 'data', 'nats'),
-      passwords: natsPasswords(),
+      passwords: natsPasswords(settings),
     }),
     { mode: 0o600 },
   );
@@ -164,21 +160,11 @@ async function migrate(): Promise<void> {
   status('bringing the schema up to date');
   const env = { ...baseEnv(), DATABASE_URL: roleUrl(settings, 'owner') };
   await run(NODE, [join(ROOT, 'services/session/dist/migrate.js')], { env, cwd: ROOT });
+  if (serversOnly) return;
   await run(NODE, [join(ROOT, 'services/session/dist/bootstrap.js')], {
     env: { ...env, HOLDFAST_API_KEY: settings.apiKey },
     cwd: ROOT,
   });
-}
-
-function natsEnv(user: 'gateway-api' | 'session' | 'sandbox'): Record<string, string> {
-  const given = settings.values.NATS_URL ?? '';
-  return given === ''
-    ? { NATS_URL: `nats://127.0.0.1:${settings.ports.nats}`, NATS_USER: user, NATS_PASSWORD: natsPasswords()[user] }
-    : {
-        NATS_URL: given,
-        NATS_USER: settings.values.NATS_USER ?? '',
-        NATS_PASSWORD: settings.values.NATS_PASSWORD ?? '',
-      };
 }
 
 /** Settings of a service that may be given in `.env` or the environment. */
@@ -226,7 +212,7 @@ function startServices(current: Settings): void {
       'services/session/dist/main.js',
       {
         DATABASE_URL: roleUrl(current, 'session'),
-        ...natsEnv('session'),
+        ...natsLogin(current, 'session'),
         ...modelEnv,
         ...passThrough(/^(TURN_|MODEL_|TOOL_|SANDBOX_WAIT_MS$|WEB_FETCH_|MAX_TURNS$|BLOB_DIR$)/),
         HEALTH_PORT: String(port),
@@ -242,7 +228,7 @@ function startServices(current: Settings): void {
         'services/sandbox/dist/main.js',
         {
           DATABASE_URL: roleUrl(current, 'sandbox'),
-          ...natsEnv('sandbox'),
+          ...natsLogin(current, 'sandbox'),
           ...passThrough(/^(CONTAINER_ENV_|SANDBOX_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_DIR$)/),
           HUB_PORT: String(ports.hub),
           HEALTH_PORT: String(port),
@@ -258,7 +244,7 @@ function startServices(current: Settings): void {
       'services/gateway-api/dist/main.js',
       {
         DATABASE_URL: roleUrl(current, 'gateway'),
-        ...natsEnv('gateway-api'),
+        ...natsLogin(current, 'gateway-api'),
         ...modelEnv,
         ...passThrough(/^(COMMAND_TIMEOUT_MS|SSE_PING_MS|BLOB_DIR)$/),
         API_PORT: String(port),
@@ -315,11 +301,11 @@ if (folder.find('supervisor') !== null) {
   console.error('a supervisor runs already');
   process.exit(1);
 }
-folder.record('supervisor', process.pid, buildId);
+folder.record('supervisor', process.pid, serversOnly ? `${buildId} servers` : buildId);
 try {
   await Promise.all([startPostgres(), startNats()]);
   await migrate();
-  startServices(settings);
+  if (!serversOnly) startServices(settings);
   for (const [name, url] of Object.entries(health)) await waitFor(name, () => isReady(url), 60_000, name);
   status('ready', { ready: true });
 } catch (error) {

@@ -1,15 +1,14 @@
-import { execFileSync, spawn } from 'node:child_process';
-import { closeSync, existsSync, lstatSync, openSync, readFileSync, realpathSync, rmSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { existsSync, lstatSync, realpathSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { build } from './build.ts';
 import { outsideFolder } from './postgres.ts';
-import { endProcess, RunFolder } from './processes.ts';
+import { RunFolder } from './processes.ts';
 import { loadSettings, type Settings } from './settings.ts';
-import type { SupervisorStatus } from './supervisor.ts';
+import { down, isReady, readStatus, startSupervisor, untilReady } from './supervised.ts';
 
 const HELP = `usage: bin/up [--detach] [--status] [--reset [--yes]]
   (no flag)   starts everything and stays; Ctrl-C stops it
@@ -18,48 +17,7 @@ const HELP = `usage: bin/up [--detach] [--status] [--reset [--yes]]
   --reset     removes all data first (asks; --yes does not)
 Stop with bin/down. Settings: .env (see .env.example) or the environment.`;
 
-const DRAIN_MS = 60_000;
 const say = (line: string): void => console.log(`holdfast: ${line}`);
-
-/** Stops the supervisor and whatever it kept, also when the supervisor itself is gone. Returns how many it stopped. */
-export async function down(settings: Settings): Promise<number> {
-  const run = new RunFolder(settings.stateDir);
-  const supervisor = run.find('supervisor');
-  let stopped = 0;
-  if (supervisor !== null) {
-    await endProcess(supervisor.pid, 'SIGTERM', DRAIN_MS);
-    stopped += 1;
-  }
-  const order = (name: string): number =>
-    ['dashboard', 'gateway-api', 'session', 'sandbox', 'demo-gateway', 'nats', 'postgres'].findIndex((base) =>
-      name.startsWith(base),
-    );
-  for (const name of run.names().sort((a, b) => order(a) - order(b))) {
-    const left = run.find(name);
-    if (left !== null) {
-      await endProcess(left.pid, name === 'postgres' ? 'SIGINT' : 'SIGTERM', 20_000);
-      stopped += 1;
-    }
-    run.forget(name);
-  }
-  return stopped;
-}
-
-function readStatus(run: RunFolder): SupervisorStatus | null {
-  try {
-    return JSON.parse(readFileSync(join(run.dir, 'status.json'), 'utf8')) as SupervisorStatus;
-  } catch {
-    return null;
-  }
-}
-
-async function isReady(url: string): Promise<boolean> {
-  try {
-    return (await fetch(url, { signal: AbortSignal.timeout(2_000) })).ok;
-  } catch {
-    return false;
-  }
-}
 
 async function printStatus(settings: Settings): Promise<boolean> {
   const run = new RunFolder(settings.stateDir);
@@ -161,27 +119,9 @@ async function up(settings: Settings, detach: boolean): Promise<void> {
       say('the sources changed: restarting');
       await down(settings);
     }
-    rmSync(join(run.dir, 'status.json'), { force: true });
-    const log = openSync(run.logFile('supervisor'), 'a', 0o600);
-    const child = spawn(process.execPath, [fileURLToPath(new URL('./supervisor.ts', import.meta.url))], {
-      detached: true,
-      stdio: ['ignore', log, log],
-      env: { ...process.env, HOLDFAST_BUILD_ID: buildId },
-    });
-    closeSync(log);
-    child.unref();
+    startSupervisor(run, buildId);
   }
-  for (let phase = ''; ; await sleep(100)) {
-    const status = readStatus(run);
-    if (status !== null && status.phase !== phase) {
-      phase = status.phase;
-      if (!status.ready && status.failed === null) say(phase);
-    }
-    if (status?.failed != null) throw new Error(status.failed);
-    if (status?.ready === true && (await Promise.all(Object.values(status.health).map(isReady))).every(Boolean)) break;
-    if (status === null && run.find('supervisor') === null && phase !== '')
-      throw new Error(`the supervisor ended; see ${run.logFile('supervisor')}`);
-  }
+  await untilReady(run, say);
   await printWelcome(settings);
   if (detach) return;
   say('Ctrl-C stops everything');

@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import { AppError, EVENTS_STREAM, eventSubject, RELAY_HINT, type StoredEvent } from '@holdfast/contracts';
 import { type JetStreamClient, type JetStreamManager, jetstream, jetstreamManager } from '@nats-io/jetstream';
 import { headers } from '@nats-io/transport-node';
@@ -215,14 +214,10 @@ export class Relay {
       }
       return { cursor: START, sequence: 0 };
     }
-    const last = await manager.streams.getMessage(EVENTS_STREAM, { seq: info.state.last_seq });
-    const [txid, position] = (last?.header.get(CURSOR) ?? '').split('/');
-    if (txid === undefined || position === undefined || txid === '') {
-      throw new AppError('defect', 'relay.foreign-message', 'The last message of EVENTS was not published by a relay.');
-    }
+    const cursor = await lastCursor(manager, info.state.last_seq);
     // What the stream holds was acknowledged, whatever the checkpoint says: behind it events would be lost after a
     // power failure of the broker, and ahead of it they would be stored twice.
-    return { cursor: { txid, position }, sequence: info.state.last_seq };
+    return { cursor, sequence: info.state.last_seq };
   }
 
   #pause(ms: number): Promise<void> {
@@ -237,10 +232,17 @@ export class Relay {
   }
 }
 
-/** Waits until the relay has nothing left to publish; for tests and for the refill command. */
-export async function caughtUp(relay: Relay, timeoutMs: number): Promise<void> {
-  for (const deadline = Date.now() + timeoutMs; Date.now() < deadline; await sleep(20)) {
-    if (relay.figures.leading && relay.figures.lagMs === 0) return;
-  }
-  throw new AppError('unavailable', 'relay.behind', 'The relay did not catch up in time.');
+/** Place in the log of the last message in EVENTS; null when the stream is empty or not there. */
+export async function relayedThrough(bus: Bus): Promise<RelayCursor | null> {
+  const manager = await jetstreamManager(bus.connection, { checkAPI: false });
+  const info = await streamInfo(manager, EVENTS_STREAM);
+  return info === null || info.state.messages === 0 ? null : lastCursor(manager, info.state.last_seq);
+}
+
+async function lastCursor(manager: JetStreamManager, sequence: number): Promise<RelayCursor> {
+  const last = await manager.streams.getMessage(EVENTS_STREAM, { seq: sequence });
+  const [txid, position] = (last?.header.get(CURSOR) ?? '').split('/');
+  if (txid === undefined || position === undefined || txid === '')
+    throw new AppError('defect', 'relay.foreign-message', 'The last message of EVENTS was not published by a relay.');
+  return { txid, position };
 }

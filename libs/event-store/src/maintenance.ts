@@ -18,7 +18,7 @@ export async function assertLogUsable(pool: pg.Pool): Promise<void> {
     throw new AppError(
       'rejected',
       'log.needs-rebase',
-      'The log was restored from another cluster: its transaction ids lie above this one’s. Stop every service and run the log’s `rebase` command.',
+      'The log was restored from another cluster: its transaction ids lie above this one’s. Stop every service and run `bin/log rebase`.',
     );
   }
 }
