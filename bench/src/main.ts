@@ -1,0 +1,112 @@
+import { writeFileSync } from 'node:fs';
+import { arch, cpus, release, totalmem } from 'node:os';
+import { parseArgs } from 'node:util';
+import { build } from '../../bin/src/build.ts';
+import type { Arena, Bench } from './bench.ts';
+import type { Outcome } from './report.ts';
+
+const HELP = `usage: npm run bench -- [NAME …] [--json FILE] [--list]
+  NAME         only these benches, in their own order
+  --json FILE  writes the figures as JSON as well
+  --list       names the benches
+Each run starts a platform of its own on free ports of loopback and removes it.`;
+
+/** Longest that one bench may take. */
+const BENCH_MS = 180_000;
+
+async function main(): Promise<number> {
+  const { values: flags, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      json: { type: 'string' },
+      list: { type: 'boolean', default: false },
+      help: { type: 'boolean', short: 'h', default: false },
+    },
+  });
+  if (flags.help) {
+    console.log(HELP);
+    return 0;
+  }
+  // The benches import what is built.
+  build((line) => console.error(line));
+  const { benches } = await import('./benches/index.ts');
+  const unknown = positionals.filter((name) => !benches.some((bench) => bench.name === name));
+  if (flags.list || unknown.length > 0) {
+    if (unknown.length > 0) console.error(`no such bench: ${unknown.join(', ')}`);
+    for (const { name, about } of benches) console.log(`${name.padEnd(12)} ${about}`);
+    return unknown.length === 0 ? 0 : 1;
+  }
+  const chosen = positionals.length === 0 ? benches : benches.filter(({ name }) => positionals.includes(name));
+  const outcomes = await runAll(chosen);
+  const { table } = await import('./report.ts');
+  console.log(`\n${table(outcomes)}`);
+  if (flags.json !== undefined) {
+    const machine = {
+      cpu: cpus()[0]?.model ?? 'unknown',
+      cores: cpus().length,
+      memoryGib: Math.round(totalmem() / 2 ** 30),
+      system: `${process.platform} ${release()} ${arch()}`,
+      node: process.version,
+    };
+    writeFileSync(flags.json, `${JSON.stringify({ at: new Date().toISOString(), machine, outcomes }, null, 2)}\n`);
+  }
+  return outcomes.every(({ error }) => error === null) ? 0 : 1;
+}
+
+/** Runs them one after another on one platform, which is there only if one of them asks for it. */
+async function runAll(benches: readonly Bench[]): Promise<Outcome[]> {
+  const { startPlatform } = await import('@holdfast/testing');
+  const { ApiClient } = await import('./api-client.ts');
+  const { ScriptedModel } = await import('./scripted-model.ts');
+  const { within } = await import('./bench.ts');
+  const { judged } = await import('./report.ts');
+  const { foreignCpu } = await import('./processes.ts');
+
+  let starting: Promise<Arena> | null = null;
+  let pids: Record<string, number> = { bench: process.pid };
+  const arena = (): Promise<Arena> => {
+    starting ??= (async () => {
+      const model = await ScriptedModel.start();
+      const platform = await startPlatform({ LITELLM_GATEWAY_URL: model.url });
+      pids = { ...pids, platform: platform.pid('supervisor') };
+      return { platform, model, api: new ApiClient(platform) };
+    })();
+    return starting;
+  };
+  const end = async (): Promise<void> => {
+    if (starting === null) return;
+    const { api, model, platform } = await starting;
+    await api.close();
+    await model.close();
+    await platform.stop();
+  };
+  const onSignal = (): void => {
+    console.error('stopping');
+    void end().finally(() => process.exit(130));
+  };
+  process.once('SIGINT', onSignal);
+  process.once('SIGTERM', onSignal);
+
+  const outcomes: Outcome[] = [];
+  try {
+    for (const bench of benches) {
+      console.error(`${bench.name} …`);
+      const startedAt = performance.now();
+      const foreign = foreignCpu(() => pids);
+      let figures: Outcome['figures'] = [];
+      let error: string | null = null;
+      try {
+        figures = (await within(BENCH_MS, bench.name, bench.run(arena))).map(judged);
+      } catch (caught) {
+        error = caught instanceof Error ? caught.message : String(caught);
+      }
+      const seconds = (performance.now() - startedAt) / 1_000;
+      outcomes.push({ bench: bench.name, seconds, foreignCores: foreign() / seconds, figures, error });
+    }
+  } finally {
+    await end();
+  }
+  return outcomes;
+}
+
+process.exitCode = await main();
