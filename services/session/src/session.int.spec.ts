@@ -215,6 +215,17 @@ describe('a turn', () => {
     expect(texts(all).at(-1)).toMatch(/ran write/);
   });
 
+  it('asks the model once for each step, and never drops a request of its own', async () => {
+    const session = await createSession();
+    const steps = 12;
+    const before = requests.length;
+    await send(session.id, [say(Array.from({ length: steps }, (_, i) => `RUN[echo ${i}]`).join(' '))]);
+    const all = await until(session.id, idle());
+    const ends = all.filter((event) => event.type === 'span.model_request_end');
+    expect(ends.map((event) => event.data.is_error)).toEqual(Array.from({ length: steps + 1 }, () => false));
+    expect(requests.length - before).toBe(steps + 1);
+  });
+
   it('gives every queued message its own answer without going idle between them', async () => {
     const session = await createSession();
     await send(session.id, [say('SLOW[3]')]);

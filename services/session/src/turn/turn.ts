@@ -178,10 +178,11 @@ export class Turn {
         const decision = decide(state, ids);
         if (decision === null || decision.drafts.length === 0) return null;
         releases = decision.releaseLease === true;
+        // Before the commit: its listeners run before its caller, and must not take the request for a lost worker's.
+        for (const draft of decision.drafts) if (draft.type === 'span.model_request_start') this.#mine.add(draft.id);
         return { ...decision, generation: this.generation };
       },
     );
-    for (const event of events) if (event.type === 'span.model_request_start') this.#mine.add(event.id);
     if (events.length > 0 && releases) this.released = true;
   }
 
