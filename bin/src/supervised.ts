@@ -71,7 +71,10 @@ export async function untilReady(run: RunFolder, say: (line: string) => void): P
       if (!status.ready && status.failed === null) say(phase);
     }
     if (status?.failed != null) throw new Error(status.failed);
-    if (status?.ready === true && (await Promise.all(Object.values(status.health).map(isReady))).every(Boolean)) return;
+    const answers = async ([name, url]: [string, string]): Promise<boolean> =>
+      run.find(name) !== null && (await isReady(url));
+    if (status?.ready === true && (await Promise.all(Object.entries(status.health).map(answers))).every(Boolean))
+      return;
     if (status === null && run.find('supervisor') === null && phase !== '')
       throw new Error(`the supervisor ended; see ${run.logFile('supervisor')}`);
   }

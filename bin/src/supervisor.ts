@@ -91,6 +91,33 @@ const portAnswers = (port: number): Promise<boolean> =>
     socket.on('error', () => resolve(false));
   });
 
+/** A port that another program has would answer our health checks in our place. @throws Error that names them all */
+async function refuseTakenPorts(): Promise<void> {
+  const { ports } = settings;
+  const wanted: [process: string, setting: string, port: number][] = [
+    ...((settings.values.DATABASE_URL ?? '') === ''
+      ? [['postgres', 'POSTGRES_PORT', ports.postgres] satisfies [string, string, number]]
+      : []),
+    ...((settings.values.NATS_URL ?? '') === ''
+      ? [['nats', 'NATS_PORT', ports.nats] satisfies [string, string, number]]
+      : []),
+    ['gateway-api', 'API_PORT', ports.api],
+    ['dashboard', 'DASHBOARD_PORT', ports.dashboard],
+    ...(settings.demoGateway
+      ? [['demo-gateway', 'DEMO_GATEWAY_PORT', ports.demoGateway] satisfies [string, string, number]]
+      : []),
+  ];
+  const taken = await Promise.all(
+    wanted.map(async ([name, setting, port]) =>
+      folder.find(name) === null && (await portAnswers(port))
+        ? `port ${port} is in use by another program: set ${setting}`
+        : null,
+    ),
+  );
+  const faults = taken.filter((fault) => fault !== null);
+  if (faults.length > 0) throw new Error(faults.join('\n  '));
+}
+
 async function startPostgres(): Promise<void> {
   if ((settings.values.DATABASE_URL ?? '') !== '') {
     status('waiting for your Postgres');
@@ -303,10 +330,12 @@ if (folder.find('supervisor') !== null) {
 }
 folder.record('supervisor', process.pid, serversOnly ? `${buildId} servers` : buildId);
 try {
+  await refuseTakenPorts();
   await Promise.all([startPostgres(), startNats()]);
   await migrate();
   if (!serversOnly) startServices(settings);
-  for (const [name, url] of Object.entries(health)) await waitFor(name, () => isReady(url), 60_000, name);
+  for (const [name, url] of Object.entries(health))
+    await waitFor(name, async () => folder.find(name) !== null && (await isReady(url)), 60_000, name);
   status('ready', { ready: true });
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);
