@@ -1,5 +1,5 @@
 import { performance } from 'node:perf_hooks';
-import { parseFrames, TestClient, type TestPlatform, userMessage } from '@holdfast/testing';
+import { type Frame, parseFrames, TestClient, type TestPlatform, userMessage } from '@holdfast/testing';
 import { Agent, type Dispatcher, request } from 'undici';
 import type { Script } from './scripted-model.ts';
 
@@ -34,14 +34,34 @@ export class ApiClient {
     return (await this.#request(path, { method: 'GET' })).body.text();
   }
 
-  /** Opens a session's event stream: from now on, or after a cursor. */
-  async stream(sessionId: string, query = ''): Promise<EventStream> {
+  /** Opens a session's event stream from now on; `onFrame` gets each frame with the time of its last byte. */
+  async stream(sessionId: string, onFrame: OnFrame = () => undefined, query = ''): Promise<EventStream> {
     const controller = new AbortController();
-    const answer = await this.#request(`/v1/sessions/${sessionId}/events/stream${query}`, {
+    const answer = await this.#request(`${streamPath(sessionId)}${query}`, {
       method: 'GET',
       signal: controller.signal,
     });
-    return new EventStream(answer.body, controller);
+    return new EventStream(answer.body, controller, onFrame);
+  }
+
+  /** Replays a session's stream from the start up to the frame of a version; says when that was there. */
+  async replay(sessionId: string, lastVersion: number): Promise<{ endedAt: number; text: string }> {
+    const controller = new AbortController();
+    const answer = await this.#request(`${streamPath(sessionId)}?after=0`, {
+      method: 'GET',
+      signal: controller.signal,
+    });
+    const last = `id: ${lastVersion}\n`;
+    const parts: Buffer[] = [];
+    let tail = '';
+    for await (const part of answer.body as AsyncIterable<Buffer>) {
+      parts.push(part);
+      tail = tail.slice(-4_096) + part.toString('latin1', Math.max(0, part.length - 4_096));
+      if (tail.includes(last) && tail.endsWith('\n\n')) break;
+    }
+    const endedAt = performance.now();
+    controller.abort();
+    return { endedAt, text: Buffer.concat(parts).toString('latin1') };
   }
 
   async close(): Promise<void> {
@@ -62,13 +82,16 @@ export class ApiClient {
   }
 }
 
+const streamPath = (sessionId: string): string => `/v1/sessions/${sessionId}/events/stream`;
+type OnFrame = (frame: Frame, at: number) => void;
+
 /** One open event stream. */
 export class EventStream {
   readonly #controller: AbortController;
   readonly #waiting = new Map<string, { resolve: (at: number) => void; reject: (error: Error) => void }>();
   #broken: Error | null = null;
 
-  constructor(body: Dispatcher.ResponseData['body'], controller: AbortController) {
+  constructor(body: Dispatcher.ResponseData['body'], controller: AbortController, onFrame: OnFrame) {
     this.#controller = controller;
     let rest = '';
     body.on('data', (bytes: Buffer) => {
@@ -76,9 +99,10 @@ export class EventStream {
       rest += bytes.toString('latin1');
       const parsed = parseFrames(rest);
       rest = parsed.rest;
-      for (const { event } of parsed.frames) {
-        this.#waiting.get(event)?.resolve(at);
-        this.#waiting.delete(event);
+      for (const frame of parsed.frames) {
+        onFrame(frame, at);
+        this.#waiting.get(frame.event)?.resolve(at);
+        this.#waiting.delete(frame.event);
       }
     });
     const over = (error: Error): void => {

@@ -22,11 +22,17 @@ export interface Arena {
   readonly api: ApiClient;
 }
 
+/** What the benches of one run share; each part is started by the first that asks and ended by the runner. */
+export interface Stage {
+  arena(): Promise<Arena>;
+  /** URL of an empty Postgres server of its own, for the log without the platform. */
+  postgres(): Promise<string>;
+}
+
 export interface Bench {
   readonly name: string;
   readonly about: string;
-  /** Benches of the log alone need no platform: they start a Postgres. */
-  run(arena: () => Promise<Arena>): Promise<readonly Figure[]>;
+  run(stage: Stage): Promise<readonly Figure[]>;
 }
 
 /** The value that the share `q` of the samples does not exceed. @throws when there is no sample */

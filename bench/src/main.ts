@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs';
 import { arch, cpus, release, totalmem } from 'node:os';
 import { parseArgs } from 'node:util';
 import { build } from '../../bin/src/build.ts';
-import type { Arena, Bench } from './bench.ts';
+import type { Bench } from './bench.ts';
 import type { Outcome } from './report.ts';
 
 const HELP = `usage: npm run bench -- [NAME …] [--json FILE] [--list]
@@ -53,36 +53,16 @@ async function main(): Promise<number> {
   return outcomes.every(({ error }) => error === null) ? 0 : 1;
 }
 
-/** Runs them one after another on one platform, which is there only if one of them asks for it. */
+/** Runs them one after another on one stage. */
 async function runAll(benches: readonly Bench[]): Promise<Outcome[]> {
-  const { startPlatform } = await import('@holdfast/testing');
-  const { ApiClient } = await import('./api-client.ts');
-  const { ScriptedModel } = await import('./scripted-model.ts');
+  const { RunStage } = await import('./stage.ts');
   const { within } = await import('./bench.ts');
   const { judged } = await import('./report.ts');
   const { foreignCpu } = await import('./processes.ts');
-
-  let starting: Promise<Arena> | null = null;
-  let pids: Record<string, number> = { bench: process.pid };
-  const arena = (): Promise<Arena> => {
-    starting ??= (async () => {
-      const model = await ScriptedModel.start();
-      const platform = await startPlatform({ LITELLM_GATEWAY_URL: model.url });
-      pids = { ...pids, platform: platform.pid('supervisor') };
-      return { platform, model, api: new ApiClient(platform) };
-    })();
-    return starting;
-  };
-  const end = async (): Promise<void> => {
-    if (starting === null) return;
-    const { api, model, platform } = await starting;
-    await api.close();
-    await model.close();
-    await platform.stop();
-  };
+  const stage = new RunStage();
   const onSignal = (): void => {
     console.error('stopping');
-    void end().finally(() => process.exit(130));
+    void stage.end().finally(() => process.exit(130));
   };
   process.once('SIGINT', onSignal);
   process.once('SIGTERM', onSignal);
@@ -92,19 +72,21 @@ async function runAll(benches: readonly Bench[]): Promise<Outcome[]> {
     for (const bench of benches) {
       console.error(`${bench.name} …`);
       const startedAt = performance.now();
-      const foreign = foreignCpu(() => pids);
+      const foreign = foreignCpu(() => stage.pids());
       let figures: Outcome['figures'] = [];
       let error: string | null = null;
       try {
-        figures = (await within(BENCH_MS, bench.name, bench.run(arena))).map(judged);
+        figures = (await within(BENCH_MS, bench.name, bench.run(stage))).map(judged);
       } catch (caught) {
         error = caught instanceof Error ? caught.message : String(caught);
       }
       const seconds = (performance.now() - startedAt) / 1_000;
-      outcomes.push({ bench: bench.name, seconds, foreignCores: foreign() / seconds, figures, error });
+      const foreignSeconds = foreign();
+      const foreignCores = foreignSeconds === null ? null : foreignSeconds / seconds;
+      outcomes.push({ bench: bench.name, seconds, foreignCores, figures, error });
     }
   } finally {
-    await end();
+    await stage.end();
   }
   return outcomes;
 }

@@ -48,16 +48,14 @@ export function cpuSeconds<N extends string>(pids: Readonly<Record<N, number>>):
 
 /**
  * Starts to watch; the function it returns says how many seconds of processor time went to anything but the process trees
- * of `roots` since then. Asks for the roots at both ends.
+ * of `roots` since then. Asks for the roots at both ends; null when one of them was replaced, for its time is lost.
  */
-export function foreignCpu(roots: () => Readonly<Record<string, number>>): () => number {
-  const read = (): { machine: number; own: Record<string, number> } => ({
-    machine: machineCpuSeconds(),
-    own: cpuSeconds(roots()),
-  });
+export function foreignCpu(roots: () => Readonly<Record<string, number>>): () => number | null {
+  const read = () => ({ machine: machineCpuSeconds(), pids: roots(), own: cpuSeconds(roots()) });
   const before = read();
   return () => {
     const after = read();
+    if (Object.entries(before.pids).some(([name, pid]) => after.pids[name] !== pid)) return null;
     // A root that came meanwhile is counted from its beginning.
     const own = Object.entries(after.own).reduce((sum, [name, spent]) => sum + spent - (before.own[name] ?? 0), 0);
     return Math.max(0, after.machine - before.machine - own);

@@ -4,8 +4,8 @@ import type { Figure } from './bench.ts';
 export interface Outcome {
   readonly bench: string;
   readonly seconds: number;
-  /** Cores that neither the platform nor this process used: other work on the machine. */
-  readonly foreignCores: number;
+  /** Cores that neither the platform nor this process used: other work on the machine. Null: not known. */
+  readonly foreignCores: number | null;
   readonly figures: readonly (Figure & { readonly ratio: number | null; readonly met: boolean | null })[];
   readonly error: string | null;
 }
@@ -34,7 +34,8 @@ function targetText({ target, unit }: Figure): string {
 export function table(outcomes: readonly Outcome[]): string {
   const rows = [['', 'figure', 'measured', 'target', '', 'baseline of the same run', 'ratio']];
   for (const outcome of outcomes) {
-    const noisy = outcome.foreignCores < 0.2 ? '' : `; other work took ${outcome.foreignCores.toFixed(1)} cores`;
+    const foreign = outcome.foreignCores ?? 0;
+    const noisy = foreign < 0.2 ? '' : `; other work took ${foreign.toFixed(1)} cores`;
     rows.push([`${outcome.bench} (${outcome.seconds.toFixed(0)} s${noisy})`]);
     if (outcome.error !== null) rows.push([`  did not finish: ${outcome.error}`]);
     for (const figure of outcome.figures) {

@@ -21,8 +21,8 @@ export interface ModelCall {
   readonly requestedAt: number;
   /** Each piece of text was handed to the socket. */
   readonly chunksAt: number[];
-  /** The caller hung up before the answer ended. */
-  abortedAt: number | null;
+  /** When the exchange was over: the answer was out, or the caller had hung up. */
+  readonly over: Promise<{ readonly at: number; readonly aborted: boolean }>;
 }
 
 /** Text of the n-th piece; all have the same length. */
@@ -92,7 +92,10 @@ export class ScriptedModel {
     const { messages } = JSON.parse(Buffer.concat(parts).toString()) as ChatRequest;
     const prompt = messages.findLast(({ role }) => role === 'user')?.content ?? '';
     const script = JSON.parse(prompt) as Script;
-    const call: ModelCall = { requestedAt, chunksAt: [], abortedAt: null };
+    const over = new Promise<{ at: number; aborted: boolean }>((resolve) => {
+      response.once('close', () => resolve({ at: performance.now(), aborted: !response.writableFinished }));
+    });
+    const call: ModelCall = { requestedAt, chunksAt: [], over };
     this.#note(script.id, call);
     response.writeHead(200, { 'content-type': 'text/event-stream' });
     if (script.bash !== undefined && messages.at(-1)?.role !== 'tool') {
@@ -101,13 +104,10 @@ export class ScriptedModel {
       response.end(`${OPENING}${delta({ tool_calls: calls })}${ending('tool_calls')}`);
       return;
     }
-    response.on('close', () => {
-      if (!response.writableFinished) call.abortedAt = performance.now();
-    });
     const { chunks = 1, everyMs = 0, afterMs = 0 } = script;
     // What is late by a timer's slack is not late for the next piece.
     const startAt = performance.now() + afterMs;
-    for (let n = 0; n < chunks && call.abortedAt === null; n++) {
+    for (let n = 0; n < chunks && !response.destroyed; n++) {
       const waitMs = startAt + n * everyMs - performance.now();
       if (waitMs > 0) await sleep(waitMs);
       call.chunksAt.push(performance.now());

@@ -22,8 +22,8 @@ async function crowd({ api }: Arena): Promise<Member[]> {
 export const crowdBench: Bench = {
   name: 'crowd',
   about: '64 sessions at once on one session process, each answered after 1 s by the model',
-  async run(arena) {
-    const place = await arena();
+  async run(stage) {
+    const place = await stage.arena();
     const members = await crowd(place);
     const walls: number[] = [];
     for (let round = 0; round < 4; round++) {
@@ -58,8 +58,8 @@ const MEASURE_MS = 8_000;
 export const throughputBench: Bench = {
   name: 'throughput',
   about: 'turns per second with instant answers, 64 sessions, all services on this machine’s cores',
-  async run(arena) {
-    const place = await arena();
+  async run(stage) {
+    const place = await stage.arena();
     const members = await crowd(place);
     const names = ['postgres', 'nats', 'gateway-api', 'session', 'sandbox', 'dashboard'] as const;
     const pids: Record<string, number> = {

@@ -10,8 +10,8 @@ const EVERY_MS = 20;
 export const deltaBench: Bench = {
   name: 'delta',
   about: 'a piece of the model’s answer → its delta in the official SDK’s event loop',
-  async run(arena) {
-    const { platform, model, api } = await arena();
+  async run(stage) {
+    const { platform, model, api } = await stage.arena();
     const { beta } = new Anthropic({ apiKey: platform.apiKey, baseURL: platform.apiUrl });
     const samples: number[] = [];
     for (let run = 0; run < RUNS; run++) {

@@ -41,8 +41,8 @@ async function turns(
 export const turnBench: Bench = {
   name: 'turn',
   about: 'what a turn costs beside the model: accepted → model request, accepted → idle on SSE',
-  async run(arena) {
-    const times = await turns(await arena(), 50, 10, {});
+  async run(stage) {
+    const times = await turns(await stage.arena(), 50, 10, {});
     const of = `${times.length} turns one after another in ${SESSIONS} sessions; the model answers at once`;
     return [
       ...p50AndP95(
@@ -73,8 +73,8 @@ export const turnBench: Bench = {
 export const toolBench: Bench = {
   name: 'tool',
   about: 'a turn that calls bash once, its sandbox already there',
-  async run(arena): Promise<readonly Figure[]> {
-    const times = await turns(await arena(), 25, 3, { bash: 'true' });
+  async run(stage): Promise<readonly Figure[]> {
+    const times = await turns(await stage.arena(), 25, 3, { bash: 'true' });
     return p50AndP95(
       'tool turn: message accepted → session.status_idle on SSE',
       times.map(({ acceptedAt, idleAt }) => idleAt - acceptedAt),

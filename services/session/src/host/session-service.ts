@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import type { Server } from 'node:http';
 import { join } from 'node:path';
-import { type Bus, connectBus, Relay, type RequestContext } from '@holdfast/bus';
+import { type Bus, CommitHints, connectBus, Relay, type RequestContext } from '@holdfast/bus';
 import {
   type Aggregate,
   AppError,
@@ -34,7 +34,6 @@ import type { SessionConfig } from '../config.ts';
 import { ChatCompletionsGateway } from '../model/chat-completions.ts';
 import { PostgresRelaySource } from '../relay/relay-source.ts';
 import { SessionCommands } from '../session/session.commands.ts';
-import { CommitHints } from '../session/session.hints.ts';
 import { sessionProjection } from '../session/session.projection.ts';
 import { SessionStore } from '../session/session.store.ts';
 import { WebFetch } from '../tools/web-fetch.ts';

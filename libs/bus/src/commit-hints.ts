@@ -1,5 +1,5 @@
-import type { Bus } from '@holdfast/bus';
 import { type CommittedHint, committedSubject, RELAY_HINT, type StoredEvent, wireFrame } from '@holdfast/contracts';
+import type { Bus } from './bus.ts';
 
 /** A hint with larger frames than this leaves them out; the reader takes them from the log. */
 const MAX_HINT_CHARS = 128 * 1024;
