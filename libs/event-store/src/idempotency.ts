@@ -69,7 +69,7 @@ export async function forgetOldIdempotency(pool: pg.Pool, keyTtlMs: number): Pro
   await pool.query(
     `delete from idempotency where id in (
        select id from idempotency
-       where created_at < clock_timestamp() - case when key is null then $1 else $2 end * interval '1 millisecond' limit 10000)`,
+       where created_at < clock_timestamp() - case when key is null then $1::bigint else $2::bigint end * interval '1 millisecond' limit 10000)`,
     [RETRY_WINDOW_MS * 2, keyTtlMs],
   );
 }

@@ -1,0 +1,79 @@
+import type { Idempotency } from '@holdfast/contracts';
+import { type TestDatabase, testDatabase } from '@holdfast/testing';
+import { afterAll, beforeAll, expect, it } from '@jest/globals';
+import type pg from 'pg';
+import { createLogPool, findRepeated, forgetOldIdempotency, idempotencyStatement, migrate } from './index.ts';
+
+const WORKSPACE = 'wrkspc_one';
+let database: TestDatabase;
+let pool: pg.Pool;
+beforeAll(async () => {
+  database = await testDatabase();
+  pool = createLogPool({ connectionString: database.url, applicationName: 'spec' });
+  await migrate(pool);
+}, 90_000);
+afterAll(async () => {
+  await pool.end();
+  await database.drop();
+});
+
+let counter = 0;
+const request = (rest: Partial<Idempotency> = {}): Idempotency => ({
+  key: null,
+  attempt: 0,
+  path: 'POST /v1/x',
+  fingerprint: `request-${counter++}`,
+  ...rest,
+});
+async function store(idempotency: Idempotency, commandId: string, ageMs = 0): Promise<void> {
+  const { text, values } = idempotencyStatement(WORKSPACE, idempotency, commandId);
+  await pool.query(text, [...values]);
+  await pool.query(
+    `update idempotency set created_at = clock_timestamp() - $1::bigint * interval '1 millisecond' where command_id = $2`,
+    [ageMs, commandId],
+  );
+}
+const find = (idempotency: Idempotency, workspace = WORKSPACE) => findRepeated(pool, workspace, idempotency);
+
+it('finds a request by its key, for ever, and only in its workspace', async () => {
+  const first = request({ key: 'key-1' });
+  await store(first, 'cmd_1', 3_600_000);
+  await expect(find(first)).resolves.toBe('cmd_1');
+  await expect(find({ ...first, attempt: 2 })).resolves.toBe('cmd_1');
+  await expect(find(first, 'wrkspc_two')).resolves.toBeNull();
+  await expect(find({ ...first, fingerprint: 'another' })).rejects.toMatchObject({ code: 'idempotency.key-reused' });
+});
+
+it('without a key gives a retry the attempt before it, once, and a first attempt nothing (T5)', async () => {
+  const first = request();
+  await store(first, 'cmd_2');
+  await expect(find(first)).resolves.toBeNull();
+  await expect(find({ ...first, attempt: 2 })).resolves.toBeNull();
+  await expect(find({ ...first, attempt: 1 })).resolves.toBe('cmd_2');
+  await expect(find({ ...first, attempt: 1 })).resolves.toBeNull();
+  await expect(find({ ...first, attempt: 2 })).resolves.toBe('cmd_2');
+});
+
+it('does not take a request of long ago for the attempt before a retry', async () => {
+  const first = request();
+  await store(first, 'cmd_3', 61_000);
+  await expect(find({ ...first, attempt: 1 })).resolves.toBeNull();
+});
+
+it('gives one of two retries at once the stored attempt', async () => {
+  const first = request();
+  await store(first, 'cmd_4');
+  const both = await Promise.all([find({ ...first, attempt: 1 }), find({ ...first, attempt: 1 })]);
+  expect(both.filter((found) => found !== null)).toEqual(['cmd_4']);
+});
+
+it('forgets what no retry can match any more, and old keys', async () => {
+  await pool.query('delete from idempotency');
+  await store(request(), 'cmd_young');
+  await store(request(), 'cmd_old', 600_000);
+  await store(request({ key: 'young' }), 'cmd_young_key', 600_000);
+  await store(request({ key: 'old' }), 'cmd_old_key', 7_200_000);
+  await forgetOldIdempotency(pool, 3_600_000);
+  const { rows } = await pool.query<{ command_id: string }>('select command_id from idempotency order by 1');
+  expect(rows.map((row) => row.command_id)).toEqual(['cmd_young', 'cmd_young_key']);
+});
