@@ -23,28 +23,29 @@ function textOf(content: unknown): string {
     .join('');
 }
 
-/** Tool results of the messages dialect stand in user messages. */
-function resultOf(message: Message): string | null {
-  if (message.role === 'tool') return textOf(message.content);
-  if (!Array.isArray(message.content)) return null;
-  const results = (message.content as { type?: string; content?: unknown }[]).filter(
-    (part) => part.type === 'tool_result',
-  );
-  return results.length === 0 ? null : results.map((part) => textOf(part.content)).join('\n');
+/** One step of a conversation: gateways merge messages of the same role into one, so each part of one counts by itself. */
+type Part = { readonly kind: 'prompt' | 'result' | 'answer'; readonly text: string };
+
+function partsOf(message: Message): Part[] {
+  if (message.role === 'assistant') return [{ kind: 'answer', text: '' }];
+  if (message.role === 'tool') return [{ kind: 'result', text: textOf(message.content) }];
+  if (message.role !== 'user') return [];
+  if (!Array.isArray(message.content)) return [{ kind: 'prompt', text: textOf(message.content) }];
+  const parts = (message.content as { type?: string; text?: string; content?: unknown }[]).flatMap((part): Part[] => {
+    if (part.type === 'tool_result') return [{ kind: 'result', text: textOf(part.content) }];
+    return part.type === 'text' ? [{ kind: 'prompt', text: part.text ?? '' }] : [];
+  });
+  return parts.length > 0 ? parts : [{ kind: 'prompt', text: '' }];
 }
 
 function stepFor(messages: readonly Message[]): Step {
   let prompt = '';
   let done = 0;
   let result: string | null = null;
-  for (const message of messages) {
-    const found = resultOf(message);
-    if (found !== null) result = found;
-    else if (message.role === 'user') {
-      prompt = textOf(message.content);
-      done = 0;
-      result = null;
-    } else if (message.role === 'assistant') done += 1;
+  for (const { kind, text } of messages.flatMap(partsOf)) {
+    if (kind === 'result') result = text;
+    else if (kind === 'answer') done += 1;
+    else [prompt, done, result] = [text, 0, null];
   }
   return nextStep(prompt, done, result);
 }
@@ -241,9 +242,8 @@ async function answer(request: IncomingMessage, response: ServerResponse, onRequ
   onRequest(messages);
   const step = stepFor(messages);
   if (step.errorStatus !== null) {
-    return sendJson(response, step.errorStatus, {
-      error: { message: `the script asked for HTTP ${step.errorStatus}`, type: 'api_error' },
-    });
+    const error = { message: `the script asked for HTTP ${step.errorStatus}`, type: 'api_error' };
+    return sendJson(response, step.errorStatus, dialect === '/messages' ? { type: 'error', error } : { error });
   }
   if (dialect === '/messages') return anthropicMessages(messages, body.stream === true, step, response);
   return chatCompletions(messages, body.stream === true, body.stream_options?.include_usage === true, step, response);

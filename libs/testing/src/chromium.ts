@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { promisify } from 'node:util';
 import { type Browser, chromium } from 'playwright-core';
+import { installDebianPackages } from './debian.ts';
 
 const run = promisify(execFile);
 const NAMES = ['chromium', 'chromium-browser', 'google-chrome-stable', 'google-chrome'];
@@ -25,15 +26,7 @@ function onPath(): string | undefined {
 
 /** Debian's own package; on Ubuntu `chromium` is a stub that needs snap, so only what then is on PATH counts. */
 async function packaged(): Promise<string | undefined> {
-  if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get')) return undefined;
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
-  const apt = (...args: string[]) => run('apt-get', args, { env, timeout: 300_000, maxBuffer: 1 << 24 });
-  try {
-    await apt('update', '-qq');
-    await apt('install', '-y', '--no-install-recommends', 'chromium');
-  } catch (error) {
-    console.warn(`chromium could not be installed as a package: ${String(error)}`);
-  }
+  await installDebianPackages('chromium');
   return onPath();
 }
 

@@ -14,20 +14,33 @@ export interface Model {
   readonly created_at: string;
 }
 
+interface Known {
+  /** Without wildcards, which are no models. */
+  readonly models: Model[];
+  /** Whether the gateway also takes models that it does not list. */
+  readonly wildcard: boolean;
+  readonly untilMs: number;
+}
+
 /** The models that the model gateway lists, believed for half a minute. */
 export class ModelCatalogue {
   readonly #url: string;
   readonly #apiKey: string;
-  #known: { models: Model[]; untilMs: number } | null = null;
+  #known: Known | null = null;
 
   constructor(options: { baseUrl: string; apiKey: string }) {
-    this.#url = `${options.baseUrl.replace(/\/+$/, '').replace(/\/v1$/, '')}/v1/models`;
+    // Unless it is asked for them, LiteLLM hides its wildcards behind the models that it knows to fit.
+    this.#url = `${options.baseUrl.replace(/\/+$/, '').replace(/\/v1$/, '')}/v1/models?return_wildcard_routes=true`;
     this.#apiKey = options.apiKey;
   }
 
   /** @throws AppError `model.gateway-unavailable` when it cannot be asked. */
   async list(): Promise<Model[]> {
-    if (this.#known !== null && this.#known.untilMs > Date.now()) return this.#known.models;
+    return (await this.#ask()).models;
+  }
+
+  async #ask(): Promise<Known> {
+    if (this.#known !== null && this.#known.untilMs > Date.now()) return this.#known;
     try {
       const response = await fetch(this.#url, {
         headers: this.#apiKey === '' ? {} : { authorization: `Bearer ${this.#apiKey}` },
@@ -40,16 +53,18 @@ export class ModelCatalogue {
           `The model gateway answered HTTP ${response.status}.`,
         );
       const { data } = answerSchema.parse(await response.json());
-      const models = data.map(
-        ({ id, created }): Model => ({
+      const models = data.filter(({ id }) => !id.includes('*'));
+      this.#known = {
+        models: models.map(({ id, created }) => ({
           id,
           type: 'model',
           display_name: id,
           created_at: new Date((created ?? 0) * 1000).toISOString(),
-        }),
-      );
-      this.#known = { models, untilMs: Date.now() + BELIEVE_MS };
-      return models;
+        })),
+        wildcard: models.length < data.length,
+        untilMs: Date.now() + BELIEVE_MS,
+      };
+      return this.#known;
     } catch (cause) {
       if (cause instanceof AppError) throw cause;
       throw new AppError(
@@ -67,9 +82,10 @@ export class ModelCatalogue {
    */
   async require(id: string | undefined): Promise<void> {
     if (id === undefined) return;
-    const models = await this.list().catch(() => null);
-    if (models === null || models.some((model) => model.id === id || model.id.includes('*'))) return;
-    const names = models.map((model) => model.id);
+    const known = await this.#ask().catch(() => null);
+    if (known === null || known.wildcard) return;
+    const names = known.models.map((model) => model.id);
+    if (names.includes(id)) return;
     const shown = names.slice(0, 20).join(', ') + (names.length > 20 ? `, and ${names.length - 20} more` : '');
     throw new AppError(
       'invalid',

@@ -213,32 +213,39 @@ function oversized(): ModelFailure {
   });
 }
 
-const errorBody = z.object({ error: z.union([z.string(), z.object({ message: z.string().nullish() })]) });
+const errorBody = z.object({
+  error: z.union([
+    z.string().transform((message) => ({ message, type: null })),
+    z.object({ message: z.string().nullish(), type: z.string().nullish() }),
+  ]),
+});
 
 function failureOf(status: number, body: string, retryAfter: string | undefined): ModelFailure {
   let detail = '';
+  let type = '';
   try {
-    const parsed = errorBody.safeParse(JSON.parse(body));
-    if (parsed.success)
-      detail = typeof parsed.data.error === 'string' ? parsed.data.error : (parsed.data.error.message ?? '');
+    const { error } = errorBody.parse(JSON.parse(body));
+    detail = error.message ?? '';
+    type = error.type ?? '';
   } catch {
-    detail = '';
+    // Not the gateway's own shape: a proxy between, say. The status alone tells.
   }
   const said = detail === '' ? '' : `: ${detail.slice(0, 500)}`;
   const seconds = Number(retryAfter);
   const retryAfterMs =
     retryAfter !== undefined && Number.isFinite(seconds) ? Math.min(60_000, Math.max(0, seconds * 1_000)) : null;
+  // LiteLLM's own budgets answer 422 (429 in older versions); waiting does not help.
+  if (status === 402 || type === 'budget_exceeded') {
+    return new ModelFailure(`The model gateway refused for lack of budget${said}`, {
+      errorType: 'billing_error',
+      retryable: false,
+    });
+  }
   if (status === 429) {
     return new ModelFailure(`The model gateway limits the rate${said}`, {
       errorType: 'model_rate_limited_error',
       retryable: true,
       retryAfterMs,
-    });
-  }
-  if (status === 402) {
-    return new ModelFailure(`The model gateway refused for lack of budget${said}`, {
-      errorType: 'billing_error',
-      retryable: false,
     });
   }
   if (status === 503 || status === 529) {
@@ -324,7 +331,9 @@ export class ChatCompletionsGateway implements ModelGateway {
     });
     if (response.statusCode !== 200) {
       const body = await response.body.text();
-      throw failureOf(response.statusCode, body.slice(0, 65_536), headerText(response.headers['retry-after']));
+      // LiteLLM hands on what its provider said under a name of its own, and gives its own rate limits that name too.
+      const retryAfter = response.headers['retry-after'] ?? response.headers['llm_provider-retry-after'];
+      throw failureOf(response.statusCode, body.slice(0, 65_536), headerText(retryAfter));
     }
     const answer = new Answer();
     let done = false;

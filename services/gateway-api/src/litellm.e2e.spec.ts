@@ -1,0 +1,219 @@
+import type { Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  type Frame,
+  type LiteLlmProxy,
+  startLiteLlm,
+  startPlatform,
+  TestClient,
+  type TestPlatform,
+  userMessage,
+} from '@holdfast/testing';
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import { startDemoGateway } from '../../../bin/src/demo-gateway/server.ts';
+import { ModelCatalogue } from './data/model.catalogue.ts';
+
+type Event = Frame['data'];
+
+const MODELS = ['over-openai', 'over-anthropic'];
+const PRICE = { input_cost_per_token: 0.000002, output_cost_per_token: 0.00001 };
+const RETRIES = 2;
+
+/** The scripted model; what it was asked, newest last, and which of its streams the other side cut. */
+let upstream: Server;
+const prompts: string[] = [];
+let cut = 0;
+let proxy: LiteLlmProxy;
+/** Another proxy, whose one entry is a wildcard. */
+let wildcard: LiteLlmProxy;
+let platform: TestPlatform;
+let client: TestClient;
+
+beforeAll(async () => {
+  upstream = await startDemoGateway(0, '127.0.0.1', (messages) => {
+    prompts.push(JSON.stringify(messages.filter((message) => message.role === 'user').at(-1)?.content));
+  });
+  upstream.prependListener('request', (_request, response) => {
+    response.on('close', () => {
+      if (!response.writableFinished) cut += 1;
+    });
+  });
+  const host = `http://127.0.0.1:${(upstream.address() as AddressInfo).port}`;
+  proxy = await startLiteLlm([
+    { model_name: 'over-openai', litellm_params: { model: 'openai/demo', api_base: `${host}/v1` }, model_info: PRICE },
+    { model_name: 'over-anthropic', litellm_params: { model: 'anthropic/demo', api_base: host }, model_info: PRICE },
+  ]);
+  wildcard = await startLiteLlm([
+    { model_name: 'any/*', litellm_params: { model: 'openai/*', api_base: `${host}/v1` } },
+  ]);
+  [platform] = await Promise.all([
+    startPlatform({
+      LITELLM_GATEWAY_URL: proxy.url,
+      LITELLM_API_KEY: proxy.apiKey,
+      MODEL_MAX_RETRIES: String(RETRIES),
+      MODEL_RETRY_FIRST_MS: '50',
+    }),
+    proxy.untilReady().then(() => Promise.all(MODELS.map(warmUp))),
+    wildcard.untilReady(),
+  ]);
+  client = new TestClient(platform);
+}, 900_000);
+afterAll(async () => {
+  await Promise.all([platform?.stop(), proxy?.stop(), wildcard?.stop()]);
+  upstream?.closeAllConnections();
+  upstream?.close();
+}, 60_000);
+
+/** LiteLLM stands still for seconds while its first call of a kind loads what it needs. */
+async function warmUp(model: string): Promise<void> {
+  const response = await fetch(`${proxy.url}/v1/chat/completions`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${proxy.apiKey}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ model, stream: true, messages: [{ role: 'user', content: 'hello' }] }),
+  });
+  expect(await response.text()).toContain('[DONE]');
+}
+
+async function newSession(model: string): Promise<string> {
+  const lookup = { type: 'custom', name: 'lookup', description: 'looks up', input_schema: { type: 'object' } };
+  const tools = [{ type: 'agent_toolset_20260401' }, lookup];
+  const agent = await client.json<{ id: string }>('/v1/agents', { json: { name: 'spec', model, tools } });
+  return (await client.json<{ id: string }>('/api/sessions', { json: { agent_id: agent.id } })).id;
+}
+const send = (id: string, event: object): Promise<unknown> =>
+  client.json(`/v1/sessions/${id}/events`, { json: { events: [event] } });
+/** Sends a message; returns the session's events once it is idle again. */
+async function turn(id: string, text: string): Promise<Event[]> {
+  await send(id, userMessage(text));
+  return client.untilIdle(id, 30_000);
+}
+const ofType = (events: readonly Event[], type: string): Event[] => events.filter((event) => event.type === type);
+const textOf = (event: Event | undefined): string => (event?.content ?? []).map((block) => block.text).join('');
+const last = (events: readonly Event[], type: string): Event | undefined => ofType(events, type).at(-1);
+
+describe('the models of a LiteLLM proxy', () => {
+  it('are those it lists', async () => {
+    const { data } = await client.json<{ data: { id: string }[] }>('/v1/models');
+    expect(data.map((model) => model.id).sort()).toEqual(['over-anthropic', 'over-openai']);
+  });
+
+  it('are named where an agent asks for another', async () => {
+    const refused = await client.api('/v1/agents', { json: { name: 'spec', model: 'gpt-none' } });
+    expect(refused.status).toBe(400);
+    expect(((await refused.json()) as { error: { message: string } }).error.message).toMatch(
+      /"gpt-none".*over-openai.*over-anthropic|"gpt-none".*over-anthropic.*over-openai/,
+    );
+  });
+
+  it('may be any where it has a wildcard, which is itself no model', async () => {
+    const catalogue = new ModelCatalogue({ baseUrl: wildcard.url, apiKey: wildcard.apiKey });
+    const listed = (await catalogue.list()).map((model) => model.id);
+    expect(listed).toContain('any/gpt-4o');
+    expect(listed.filter((id) => id.includes('*'))).toEqual([]);
+    await catalogue.require('any/model-of-tomorrow');
+  });
+});
+
+describe.each(MODELS)('a session through LiteLLM, %s', (model) => {
+  it('streams text as it comes and closes it with the whole message, the usage and the cost that LiteLLM states', async () => {
+    const id = await newSession(model);
+    const isIdle = (all: readonly Frame[]): boolean => all.at(-1)?.event === 'session.status_idle';
+    const stream = client.frames(`/v1/sessions/${id}/events/stream?after=0&event_deltas[]=agent.message`, isIdle);
+    await send(id, userMessage('SLOW[6]'));
+    const frames = await stream;
+    const deltas = frames.filter((frame) => frame.event === 'event_delta');
+    const pieces = deltas.map(
+      (frame) => (frame.data as unknown as { delta: { content: { text: string } } }).delta.content.text,
+    );
+    expect(pieces.length).toBeGreaterThanOrEqual(4);
+    expect(pieces.join('')).toBe('word1 word2 word3 word4 word5 word6');
+    const events = await client.events(id);
+    expect(textOf(last(events, 'agent.message'))).toBe('word1 word2 word3 word4 word5 word6');
+    const usage = last(events, 'span.model_request_end')?.['model_usage'] as Record<string, number>;
+    expect(usage).toMatchObject({ output_tokens: 9, cache_creation_input_tokens: 0, cache_read_input_tokens: 0 });
+    expect(usage['input_tokens']).toBeGreaterThan(0);
+    const cost = (usage['input_tokens'] ?? 0) * PRICE.input_cost_per_token + 9 * PRICE.output_cost_per_token;
+    expect(last(events, 'span.model_request_end')?.['x_cost_usd']).toBeCloseTo(cost, 9);
+  });
+
+  it('runs tools with their arguments intact, step by step', async () => {
+    const id = await newSession(model);
+    const command = `printf '%s\\n' "ünï \\"quoted\\" {\\"a\\": [1]}" \\\\; cat /workspace/notes/a.txt`;
+    const content = 'first line\nzweite Zeile: "{}" ✓';
+    const events = await turn(id, `WRITE[/workspace/notes/a.txt|${content}] RUN[${command}]`);
+    expect(ofType(events, 'agent.tool_use')).toMatchObject([
+      { name: 'write', input: { file_path: '/workspace/notes/a.txt', content } },
+      { name: 'bash', input: { command } },
+    ]);
+    expect(ofType(events, 'agent.tool_result').map((event) => event['is_error'] ?? false)).toEqual([false, false]);
+    expect(textOf(last(events, 'agent.tool_result'))).toContain(`ünï "quoted" {"a": [1]}\n\\\n${content}`);
+    expect(textOf(last(events, 'agent.message'))).toContain(content);
+    expect(last(events, 'session.status_idle')).toMatchObject({ stop_reason: { type: 'end_turn' } });
+  });
+
+  it('asks the client for a custom tool and goes on with its answer', async () => {
+    const id = await newSession(model);
+    const asked = await turn(id, 'ASK[lookup] please');
+    const call = last(asked, 'agent.custom_tool_use');
+    expect(call).toMatchObject({ name: 'lookup', input: { question: 'ASK[lookup] please' } });
+    expect(asked.at(-1)).toMatchObject({ stop_reason: { type: 'requires_action', event_ids: [call?.id] } });
+    await send(id, {
+      type: 'user.custom_tool_result',
+      custom_tool_use_id: call?.id,
+      content: [{ type: 'text', text: 'forty-two' }],
+    });
+    expect(textOf(last(await client.untilIdle(id, 30_000), 'agent.message'))).toContain('forty-two');
+  });
+
+  it.each([
+    [400, 'model_request_failed_error', 'terminal'],
+    [402, 'billing_error', 'terminal'],
+    [429, 'model_rate_limited_error', 'retried'],
+    [500, 'model_request_failed_error', 'retried'],
+    [503, 'model_overloaded_error', 'retried'],
+  ] as const)(
+    'answers an upstream’s %i with a %s, %s, and goes on with the next message',
+    async (status, type, fate) => {
+      const id = await newSession(model);
+      const mark = `ERR[${status}] ${id}`;
+      const events = await turn(id, mark);
+      const errors = ofType(events, 'session.error').map((event) => event['error']);
+      const statuses = fate === 'terminal' ? ['terminal'] : [...Array<string>(RETRIES).fill('retrying'), 'exhausted'];
+      expect(errors).toMatchObject(statuses.map((retry) => ({ type, retry_status: { type: retry } })));
+      expect(JSON.stringify(errors[0])).toContain(`the script asked for HTTP ${status}`);
+      expect(prompts.filter((prompt) => prompt.includes(mark))).toHaveLength(statuses.length);
+      expect(ofType(events, 'session.status_rescheduled')).toHaveLength(statuses.length - 1);
+      expect(events.at(-1)).toMatchObject({ stop_reason: { type: 'retries_exhausted' } });
+      expect(textOf(last(await turn(id, 'hello again'), 'agent.message'))).toMatch(/^You said: hello again/);
+    },
+  );
+
+  it('asks again where the upstream broke off in the middle of an answer', async () => {
+    const id = await newSession(model);
+    await send(id, userMessage('SLOW[8]'));
+    await sleep(500);
+    upstream.closeAllConnections();
+    const events = await client.untilIdle(id, 30_000);
+    expect(ofType(events, 'session.error')).toMatchObject([
+      { error: { type: 'model_request_failed_error', retry_status: { type: 'retrying' } } },
+    ]);
+    expect(ofType(events, 'agent.message').map(textOf)).toEqual(['word1 word2 word3 word4 word5 word6 word7 word8']);
+  });
+
+  it('cuts the upstream’s answer on an interrupt, and nothing follows', async () => {
+    const id = await newSession(model);
+    await send(id, userMessage('SLOW[200]'));
+    await sleep(800);
+    const before = cut;
+    await send(id, { type: 'user.interrupt' });
+    const at = Date.now();
+    const events = await client.untilIdle(id, 5_000);
+    while (cut === before && Date.now() < at + 3_000) await sleep(5);
+    expect({ cut: cut - before, withinMs: Date.now() - at < 1_000 }).toEqual({ cut: 1, withinMs: true });
+    expect(ofType(events, 'agent.message')).toEqual([]);
+    await sleep(500);
+    expect(await client.events(id)).toEqual(events);
+    expect(events.at(-1)).toMatchObject({ type: 'session.status_idle', stop_reason: { type: 'end_turn' } });
+  });
+});
