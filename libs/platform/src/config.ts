@@ -6,8 +6,8 @@ type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
  * Reads a service's settings once; only names that the schema has are looked at. `X_FILE` names a file that holds the
- * value of `X` (a mounted secret); its trailing line break is cut. Values are never part of the error, only names and
- * rules.
+ * value of `X` (a mounted secret); its trailing line break is cut. An empty variable is one that is not set: env files
+ * name what they leave open. Values are never part of the error, only names and rules.
  *
  * @throws AppError `config.invalid` whose message lists every fault, one per line.
  */
@@ -17,9 +17,9 @@ export function loadConfig<S extends z.ZodObject>(schema: S, environment: Enviro
   for (const name of Object.keys(schema.shape)) {
     const direct = environment[name];
     const file = environment[`${name}_FILE`];
-    if (direct !== undefined) values[name] = direct;
+    if (direct !== '' && direct !== undefined) values[name] = direct;
     if (file === undefined || file === '') continue;
-    if (direct !== undefined) faults.set(name, `set either ${name} or ${name}_FILE, not both`);
+    if (values[name] !== undefined) faults.set(name, `set either ${name} or ${name}_FILE, not both`);
     else {
       try {
         values[name] = readFileSync(file, 'utf8').trimEnd();

@@ -26,6 +26,19 @@ describe('loadConfig', () => {
       SECRET: 's3cret',
     });
   });
+
+  it('takes an empty variable for one that is not set', () => {
+    const file = join(mkdtempSync(join(tmpdir(), 'holdfast-config-')), 'secret');
+    writeFileSync(file, 's3cret\n');
+    const withDefault = schema.extend({ RETRIES: z.coerce.number().min(1).default(4) });
+    expect(loadConfig(withDefault, { PORT: '1', NAME: 'x', SECRET: '', SECRET_FILE: file, RETRIES: '' })).toEqual({
+      PORT: 1,
+      NAME: 'x',
+      SECRET: 's3cret',
+      RETRIES: 4,
+    });
+    expect(() => loadConfig(schema, { PORT: '1', NAME: '', SECRET: 's' })).toThrow('NAME: is not set');
+  });
 });
 
 describe('redact', () => {
