@@ -16,7 +16,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import pg from 'pg';
 import type { Settings } from './settings.ts';
-import { derivedSecret } from './settings.ts';
+import { derivedSecret, ROOT } from './settings.ts';
 
 const run = promisify(execFile);
 
@@ -113,16 +113,16 @@ export async function preparePostgres(settings: Settings): Promise<LocalPostgres
 }
 
 export function superuserUrl(settings: Settings, database = 'postgres'): string {
-  return `postgres://postgres:${derivedSecret(settings, 'postgres')}@127.0.0.1:${settings.ports.postgres}/${database}`;
+  return `postgres://postgres:${derivedSecret(settings, 'postgres')}@${settings.addresses.postgres}/${database}`;
 }
 
-const ROLES = ['owner', 'session', 'sandbox', 'gateway'] as const;
+const ROLES = ['owner', 'session', 'sandbox', 'gateway', 'observer'] as const;
 export type Role = (typeof ROLES)[number];
 
 export function roleUrl(settings: Settings, role: Role): string {
   const given = settings.values.DATABASE_URL ?? '';
   if (given !== '') return given;
-  return `postgres://holdfast_${role}:${derivedSecret(settings, `postgres-${role}`)}@127.0.0.1:${settings.ports.postgres}/holdfast`;
+  return `postgres://holdfast_${role}:${derivedSecret(settings, `postgres-${role}`)}@${settings.addresses.postgres}/holdfast`;
 }
 
 /** Roles and database of our own server. Safe to repeat. */
@@ -141,6 +141,24 @@ export async function prepareDatabase(settings: Settings): Promise<void> {
   } finally {
     await client.end();
   }
+}
+
+/** Brings the schema up to date, as its owner. */
+export async function migrate(settings: Settings, env: Readonly<Record<string, string>>): Promise<void> {
+  await sessionStep('migrate', { ...env, DATABASE_URL: roleUrl(settings, 'owner') });
+}
+
+/** Makes the default workspace, its environment and the first API key, where they are missing. */
+export async function bootstrap(settings: Settings, env: Readonly<Record<string, string>>): Promise<void> {
+  await sessionStep('bootstrap', {
+    ...env,
+    DATABASE_URL: roleUrl(settings, 'owner'),
+    HOLDFAST_API_KEY: settings.apiKey,
+  });
+}
+
+async function sessionStep(name: string, env: Record<string, string>): Promise<void> {
+  await run(process.execPath, [join(ROOT, `services/session/dist/${name}.js`)], { env, cwd: ROOT });
 }
 
 /** True when the server answers. */

@@ -12,6 +12,8 @@ export interface Settings {
   readonly values: Readonly<Record<string, string>>;
   readonly stateDir: string;
   readonly ports: Readonly<Record<'dashboard' | 'api' | 'postgres' | 'nats' | 'hub' | 'demoGateway', number>>;
+  /** `host:port` of our own servers. */
+  readonly addresses: Readonly<Record<'postgres' | 'nats', string>>;
   readonly demoGateway: boolean;
   readonly apiKey: string;
 }
@@ -53,17 +55,19 @@ export function loadSettings(environment: NodeJS.ProcessEnv = process.env): Sett
     return number;
   };
   const state = values.HOLDFAST_STATE_DIR ?? '';
+  const ports = {
+    dashboard: port('DASHBOARD_PORT', 3000),
+    api: port('API_PORT', 8080),
+    postgres: port('POSTGRES_PORT', 54_329),
+    nats: port('NATS_PORT', 42_229),
+    hub: port('HUB_PORT', 8081),
+    demoGateway: port('DEMO_GATEWAY_PORT', 8090),
+  };
   const settings: Settings = {
     values,
     stateDir: state === '' ? join(ROOT, '.holdfast') : isAbsolute(state) ? state : resolve(state),
-    ports: {
-      dashboard: port('DASHBOARD_PORT', 3000),
-      api: port('API_PORT', 8080),
-      postgres: port('POSTGRES_PORT', 54_329),
-      nats: port('NATS_PORT', 42_229),
-      hub: port('HUB_PORT', 8081),
-      demoGateway: port('DEMO_GATEWAY_PORT', 8090),
-    },
+    ports,
+    addresses: { postgres: `127.0.0.1:${ports.postgres}`, nats: `127.0.0.1:${ports.nats}` },
     demoGateway: (values.LITELLM_GATEWAY_URL ?? '') === '',
     apiKey: values.HOLDFAST_API_KEY ?? '',
   };
@@ -92,7 +96,7 @@ export function natsLogin(settings: Settings, user: keyof ReturnType<typeof nats
   const given = settings.values.NATS_URL ?? '';
   return given === ''
     ? {
-        NATS_URL: `nats://127.0.0.1:${settings.ports.nats}`,
+        NATS_URL: `nats://${settings.addresses.nats}`,
         NATS_USER: user,
         NATS_PASSWORD: natsPasswords(settings)[user],
       }

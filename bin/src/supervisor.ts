@@ -1,17 +1,22 @@
-import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { promisify } from 'node:util';
 import { natsServerConfig } from '@holdfast/bus';
 import { findNatsServer } from './nats-server.ts';
-import { postgresAnswers, prepareDatabase, preparePostgres, roleUrl, superuserUrl } from './postgres.ts';
+import {
+  bootstrap,
+  migrate,
+  postgresAnswers,
+  prepareDatabase,
+  preparePostgres,
+  roleUrl,
+  superuserUrl,
+} from './postgres.ts';
 import { Keeper, type ProcessPlan, RunFolder } from './processes.ts';
 import { loadSettings, natsLogin, natsPasswords, ROOT, replicas, type Settings } from './settings.ts';
 
-const run = promisify(execFile);
 const NODE = process.execPath;
 
 /** What `bin/up` reads of the supervisor: `run/status.json`. */
@@ -183,15 +188,10 @@ async function startNats(): Promise<void> {
   await waitFor('NATS', () => portAnswers(settings.ports.nats), 30_000, 'nats');
 }
 
-async function migrate(): Promise<void> {
+async function prepareSchema(): Promise<void> {
   status('bringing the schema up to date');
-  const env = { ...baseEnv(), DATABASE_URL: roleUrl(settings, 'owner') };
-  await run(NODE, [join(ROOT, 'services/session/dist/migrate.js')], { env, cwd: ROOT });
-  if (serversOnly) return;
-  await run(NODE, [join(ROOT, 'services/session/dist/bootstrap.js')], {
-    env: { ...env, HOLDFAST_API_KEY: settings.apiKey },
-    cwd: ROOT,
-  });
+  await migrate(settings, baseEnv());
+  if (!serversOnly) await bootstrap(settings, baseEnv());
 }
 
 /** Settings of a service that may be given in `.env` or the environment. */
@@ -216,8 +216,9 @@ function startServices(current: Settings): void {
       stopGraceMs: 15_000,
     });
   };
+  const demoGatewayUrl = `http://127.0.0.1:${ports.demoGateway}`;
   const modelEnv = current.demoGateway
-    ? { LITELLM_GATEWAY_URL: `http://127.0.0.1:${ports.demoGateway}`, HOLDFAST_DEMO_GATEWAY: 'true' }
+    ? { LITELLM_GATEWAY_URL: demoGatewayUrl, DEMO_GATEWAY_URL: demoGatewayUrl }
     : {
         LITELLM_GATEWAY_URL: current.values.LITELLM_GATEWAY_URL ?? '',
         LITELLM_API_KEY: current.values.LITELLM_API_KEY ?? '',
@@ -227,7 +228,7 @@ function startServices(current: Settings): void {
       'demo-gateway',
       'bin/src/demo-gateway/main.ts',
       { DEMO_GATEWAY_PORT: String(ports.demoGateway) },
-      `http://127.0.0.1:${ports.demoGateway}/healthz`,
+      `${demoGatewayUrl}/healthz`,
     );
   const named = (base: string, n: number): string => (n === 1 ? base : `${base}-${n}`);
   // Health endpoints lie above the API's port, out of the way of the ports that people choose.
@@ -332,7 +333,7 @@ folder.record('supervisor', process.pid, serversOnly ? `${buildId} servers` : bu
 try {
   await refuseTakenPorts();
   await Promise.all([startPostgres(), startNats()]);
-  await migrate();
+  await prepareSchema();
   if (!serversOnly) startServices(settings);
   for (const [name, url] of Object.entries(health))
     await waitFor(name, async () => folder.find(name) !== null && (await isReady(url)), 60_000, name);

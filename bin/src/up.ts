@@ -9,6 +9,7 @@ import { outsideFolder } from './postgres.ts';
 import { RunFolder } from './processes.ts';
 import { loadSettings, type Settings } from './settings.ts';
 import { down, isReady, readStatus, startSupervisor, untilReady } from './supervised.ts';
+import { welcome } from './welcome.ts';
 
 const HELP = `usage: bin/up [--detach] [--status] [--reset [--yes]]
   (no flag)   starts everything and stays; Ctrl-C stops it
@@ -84,29 +85,6 @@ async function reset(settings: Settings, yes: boolean): Promise<void> {
   say('all data was removed');
 }
 
-async function printWelcome(settings: Settings): Promise<void> {
-  const api = `http://127.0.0.1:${settings.ports.api}`;
-  const dashboard = `http://127.0.0.1:${settings.ports.dashboard}`;
-  say('ready');
-  console.log(`\n  API         ${api}   (key: HOLDFAST_API_KEY in .env)`);
-  const response = await fetch(`${api}/v1/x/sign_in_links`, {
-    method: 'POST',
-    headers: { authorization: `Bearer ${settings.apiKey}` },
-  });
-  const link = (await response.json()) as { token?: string };
-  const run = new RunFolder(settings.stateDir);
-  if (run.find('dashboard') !== null) {
-    console.log(`  Dashboard   ${dashboard}`);
-    if (response.ok) console.log(`  Sign in     ${dashboard}/sign-in#token=${link.token}   (once, within 10 minutes)`);
-  }
-  if (settings.demoGateway) {
-    console.log(
-      '\n  The model is the demo gateway: a script, not a language model. Set LITELLM_GATEWAY_URL and LITELLM_API_KEY in .env for real ones.',
-    );
-  }
-  console.log('');
-}
-
 async function up(settings: Settings, detach: boolean): Promise<void> {
   const run = new RunFolder(settings.stateDir);
   const buildId = build(say);
@@ -122,7 +100,8 @@ async function up(settings: Settings, detach: boolean): Promise<void> {
     startSupervisor(run, buildId);
   }
   await untilReady(run, say);
-  await printWelcome(settings);
+  say('ready');
+  console.log(await welcome(settings, { key: 'HOLDFAST_API_KEY in .env' }));
   if (detach) return;
   say('Ctrl-C stops everything');
   let leaving = false;

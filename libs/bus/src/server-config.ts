@@ -4,6 +4,8 @@ export interface NatsServerSettings {
   readonly host: string;
   readonly port: number;
   readonly storeDir: string;
+  /** Where `/healthz` answers, on loopback; none without it. */
+  readonly monitorPort?: number;
   /** Password of each service's user (B5). */
   readonly passwords: Readonly<Record<keyof typeof NATS_PERMISSIONS, string>>;
 }
@@ -22,7 +24,7 @@ export function natsServerConfig(settings: NatsServerSettings): string {
   });
   return `listen: ${quoted(`${settings.host}:${settings.port}`)}
 server_name: holdfast
-max_payload: 8MB
+${settings.monitorPort === undefined ? '' : `http: "127.0.0.1:${settings.monitorPort}"\n`}max_payload: 8MB
 write_deadline: "10s"
 jetstream { store_dir: ${quoted(settings.storeDir)}, max_memory_store: 64MB }
 authorization {

@@ -1,3 +1,4 @@
+import { hostname } from 'node:os';
 import { z } from 'zod';
 
 /** Every setting of the gateway. */
@@ -9,7 +10,8 @@ export const gatewayConfig = z.object({
   NATS_PASSWORD: z.string().default(''),
   LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
   HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
-  HOLDFAST_INSTANCE: z.string().default('gateway-api'),
+  /** Name of this replica, for the status page and the logs. */
+  HOLDFAST_INSTANCE: z.string().default(hostname()),
   /** Folder of the blob store; empty = `$HOLDFAST_STATE_DIR/blobs`. */
   BLOB_DIR: z.string().default(''),
   HOST: z.string().default('127.0.0.1'),
@@ -17,8 +19,8 @@ export const gatewayConfig = z.object({
   /** Asked for its models; the model calls themselves are made by the session service. */
   LITELLM_GATEWAY_URL: z.string().default(''),
   LITELLM_API_KEY: z.string().default(''),
-  /** True when the scripted demo gateway stands in for a real one; shown on the status page. */
-  HOLDFAST_DEMO_GATEWAY: z.stringbool().default(false),
+  /** Where the scripted demo gateway answers; the status page says so when `LITELLM_GATEWAY_URL` is that one. */
+  DEMO_GATEWAY_URL: z.string().default(''),
   /** How long a request waits for the session service, in milliseconds. */
   COMMAND_TIMEOUT_MS: z.coerce.number().int().min(100).default(10_000),
   SSE_PING_MS: z.coerce.number().int().min(100).default(15_000),

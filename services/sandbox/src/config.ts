@@ -1,3 +1,4 @@
+import { hostname } from 'node:os';
 import { z } from 'zod';
 
 const ms = (fallback: number) => z.coerce.number().int().min(1).default(fallback);
@@ -11,7 +12,8 @@ export const sandboxConfig = z.object({
   NATS_PASSWORD: z.string().default(''),
   LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
   HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
-  HOLDFAST_INSTANCE: z.string().default('sandbox'),
+  /** Name of this replica, for the status page and the logs. */
+  HOLDFAST_INSTANCE: z.string().default(hostname()),
   BLOB_DIR: z.string().default(''),
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).default(0),
   /** Kubernetes joins later. */

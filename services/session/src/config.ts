@@ -1,3 +1,4 @@
+import { hostname } from 'node:os';
 import { z } from 'zod';
 
 const ms = (fallback: number) => z.coerce.number().int().min(1).default(fallback);
@@ -13,7 +14,7 @@ export const sessionConfig = z.object({
   LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
   HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
   /** Name of this replica, for leases and the status page. */
-  HOLDFAST_INSTANCE: z.string().default('session'),
+  HOLDFAST_INSTANCE: z.string().default(hostname()),
   /** Folder of the blob store; empty = `$HOLDFAST_STATE_DIR/blobs`. */
   BLOB_DIR: z.string().default(''),
   /** Health endpoint on loopback; 0 = none. */

@@ -94,7 +94,7 @@ export class GatewayService {
         pool,
         beats: alive,
         deadLetters: () => deadLetters(bus),
-        demoGateway: config.HOLDFAST_DEMO_GATEWAY,
+        demoGateway: config.LITELLM_GATEWAY_URL !== '' && config.LITELLM_GATEWAY_URL === config.DEMO_GATEWAY_URL,
       }),
     ];
     for (const one of operations) this.#route(server, one, authenticator);

@@ -1,0 +1,19 @@
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { roleUrl } from './postgres.ts';
+import { natsLogin, ROOT, type Settings } from './settings.ts';
+
+/** Runs one maintenance command of the event log against these settings' servers. Returns its exit code. */
+export function maintain(settings: Settings, args: readonly string[]): number {
+  const { status } = spawnSync(process.execPath, [join(ROOT, 'services/session/dist/maintain.js'), ...args], {
+    stdio: 'inherit',
+    env: {
+      ...process.env,
+      DATABASE_URL: roleUrl(settings, 'owner'),
+      ...natsLogin(settings, 'session'),
+      BLOB_DIR: settings.values.BLOB_DIR ?? '',
+      HOLDFAST_STATE_DIR: settings.stateDir,
+    },
+  });
+  return status ?? 1;
+}
