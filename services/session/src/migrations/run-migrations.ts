@@ -6,13 +6,20 @@ import { catalogueMigrations } from './catalogue.migrations.ts';
 
 /** Advisory lock: of several migration jobs at once one works, the others wait. */
 const LOCK = 4_711_170_001;
-const ROLES = {
-  holdfast_session: 'select, insert, update, delete',
-  holdfast_gateway: 'select',
-  holdfast_sandbox: 'select, insert, update, delete',
-} as const;
-/** What the sandbox service may write; it reads nothing else. */
-const SANDBOX_TABLES = ['sandboxes', 'events', 'streams', 'consumer_handled'];
+const WRITE = 'select, insert, update, delete on';
+const CALL = ['usage on all sequences in schema public', 'execute on all functions in schema public'];
+/** What each role may do. The sandbox service reads and writes its own tables; the observer sees times and counts, no contents. */
+const GRANTS: Readonly<Record<string, readonly string[]>> = {
+  holdfast_session: [`${WRITE} all tables in schema public`, ...CALL],
+  holdfast_gateway: ['select on all tables in schema public'],
+  holdfast_sandbox: [`${WRITE} sandboxes, events, streams, consumer_handled`, ...CALL],
+  holdfast_observer: [
+    'select (position, txid, workspace_id, stream_id, version, type, recorded_at) on events',
+    'select (id, workspace_id, status, created_at, updated_at, archived_at) on sessions',
+    'select (id, workspace_id, status, isolation, created_at, updated_at) on sandboxes',
+    'select on relay_checkpoint',
+  ],
+};
 
 async function sandboxMigrations(folder: string): Promise<Migration[]> {
   const files = (await readdir(folder)).filter((file) => /^\w+\d{13}\.sql$/.test(file)).sort();
@@ -39,18 +46,13 @@ export async function runMigrations(databaseUrl: string, sandboxFolder: string):
   try {
     await lock.query('select pg_advisory_lock($1)', [LOCK]);
     const applied = await source.runMigrations();
-    for (const [role, rights] of Object.entries(ROLES)) {
+    for (const [role, grants] of Object.entries(GRANTS)) {
       const [{ present }] = (await source.query(
         'select exists (select 1 from pg_roles where rolname = $1) as present',
         [role],
       )) as [{ present: boolean }];
       if (!present) continue;
-      await source.query(`grant usage on schema public to ${role}`);
-      const tables = role === 'holdfast_sandbox' ? `table ${SANDBOX_TABLES.join(', ')}` : 'all tables in schema public';
-      await source.query(`grant ${rights} on ${tables} to ${role}`);
-      if (role === 'holdfast_gateway') continue;
-      await source.query(`grant usage on all sequences in schema public to ${role}`);
-      await source.query(`grant execute on all functions in schema public to ${role}`);
+      for (const grant of ['usage on schema public', ...grants]) await source.query(`grant ${grant} to ${role}`);
     }
     return applied.map((migration) => migration.name);
   } finally {

@@ -1,0 +1,115 @@
+import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { type TestDatabase, testDatabase } from '@holdfast/testing';
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import pg from 'pg';
+import { z } from 'zod';
+import { bootstrap } from './bootstrap.ts';
+import { runMigrations } from './run-migrations.ts';
+
+const ROLES = ['session', 'sandbox', 'gateway', 'observer'] as const;
+const KEY = `hf_${'k'.repeat(43)}`;
+const repository = (path: string): string => fileURLToPath(new URL(`../../../../${path}`, import.meta.url));
+
+let database: TestDatabase;
+beforeAll(async () => {
+  database = await testDatabase();
+  await asRole(null, async (client) => {
+    // Roles belong to the whole cluster, which other specs use at the same time.
+    for (const role of ROLES)
+      await client.query(
+        `do $$ begin create role holdfast_${role} login; exception when duplicate_object or unique_violation then null; end $$`,
+      );
+  });
+  await runMigrations(database.url, repository('services/sandbox/migrations'));
+  await bootstrap(database.url, KEY);
+}, 60_000);
+afterAll(async () => database.drop());
+
+async function asRole<T>(role: (typeof ROLES)[number] | null, work: (client: pg.Client) => Promise<T>): Promise<T> {
+  const url = new URL(database.url);
+  if (role !== null) url.username = `holdfast_${role}`;
+  const client = new pg.Client({ connectionString: url.href });
+  await client.connect();
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
+  }
+}
+
+const expectRefused = async (role: (typeof ROLES)[number], sql: string): Promise<void> => {
+  await expect(asRole(role, (client) => client.query(sql))).rejects.toThrow('permission denied');
+};
+const expectAllowed = async (role: (typeof ROLES)[number], sql: string): Promise<void> => {
+  await expect(asRole(role, (client) => client.query(sql))).resolves.toBeDefined();
+};
+
+describe('the roles', () => {
+  it('let the gateway read and nothing else', async () => {
+    await expectAllowed('gateway', 'select 1 from events, api_keys, sessions');
+    await expectRefused('gateway', 'delete from api_keys');
+    await expectRefused('gateway', `update streams set version = 0`);
+  });
+
+  it('keep the catalogue from the sandbox service', async () => {
+    await expectAllowed('sandbox', 'select 1 from sandboxes, events, streams');
+    await expectRefused('sandbox', 'select 1 from api_keys');
+    await expectRefused('sandbox', 'select 1 from sessions');
+  });
+
+  it('let nobody but the owner change the schema', async () => {
+    for (const role of ROLES) await expectRefused(role, 'create table public.mine (id integer)');
+  });
+
+  it('show the observer times and counts, no contents', async () => {
+    await expectRefused('observer', 'select data from events');
+    await expectRefused('observer', 'select metadata from events');
+    await expectRefused('observer', 'select view from sessions');
+    await expectRefused('observer', 'select title from sessions');
+    await expectRefused('observer', 'select token_hash from sandboxes');
+    await expectRefused('observer', 'select 1 from api_keys');
+    await expectRefused('observer', 'delete from relay_checkpoint');
+  });
+});
+
+describe('the Grafana dashboard', () => {
+  const { panels } = z
+    .object({
+      panels: z.array(
+        z.object({ title: z.string(), targets: z.tuple([z.object({ format: z.string(), rawSql: z.string() })]) }),
+      ),
+    })
+    .parse(JSON.parse(readFileSync(repository('k8s/grafana/dashboards/holdfast.json'), 'utf8')));
+  /** The macros of Grafana's Postgres data source, as far as they are used. */
+  const expand = (sql: string): string =>
+    sql
+      .replace(/\$__timeGroupAlias\((\w+), \$__interval\)/g, `date_bin('60 s', $1, 'epoch') as "time"`)
+      .replace(/\$__timeFilter\((\w+)\)/g, "$1 between now() - interval '1 hour' and now()");
+
+  it.each(panels.map((panel) => [panel.title, panel] as const))('can ask for "%s"', async (_title, panel) => {
+    const [{ format, rawSql }] = panel.targets;
+    expect(expand(rawSql)).not.toContain('$');
+    const { fields } = await asRole('observer', (client) => client.query(expand(rawSql)));
+    const names = fields.map(({ name }) => name);
+    if (format === 'time_series') expect(names).toEqual(['time', 'metric', 'value']);
+    else expect(names.length).toBeGreaterThan(0);
+  });
+
+  it('sees what the relay has not passed on', async () => {
+    const waiting = panels.find(({ title }) => title === 'Waiting for the relay')?.targets[0].rawSql ?? '';
+    const count = (): Promise<unknown> =>
+      asRole('observer', async (client) => (await client.query<{ events: string }>(waiting)).rows[0]?.events);
+    const { rows } = await asRole(null, (client) =>
+      client.query<{ amount: string }>('select count(*) as amount from events'),
+    );
+    expect(await count()).toBe(rows[0]?.amount);
+    expect(Number(await count())).toBeGreaterThan(0);
+    await asRole(null, (client) =>
+      client.query(
+        `insert into relay_checkpoint (name, txid, position) select 'events', txid, position from events order by txid desc, position desc limit 1`,
+      ),
+    );
+    expect(await count()).toBe('0');
+  });
+});
