@@ -169,6 +169,79 @@ describe('EventLog', () => {
     await expect(one(unique('other'), same)).rejects.toMatchObject({ code: 'log.event-id-taken' });
   });
 
+  it('finds out what became of a batch whose connection broke at its commit (L2)', async () => {
+    let broken = 0;
+    const flaky = {
+      connect: async () => {
+        const client = await pool.connect();
+        return {
+          query: async (...args: Parameters<pg.PoolClient['query']>) => {
+            const answer: unknown = await client.query(...args);
+            if ((args[0] as unknown) !== 'commit' || ++broken > 2) return answer;
+            throw new Error('Connection terminated unexpectedly');
+          },
+          release: (destroy?: boolean) => client.release(destroy),
+        };
+      },
+      query: (...args: Parameters<pg.Pool['query']>) => pool.query(...args),
+    } as unknown as pg.Pool;
+    const told: string[] = [];
+    const own = new EventLog({ pool: flaky, onCommitted: (events) => told.push(...events.map(({ id }) => id)) });
+    const streams = Array.from({ length: 6 }, () => unique('unsure'));
+    const sent = streams.map((streamId) => ({
+      streamId,
+      workspaceId: WORKSPACE,
+      expectedVersion: 0,
+      events: [event()],
+    }));
+    // The first goes alone, the others gather behind it: both commits happen, neither is answered.
+    const results = await Promise.all(sent.map((append) => own.append({ appends: [append] })));
+    expect(broken).toBe(2);
+    expect(results.map(({ streams: [stream] }) => stream?.toVersion)).toEqual(sent.map(() => 1));
+    expect(told.sort()).toEqual(sent.map(({ events }) => events[0]?.id).sort());
+    for (const streamId of streams) expect((await log.streamHead(streamId))?.version).toBe(1);
+  });
+
+  it('does not begin an append after its deadline, also when the one before it took too long', async () => {
+    const own = new EventLog({ pool });
+    const streamId = unique('late');
+    const slow = own.append({
+      appends: [{ streamId: unique('slow'), workspaceId: WORKSPACE, events: [event()] }],
+      statements: [{ text: 'select pg_sleep(0.2)', values: [] }],
+    });
+    const appends = [{ streamId, workspaceId: WORKSPACE, events: [event()] }];
+    const failing = own.append({
+      appends: [{ streamId: unique('failing'), workspaceId: WORKSPACE, events: [event()] }],
+      statements: [
+        { text: 'select pg_sleep(0.3)', values: [] },
+        { text: 'select 1 / $1::integer', values: [0] },
+      ],
+    });
+    // In one batch with the failing one, so that each is tried alone, one after the other.
+    const late = own.append({ appends, deadlineAtMs: Date.now() + 400 });
+    await slow;
+    await expect(failing).rejects.toMatchObject({ code: '22012' });
+    await expect(late).rejects.toMatchObject({ code: 'log.deadline' });
+    expect(await log.streamHead(streamId)).toBeNull();
+  });
+
+  it('waits for a process that stopped in the middle of an append for seconds, not for ever', async () => {
+    const streamId = unique('frozen');
+    await one(streamId, [event()]);
+    const frozen = await pool.connect();
+    await frozen.query('begin');
+    await frozen.query('select 1 from streams where stream_id = $1 for update', [streamId]);
+    const at = Date.now();
+    const result = await log.append({
+      appends: [{ streamId, workspaceId: WORKSPACE, events: [event()] }],
+      deadlineAtMs: at + 20_000,
+    });
+    expect(result.streams[0]?.toVersion).toBe(2);
+    expect(Date.now() - at).toBeLessThan(5_000);
+    await expect(frozen.query('commit')).rejects.toThrow();
+    frozen.release(true);
+  });
+
   it('keeps workspaces apart', async () => {
     const streamId = unique('tenant');
     await one(streamId, [event()]);

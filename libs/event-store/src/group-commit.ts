@@ -107,15 +107,16 @@ export class GroupCommit {
     const now = Date.now();
     const due = batch.filter((waiting) => {
       if (waiting.deadlineAtMs > now) return true;
-      waiting.reject(new AppError('unavailable', 'log.deadline', 'The append could not be begun before its deadline.'));
+      waiting.reject(tooLate());
       return false;
     });
     if (due.length === 0) return;
     try {
       this.#settle(due, await this.#transaction(due));
     } catch (error) {
-      if (due.length === 1 && due[0] !== undefined) await this.#alone(due[0], error);
-      else for (const waiting of due) await this.#alone(waiting, null);
+      // What one append of a batch did wrong says nothing of the others; a lost connection may have stored them all (L2).
+      const shared = due.length === 1 || isConnectionLoss(error) ? error : null;
+      for (const waiting of due) await this.#alone(waiting, shared);
     }
   }
 
@@ -129,7 +130,7 @@ export class GroupCommit {
         if (unsure) {
           // The commit may have happened although its answer was lost (L2).
           const found = await this.#lookUp(waiting);
-          if (found !== null) return waiting.resolve(found);
+          if (found !== null) return this.#settle([waiting], [{ result: found }]);
         }
         if (isDuplicateEvent(error)) {
           return waiting.reject(
@@ -137,10 +138,12 @@ export class GroupCommit {
           );
         }
         if (error !== null && !isConnectionLoss(error) && !isTransient(error)) return waiting.reject(asRefusal(error));
+        if (Date.now() >= waiting.deadlineAtMs)
+          return waiting.reject(error === null ? tooLate() : logUnavailable(error));
         const outcomes = await this.#transaction([waiting]);
         // A lost connection's commit may have ended only now, and be the reason of the refusal.
         const late = unsure && outcomes.some((outcome) => 'refused' in outcome) ? await this.#lookUp(waiting) : null;
-        return late === null ? this.#settle([waiting], outcomes) : waiting.resolve(late);
+        return this.#settle([waiting], late === null ? outcomes : [{ result: late }]);
       } catch (caught) {
         error = caught;
         if (!isConnectionLoss(error) && !isTransient(error)) continue;
@@ -209,6 +212,10 @@ export class GroupCommit {
       waiting.resolve(outcome.result);
     }
   }
+}
+
+function tooLate(): AppError {
+  return new AppError('unavailable', 'log.deadline', 'The append could not be begun before its deadline.');
 }
 
 function prepare(request: AppendRequest): Pick<Waiting, 'request' | 'prepared' | 'chars' | 'deadlineAtMs'> {

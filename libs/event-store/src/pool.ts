@@ -1,9 +1,13 @@
 import { AppError } from '@holdfast/contracts';
 import pg from 'pg';
 
+/** An open transaction that says nothing for so long is ended by Postgres, in milliseconds. */
+const SILENT_TRANSACTION_MS = 3_000;
+
 /**
  * A pool for the log: pipelined, so that BEGIN, the append and COMMIT do not wait for each other's answers. Idle clients
- * that lose their connection are dropped by the pool; the error is reported to `onIdleError` and nothing else.
+ * that lose their connection are dropped by the pool; the error is reported to `onIdleError` and nothing else. A process
+ * that stops in the middle of a transaction holds its locks for {@link SILENT_TRANSACTION_MS} at most.
  */
 export function createLogPool(options: {
   connectionString: string;
@@ -18,6 +22,7 @@ export function createLogPool(options: {
     connectionTimeoutMillis: 5_000,
     idleTimeoutMillis: 30_000,
     keepAlive: true,
+    idle_in_transaction_session_timeout: SILENT_TRANSACTION_MS,
     pipeline: true,
   });
   pool.on('error', (error) => options.onIdleError?.(error));
@@ -31,7 +36,7 @@ export interface Transaction {
   query<R extends pg.QueryResultRow = pg.QueryResultRow>(text: string, values?: unknown[]): Promise<pg.QueryResult<R>>;
 }
 
-const CONNECTION_STATES = /^(08|57P0|53300|XX000)/;
+const CONNECTION_STATES = /^(08|57P0|53300|25P03|XX000)/;
 const CONNECTION_CODES = new Set([
   'ECONNREFUSED',
   'ECONNRESET',
