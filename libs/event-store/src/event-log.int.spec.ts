@@ -90,8 +90,8 @@ describe('EventLog', () => {
     ).rejects.toMatchObject({
       code: 'log.lease-held',
     });
-    expect(await log.renewLeases('a', [{ streamId, generation: 1 }], 1)).toEqual([streamId]);
-    expect(await log.renewLeases('b', [{ streamId, generation: 1 }], 1)).toEqual([]);
+    expect(await log.renewLeases('a', [{ streamId, generation: 1 }], 1)).toEqual(new Map([[streamId, 2]]));
+    expect(await log.renewLeases('b', [{ streamId, generation: 1 }], 1)).toEqual(new Map());
     await new Promise((resolve) => setTimeout(resolve, 20));
     await one(streamId, [event()], { generation: 2, lease: { owner: 'b', ttlMs: 60_000 } });
     await expect(one(streamId, [event()], { generation: 1 })).rejects.toMatchObject({ code: 'log.generation-fenced' });

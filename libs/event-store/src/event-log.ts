@@ -183,24 +183,24 @@ export class EventLog {
     return this.#byIds(ids);
   }
 
-  /** Takes the leases' time again; returns the streams whose lease is still held by that owner and generation. */
+  /** Takes the leases' time again; returns the streams that this owner and generation still hold, with their versions. */
   async renewLeases(
     owner: string,
     leases: readonly { streamId: string; generation: number }[],
     ttlMs: number,
-  ): Promise<string[]> {
-    if (leases.length === 0) return [];
-    const { rows } = await this.#pool.query<{ stream_id: string }>(
+  ): Promise<Map<string, number>> {
+    if (leases.length === 0) return new Map();
+    const { rows } = await this.#pool.query<{ stream_id: string; version: number }>(
       `with mine as (
          select s.stream_id from streams s join unnest($2::text[], $3::integer[]) as l(stream_id, generation)
            on s.stream_id = l.stream_id and s.lease_generation = l.generation
          where s.lease_owner = $1 order by s.stream_id for update of s
        )
        update streams s set lease_expires_at = clock_timestamp() + $4 * interval '1 millisecond'
-       from mine where s.stream_id = mine.stream_id returning s.stream_id`,
+       from mine where s.stream_id = mine.stream_id returning s.stream_id, s.version`,
       [owner, leases.map((lease) => lease.streamId), leases.map((lease) => lease.generation), ttlMs],
     );
-    return rows.map((row) => row.stream_id);
+    return new Map(rows.map((row) => [row.stream_id, row.version]));
   }
 
   /** Frees a lease without an event; nothing happens when it is no longer held by that owner and generation. */

@@ -15,6 +15,7 @@ import {
   parseSubject,
 } from '@holdfast/contracts';
 import {
+  asLogError,
   assertLogUsable,
   createLogPool,
   DirectoryBlobStore,
@@ -259,5 +260,9 @@ async function dispatch(
   if (handler === undefined || !isId('workspace', command.workspaceId)) {
     throw new AppError('invalid', 'command.unknown', `There is no command ${aggregate}.${verb}.`);
   }
-  return { body: await handler(id, command, context.deadlineAtMs - REPLY_MARGIN_MS) };
+  try {
+    return { body: await handler(id, command, context.deadlineAtMs - REPLY_MARGIN_MS) };
+  } catch (error) {
+    throw asLogError(error);
+  }
 }

@@ -240,6 +240,8 @@ export type NextStep =
   | { readonly kind: 'model' }
   | { readonly kind: 'tools'; readonly calls: readonly OpenCall[] }
   | { readonly kind: 'compact' }
+  /** The last model call failed; the next one is not due yet. */
+  | { readonly kind: 'wait'; readonly untilMs: number }
   | { readonly kind: 'limit'; readonly limit: TurnLimit }
   | { readonly kind: 'interrupted' }
   | { readonly kind: 'idle'; readonly stopReason: StopReason };
@@ -265,6 +267,8 @@ export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTo
     if (state.turn.toolMs >= bounds.toolTimeMs) return { kind: 'limit', limit: 'tool_time' };
     if (nowMs - Date.parse(state.turn.startedAt) >= bounds.wallTimeMs) return { kind: 'limit', limit: 'wall_time' };
   }
+  if (state.retry !== null && state.openRequest === null && Date.parse(state.retry.at) > nowMs)
+    return { kind: 'wait', untilMs: Date.parse(state.retry.at) };
   if (state.contextTokens >= contextLimitTokens) return { kind: 'compact' };
   return { kind: 'model' };
 }
@@ -323,8 +327,25 @@ export function endLostRequest(requestId: string, ids: IdSource): Draft {
   });
 }
 
-/** An interrupt ends the turn: the open call's span is closed, open tool calls get their error, and queued messages go on. */
-export function interruptTurn(state: SessionState, closed: readonly Draft[], worker: string, ids: IdSource): Draft[] {
+/** Why a turn is cut: the user asked, or it cannot go on. */
+export interface Cut {
+  /** What the model is told of the calls that never ran. */
+  readonly callText: string;
+  readonly error: SessionError | null;
+}
+export const INTERRUPTED: Cut = { callText: 'Interrupted by the user.', error: null };
+
+/**
+ * Ends the turn where it stands: the open model call's span is closed, open tool calls get their error (`closed` has the
+ * results of those that may have begun), and queued messages go on.
+ */
+export function cutTurn(
+  state: SessionState,
+  closed: readonly Draft[],
+  cut: Cut,
+  worker: string,
+  ids: IdSource,
+): Draft[] {
   const drafts: Draft[] = [];
   if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
   drafts.push(...closed);
@@ -332,11 +353,12 @@ export function interruptTurn(state: SessionState, closed: readonly Draft[], wor
   drafts.push(
     ...closeCalls(
       state.calls.filter((call) => !done.has(call.id)),
-      'Interrupted by the user.',
+      cut.callText,
       ids,
     ),
   );
-  drafts.push(endTurn(state, { type: 'end_turn' }, worker, ids));
+  if (cut.error !== null) drafts.push(draft(ids, { type: 'session.error', data: { error: cut.error } }));
+  drafts.push(endTurn(state, { type: cut.error === null ? 'end_turn' : 'retries_exhausted' }, worker, ids));
   return drafts;
 }
 
@@ -583,7 +605,7 @@ export function advance(
     const now = foldDrafts(state, drafts, at);
     if (now.status === 'idle') return { drafts, idle: true };
     const next = nextStep(now, options.bounds, options.contextLimitTokens, options.nowMs);
-    if (next.kind === 'tools' || next.kind === 'compact') return { drafts, idle: false };
+    if (next.kind === 'tools' || next.kind === 'compact' || next.kind === 'wait') return { drafts, idle: false };
     if (next.kind === 'model') {
       const model = now.agent?.model.id ?? '';
       drafts.push(...beginModelRequest(now, model, ids));
@@ -591,7 +613,7 @@ export function advance(
     }
     if (next.kind === 'interrupted') {
       if (runnableCalls(now).length > 0) return { drafts, idle: false };
-      drafts.push(...interruptTurn(now, [], options.worker, ids));
+      drafts.push(...cutTurn(now, [], INTERRUPTED, options.worker, ids));
     } else if (next.kind === 'limit') {
       drafts.push(...limitReached(now, next.limit, options.worker, ids));
     } else {

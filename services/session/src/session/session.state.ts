@@ -28,12 +28,16 @@ export interface OpenCall {
   readonly confirmation: { readonly result: 'allow' | 'deny'; readonly denyMessage: string | null } | null;
   /** Since when the platform may act on it: its opening, or the client's confirmation (RFC 3339). */
   readonly readySince: string;
+  /** The first journal that it may have been sent under; null while no sandbox was attached. */
+  readonly journalId: string | null;
 }
 
 /** What one message's turn has spent so far (T6). */
 export interface TurnSpending {
   readonly turnId: string;
+  /** Moved on by the time that the turn waited for the client. */
   readonly startedAt: string;
+  readonly waitingSince: string | null;
   readonly modelSteps: number;
   readonly outputTokens: number;
   /** Milliseconds of tool calls, summed over parallel ones. */
@@ -56,7 +60,7 @@ export interface SessionState {
   readonly turn: TurnSpending | null;
   readonly openRequest: { readonly id: string; readonly messageId: string; readonly at: string } | null;
   readonly calls: readonly OpenCall[];
-  /** Client answers by call id, to tell a repeated answer from a contradicting one. */
+  /** The newest client answers by call id, to tell a repeated answer from a contradicting one. */
   readonly answers: Readonly<Record<string, { readonly eventId: string; readonly text: string }>>;
   readonly interruptPending: boolean;
   /** Set while the last model call failed and will be tried again. */
@@ -92,9 +96,27 @@ export const initialState: SessionState = {
   owesStep: false,
 };
 
+/** Repeats of older answers are refused as those to calls that do not wait. */
+const MAX_ANSWERS = 64;
+
+function addAnswer(
+  answers: SessionState['answers'],
+  callId: string,
+  answer: SessionState['answers'][string],
+): SessionState['answers'] {
+  const kept = Object.entries(answers).slice(1 - MAX_ANSWERS);
+  return { ...Object.fromEntries(kept), [callId]: answer };
+}
+
 /** Canonical text of a client's answer, to compare a repeated one. */
 export function answerText(answer: object): string {
   return JSON.stringify(answer);
+}
+
+/** A turn that waited for the client and goes on. */
+function resumed(turn: TurnSpending, at: string): TurnSpending {
+  const waitedMs = turn.waitingSince === null ? 0 : Date.parse(at) - Date.parse(turn.waitingSince);
+  return { ...turn, startedAt: new Date(Date.parse(turn.startedAt) + waitedMs).toISOString(), waitingSince: null };
 }
 
 function closeCall(state: SessionState, id: string): Pick<SessionState, 'calls'> {
@@ -136,9 +158,16 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return {
         ...next,
         calls: state.calls.map((call) =>
-          call.id === id ? { ...call, confirmation: { result, denyMessage }, readySince: event.recordedAt } : call,
+          call.id === id
+            ? {
+                ...call,
+                confirmation: { result, denyMessage },
+                readySince: event.recordedAt,
+                journalId: state.sandbox?.journalId ?? null,
+              }
+            : call,
         ),
-        answers: { ...state.answers, [id]: { eventId: event.id, text: answerText(event.data) } },
+        answers: addAnswer(state.answers, id, { eventId: event.id, text: answerText(event.data) }),
       };
     }
     case 'user.custom_tool_result':
@@ -146,10 +175,10 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         ...next,
         ...closeCall(state, event.data.custom_tool_use_id),
         owesStep: true,
-        answers: {
-          ...state.answers,
-          [event.data.custom_tool_use_id]: { eventId: event.id, text: answerText(event.data) },
-        },
+        answers: addAnswer(state.answers, event.data.custom_tool_use_id, {
+          eventId: event.id,
+          text: answerText(event.data),
+        }),
       };
     case 'session.turn_started':
       return {
@@ -161,10 +190,11 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
               // A requires_action turn that resumes keeps its spending; any other start is a turn of its own.
               turn:
                 state.turn !== null && state.stopReason?.type === 'requires_action'
-                  ? state.turn
+                  ? resumed(state.turn, event.recordedAt)
                   : {
                       turnId: event.data.turn_id,
                       startedAt: event.recordedAt,
+                      waitingSince: null,
                       modelSteps: 0,
                       outputTokens: 0,
                       toolMs: 0,
@@ -185,7 +215,10 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         stopReason: event.data.stop_reason,
         interruptPending: false,
         retry: null,
-        turn: event.data.stop_reason.type === 'requires_action' ? state.turn : null,
+        turn:
+          event.data.stop_reason.type === 'requires_action' && state.turn !== null
+            ? { ...state.turn, waitingSince: state.turn.waitingSince ?? event.recordedAt }
+            : null,
         owesStep: event.data.stop_reason.type === 'requires_action' ? state.owesStep : false,
       };
     case 'session.status_terminated':
@@ -234,6 +267,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             permission: event.data.evaluated_permission,
             confirmation: null,
             readySince: event.recordedAt,
+            journalId: state.sandbox?.journalId ?? null,
           },
         ],
       };
@@ -250,6 +284,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             permission: 'allow',
             confirmation: null,
             readySince: event.recordedAt,
+            journalId: state.sandbox?.journalId ?? null,
           },
         ],
       };
@@ -264,9 +299,15 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       };
     }
     case 'agent.thread_context_compacted':
-      return { ...next, contextTokens: 0 };
-    case 'session.sandbox_attached':
-      return { ...next, sandbox: { sandboxId: event.data.sandbox_id, journalId: event.data.journal_id } };
+      return { ...next, contextTokens: 0, retry: null };
+    case 'session.sandbox_attached': {
+      const { sandbox_id: sandboxId, journal_id: journalId } = event.data;
+      return {
+        ...next,
+        sandbox: { sandboxId, journalId },
+        calls: state.calls.map((call) => (call.journalId === null ? { ...call, journalId } : call)),
+      };
+    }
     case 'agent.message':
     case 'agent.thinking':
       return next;

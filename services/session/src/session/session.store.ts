@@ -1,4 +1,12 @@
-import { AppError, type JsonObject, newId, type SessionEvent, type StoredEvent, streamOf } from '@holdfast/contracts';
+import {
+  AppError,
+  type JsonObject,
+  newId,
+  type SessionEvent,
+  type StoredEvent,
+  sessionEvents,
+  streamOf,
+} from '@holdfast/contracts';
 import { type CompanionStatement, derivedEventId, type EventLog, type StreamAppend } from '@holdfast/event-store';
 import { Conversation } from '../turn/conversation.ts';
 import type { Draft, IdSource } from './session.decider.ts';
@@ -20,8 +28,15 @@ export interface CommitContext {
 }
 
 const SESSION_SCHEMA_VERSION = 1;
-/** Folded sessions kept in memory; a dropped one is read again from the log. */
-const MAX_CACHED = 4_096;
+const KNOWN_TYPES: ReadonlySet<string> = new Set(sessionEvents.map(({ type }) => type));
+
+/** How much of the log is kept folded in memory; a dropped session is read again from the log. */
+export interface CacheBounds {
+  readonly sessions: number;
+  /** Characters of their conversations. */
+  readonly chars: number;
+}
+const DEFAULT_BOUNDS: CacheBounds = { sessions: 4_096, chars: 32 * 1024 * 1024 };
 
 /**
  * One session in memory: its folds and the queue of decisions on it. Many decisions may be asked for at once; they are
@@ -31,16 +46,26 @@ export class LoadedSession {
   readonly id: string;
   readonly streamId: string;
   state: SessionState = initialState;
-  workspaceId: string | null = null;
+  workspaceId: string | null;
   readonly conversation = new Conversation();
   readonly #log: EventLog;
+  #opened: Promise<void> | null;
   #tail: Promise<unknown> = Promise.resolve();
   #listeners = new Set<() => void>();
 
-  constructor(id: string, log: EventLog) {
+  /** With a workspace it is a session that does not exist yet. */
+  constructor(id: string, log: EventLog, workspaceId: string | null = null) {
     this.id = id;
     this.streamId = streamOf('session', id);
+    this.workspaceId = workspaceId;
     this.#log = log;
+    this.#opened = workspaceId === null ? null : Promise.resolve();
+  }
+
+  /** Folded at least once. */
+  opened(): Promise<void> {
+    this.#opened ??= this.refresh();
+    return this.#opened;
   }
 
   get watched(): boolean {
@@ -129,7 +154,9 @@ export class LoadedSession {
 
   #fold(events: readonly StoredEvent[]): void {
     for (const stored of events) {
-      const event = stored as unknown as SessionEvent;
+      // A looked-up commit may have been read already.
+      if (stored.version <= this.state.version) continue;
+      const event = readable(stored);
       this.workspaceId ??= event.workspaceId;
       this.state = evolve(this.state, event);
       this.conversation.apply(event);
@@ -138,73 +165,76 @@ export class LoadedSession {
   }
 }
 
+/** An event that this version understands. A newer one is never guessed at: the session waits for a newer process (L7). */
+function readable(stored: StoredEvent): SessionEvent {
+  if (KNOWN_TYPES.has(stored.type) && stored.schemaVersion <= SESSION_SCHEMA_VERSION)
+    return stored as unknown as SessionEvent;
+  throw new AppError(
+    'unavailable',
+    'session.newer-events',
+    `The session holds events of a newer version of the platform (${stored.type} ${stored.schemaVersion}); this process cannot work on it.`,
+  );
+}
+
 /** The sessions this process has folded. Losing it loses nothing: the log is the truth. */
 export class SessionStore {
   readonly #log: EventLog;
-  readonly #sessions = new Map<string, Promise<LoadedSession>>();
+  readonly #bounds: CacheBounds;
+  /** The least recently used first. */
+  readonly #sessions = new Map<string, LoadedSession>();
 
-  constructor(log: EventLog) {
+  constructor(log: EventLog, bounds: CacheBounds = DEFAULT_BOUNDS) {
     this.#log = log;
+    this.#bounds = bounds;
+  }
+
+  get size(): number {
+    return this.#sessions.size;
   }
 
   /** The session, folded at least once; its state may be behind others' appends until a commit or refresh says so. */
   async open(id: string): Promise<LoadedSession> {
-    const known = this.#sessions.get(id);
-    if (known !== undefined) {
-      this.#sessions.delete(id);
-      this.#sessions.set(id, known);
-      return known;
-    }
-    const loading = (async () => {
-      const session = new LoadedSession(id, this.#log);
-      await session.refresh();
+    const session = this.#keep(this.#sessions.get(id) ?? new LoadedSession(id, this.#log));
+    try {
+      await session.opened();
       return session;
-    })();
-    this.#sessions.set(id, loading);
-    loading.catch(() => this.#sessions.delete(id));
-    this.#trim();
-    return loading;
+    } catch (error) {
+      if (this.#sessions.get(id) === session) this.#sessions.delete(id);
+      throw error;
+    }
   }
 
   /** A session of that workspace; another workspace's does not exist for it. */
   async openIn(workspaceId: string, id: string): Promise<LoadedSession> {
     const session = await this.open(id);
     if (session.workspaceId === null) await session.refresh();
-    if (session.workspaceId !== workspaceId) {
-      this.#sessions.delete(id);
-      throw new AppError('not-found', 'session.not-found', 'There is no such session.');
-    }
-    return session;
+    if (session.workspaceId === workspaceId) return session;
+    if (session.workspaceId === null) this.#sessions.delete(id);
+    throw new AppError('not-found', 'session.not-found', 'There is no such session.');
   }
 
   /** A session that does not exist yet. */
   fresh(workspaceId: string, id: string): LoadedSession {
-    const session = new LoadedSession(id, this.#log);
-    session.workspaceId = workspaceId;
-    this.#sessions.set(id, Promise.resolve(session));
-    this.#trim();
-    return session;
-  }
-
-  /** The session if this process has it folded and something follows it. */
-  async loaded(id: string): Promise<LoadedSession | undefined> {
-    return this.#sessions.get(id);
+    return this.#keep(new LoadedSession(id, this.#log, workspaceId));
   }
 
   forget(id: string): void {
     this.#sessions.delete(id);
   }
 
-  #trim(): void {
-    for (const [id, loading] of this.#sessions) {
-      if (this.#sessions.size <= MAX_CACHED) return;
-      void loading.then(
-        (session) => {
-          if (!session.watched) this.#sessions.delete(id);
-        },
-        () => this.#sessions.delete(id),
-      );
+  /** Makes a session the newest, and drops the oldest above the bounds but none that is at work. */
+  #keep(session: LoadedSession): LoadedSession {
+    this.#sessions.delete(session.id);
+    this.#sessions.set(session.id, session);
+    let chars = 0;
+    for (const { conversation } of this.#sessions.values()) chars += conversation.chars;
+    for (const [id, oldest] of this.#sessions) {
+      if (this.#sessions.size <= this.#bounds.sessions && chars <= this.#bounds.chars) break;
+      if (oldest.watched || oldest === session) continue;
+      this.#sessions.delete(id);
+      chars -= oldest.conversation.chars;
     }
+    return session;
   }
 }
 

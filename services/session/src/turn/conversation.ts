@@ -23,7 +23,13 @@ export class Conversation {
   #items: ConversationItem[] = [];
   /** The assistant item that the newest model call is writing. */
   #step: { -readonly [K in keyof Assistant]: Assistant[K] } | null = null;
-  #lastUser: ConversationItem | null = null;
+  #lastUser: Extract<ConversationItem, { role: 'user' }> | null = null;
+  #chars = 0;
+
+  /** About how much text it holds. */
+  get chars(): number {
+    return this.#chars;
+  }
 
   get items(): readonly ConversationItem[] {
     return this.#items;
@@ -46,10 +52,12 @@ export class Conversation {
         this.#step = null;
         return;
       case 'agent.message':
+        this.#chars += charsOf(event.data.content);
         this.#open().text = [...this.#open().text, ...event.data.content];
         return;
       case 'agent.tool_use':
       case 'agent.custom_tool_use':
+        this.#chars += JSON.stringify(event.data.input).length;
         this.#open().calls = [...this.#open().calls, { id: event.id, name: event.data.name, input: event.data.input }];
         return;
       case 'agent.tool_result':
@@ -60,9 +68,10 @@ export class Conversation {
         return;
       case 'agent.thread_context_compacted': {
         const text = `Summary of the conversation so far:\n${event.data.summary}`;
-        this.#items = [{ role: 'user', content: [{ type: 'text', text }] }];
-        if (this.#lastUser !== null) this.#items.push(this.#lastUser);
-        this.#step = null;
+        this.#items = [];
+        this.#chars = 0;
+        this.#add({ role: 'user', content: [{ type: 'text', text }] });
+        if (this.#lastUser !== null) this.#add(this.#lastUser);
         return;
       }
       default:
@@ -70,8 +79,9 @@ export class Conversation {
     }
   }
 
-  #add(item: ConversationItem): void {
+  #add(item: Exclude<ConversationItem, Assistant>): void {
     this.#step = null;
+    this.#chars += item.role === 'system' ? item.text.length : charsOf(item.content);
     this.#items.push(item);
   }
 
@@ -84,6 +94,13 @@ export class Conversation {
   }
 }
 
-function toolItem(callId: string, result: { content: readonly StoredBlock[]; is_error: boolean }): ConversationItem {
-  return { role: 'tool', callId, content: result.content, isError: result.is_error };
+function charsOf(blocks: readonly StoredBlock[]): number {
+  return blocks.reduce(
+    (sum, block) => sum + (block.type === 'text' ? block.text.length : JSON.stringify(block).length),
+    0,
+  );
+}
+
+function toolItem(callId: string, result: { content: readonly StoredBlock[]; is_error: boolean }) {
+  return { role: 'tool' as const, callId, content: result.content, isError: result.is_error };
 }

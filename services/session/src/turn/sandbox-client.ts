@@ -69,6 +69,8 @@ export class SandboxClient {
         }
         if (sentUnder !== null && sentUnder !== target.journalId) return unknownOutcome;
         await call.onAttach(target);
+        // A call that was cut meanwhile is closed in the log, or will be: it must not be sent any more (T1).
+        signal.throwIfAborted();
         sentUnder = target.journalId;
         return await this.#exec(target.sandboxId, call.exec, signal, () => {
           patientUntilMs = Date.now() + call.waitMs;

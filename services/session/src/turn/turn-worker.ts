@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Bus } from '@holdfast/bus';
-import { ALL_COMMITTED_SESSIONS, parseSubject, TURN_HINT } from '@holdfast/contracts';
+import { ALL_COMMITTED_SESSIONS, isAppError, parseSubject, TURN_HINT } from '@holdfast/contracts';
 import type { EventLog } from '@holdfast/event-store';
 import type pg from 'pg';
 import type { Logger } from 'pino';
@@ -14,7 +14,7 @@ import {
 } from '../session/session.decider.ts';
 import type { SessionState } from '../session/session.state.ts';
 import { type Decision, type LoadedSession, type SessionStore, workerCommand } from '../session/session.store.ts';
-import { Turn, type TurnTools } from './turn.ts';
+import { passes, Turn, type TurnTools } from './turn.ts';
 
 export interface TurnWorkerOptions {
   readonly owner: string;
@@ -31,6 +31,8 @@ export interface TurnWorkerOptions {
 }
 
 const SWEEP_MS = 500;
+/** A session whose turn broke off here for no passing reason is left to other workers for so long. */
+const PARK_MS = 5_000;
 
 /**
  * Runs turns under leases. A turn that another worker left behind is taken over with the next generation and continued
@@ -43,6 +45,8 @@ export class TurnWorker {
   #loops: Promise<void>[] = [];
   #wakeSweep: () => void = () => undefined;
   #taken = 0;
+  /** Until when sessions are left alone, by `performance.now()`. */
+  readonly #parked = new Map<string, number>();
 
   constructor(options: TurnWorkerOptions) {
     this.#options = options;
@@ -53,13 +57,10 @@ export class TurnWorker {
   }
 
   listen(): void {
-    const { bus, store } = this.#options;
+    const { bus } = this.#options;
     bus.subscribeLive<{ toVersion: number }>(ALL_COMMITTED_SESSIONS, ({ toVersion }, subject) => {
-      // Another process appended to a session that runs here: an interrupt or a message.
       const running = this.#turns.get(parseSubject(subject).id);
-      if (running !== undefined && running.turn.session.state.version < toVersion)
-        void running.turn.session.refresh().catch(() => undefined);
-      else if (running === undefined) void store.loaded(parseSubject(subject).id);
+      if (running !== undefined) this.#follow(running.turn, toVersion);
     });
     bus.subscribeLive(TURN_HINT, () => this.#wakeSweep());
     this.#loops = [this.#renewLoop(), this.#sweepLoop()];
@@ -90,6 +91,10 @@ export class TurnWorker {
 
   /** Runs a turn whose lease this worker just took. Resolves nothing: the log tells how it goes. */
   begin(session: LoadedSession, generation: number, takeover: boolean): void {
+    if (this.#stopping.signal.aborted) {
+      void this.#release(session, generation);
+      return;
+    }
     const earlier = this.#turns.get(session.id);
     earlier?.turn.abandon();
     const { bus, logger, tools } = this.#options;
@@ -98,15 +103,27 @@ export class TurnWorker {
       await earlier?.done;
       await turn.run();
     })()
-      .catch((error: unknown) =>
-        logger.error({ err: error, session: session.id }, 'a turn broke off; it will be taken over'),
-      )
+      .catch((error: unknown) => {
+        logger.error({ err: error, session: session.id }, 'a turn broke off; it will be taken over');
+        this.#park(session.id, error);
+      })
       .finally(() => {
+        const wasFull = this.#turns.size >= this.#options.maxTurns;
         if (this.#turns.get(session.id)?.turn === turn) this.#turns.delete(session.id);
-        if (turn.released) return;
-        void this.#options.log.releaseLease(this.#options.owner, session.streamId, generation).catch(() => undefined);
+        if (wasFull) this.#wakeSweep();
+        return turn.released ? undefined : this.#release(session, generation);
       });
     this.#turns.set(session.id, { turn, done });
+  }
+
+  /** Best effort: a lease that stays runs out. */
+  async #release(session: LoadedSession, generation: number): Promise<void> {
+    await this.#options.log.releaseLease(this.#options.owner, session.streamId, generation).catch(() => undefined);
+  }
+
+  #park(sessionId: string, error: unknown): void {
+    const newer = isAppError(error) && error.code === 'session.newer-events';
+    if (newer || !passes(error)) this.#parked.set(sessionId, performance.now() + PARK_MS);
   }
 
   /** Lets go of every turn: other workers take them over at once. */
@@ -125,6 +142,11 @@ export class TurnWorker {
     return { bounds, contextLimitTokens, worker: owner, nowMs: Date.now() };
   }
 
+  /** Another process appended to a session that runs here: an interrupt or a message. */
+  #follow({ session }: Turn, version: number): void {
+    if (session.state.version < version) void session.refresh().catch(() => undefined);
+  }
+
   async #renewLoop(): Promise<void> {
     const { log, owner, leaseMs, logger } = this.#options;
     const everyMs = Math.max(20, Math.min(1_000, leaseMs / 5));
@@ -134,8 +156,12 @@ export class TurnWorker {
       if (held.length === 0) continue;
       try {
         const leases = held.map((turn) => ({ streamId: turn.session.streamId, generation: turn.generation }));
-        const kept = new Set(await log.renewLeases(owner, leases, leaseMs));
-        for (const turn of held) if (!kept.has(turn.session.streamId)) turn.leaseMissing();
+        const kept = await log.renewLeases(owner, leases, leaseMs);
+        for (const turn of held) {
+          const version = kept.get(turn.session.streamId);
+          if (version === undefined) turn.leaseMissing();
+          else this.#follow(turn, version);
+        }
       } catch (error) {
         logger.warn({ err: error }, 'leases could not be renewed');
       }
@@ -163,13 +189,15 @@ export class TurnWorker {
   async #sweep(): Promise<void> {
     const room = this.#options.maxTurns - this.#turns.size;
     if (room <= 0) return;
+    for (const [id, until] of this.#parked) if (until < performance.now()) this.#parked.delete(id);
     const { rows } = await this.#options.pool.query<{ id: string }>(
       `select s.id from sessions s join streams t on t.stream_id = 'session-' || s.id
        where s.status in ('running', 'rescheduling') and (t.lease_owner is null or t.lease_expires_at < clock_timestamp())
+         and s.id <> all ($2)
        limit $1`,
-      [Math.min(room, 64)],
+      [Math.min(room, 64), [...this.#parked.keys(), ...this.#turns.keys()]],
     );
-    await Promise.all(rows.filter(({ id }) => !this.#turns.has(id)).map(({ id }) => this.#takeOver(id)));
+    await Promise.all(rows.map(({ id }) => this.#takeOver(id)));
   }
 
   async #takeOver(id: string): Promise<void> {
@@ -203,6 +231,7 @@ export class TurnWorker {
     } catch (error) {
       // Another worker was faster, or Postgres is away: the next sweep sees.
       logger.debug({ err: error, session: id }, 'no takeover');
+      if (!(isAppError(error) && error.code === 'log.lease-held')) this.#park(id, error);
     }
   }
 }

@@ -1,6 +1,7 @@
 import type { Bus, Registration } from '@holdfast/bus';
 import {
   type AgentSnapshot,
+  AppError,
   deltaSubject,
   type EnsureSandboxReply,
   type EnvironmentConfig,
@@ -10,18 +11,22 @@ import {
   openPreviewSubject,
   SANDBOX_TOOLS,
   type SandboxTool,
+  type SessionError,
   storableText,
 } from '@holdfast/contracts';
+import { isConnectionLoss } from '@holdfast/event-store';
 import type { Logger } from 'pino';
-import { ModelFailure, type ModelGateway, type ModelReply } from '../model/model.port.ts';
+import { ModelFailure, type ModelGateway, type ModelReply, type ModelRequest } from '../model/model.port.ts';
 import {
   advance,
   answerModelRequest,
   attachSandbox,
+  type Cut,
+  cutTurn,
   type Draft,
   failModelRequest,
   type IdSource,
-  interruptTurn,
+  INTERRUPTED,
   type ModelAnswer,
   nextStep,
   recordCompaction,
@@ -65,8 +70,25 @@ export interface TurnOptions {
 }
 
 const MAX_BACKOFF_MS = 30_000;
+const DEFECT: Cut = {
+  callText: 'Not run: the turn was ended by a fault of the platform.',
+  error: {
+    type: 'unknown_error',
+    message: 'Something went wrong on our side and the turn was ended. Send another message to go on.',
+    retry_status: { type: 'terminal' },
+  },
+};
+const LEFT_OUT = '[The oldest part of the conversation was too long for the model and is not in this summary.]\n';
 const SUMMARY_PROMPT =
   'Summarise this conversation so that you can go on with it from the summary alone: the task, decisions, facts, files and their state, what is done and what is left. Answer with the summary only.';
+
+/** True for a failure that another attempt, perhaps of another worker, can get over; false for a fault of the platform. */
+export function passes(error: unknown): boolean {
+  return isAppError(error) ? error.kind === 'unavailable' || isFenced(error) : isConnectionLoss(error);
+}
+function isFenced(error: unknown): boolean {
+  return isAppError(error) && (error.code === 'log.generation-fenced' || error.code === 'sandbox.stale-generation');
+}
 
 /** One lease's worth of work on a session: decides the next step from the log's state until the session is idle or the lease is gone. */
 export class Turn {
@@ -90,9 +112,10 @@ export class Turn {
     this.#options = options;
     this.session = options.session;
     this.generation = options.generation;
-    const { openRequest, calls, sandbox } = this.session.state;
+    const { openRequest, calls } = this.session.state;
     if (openRequest !== null) this.#mine.add(openRequest.id);
-    if (options.takeover && sandbox !== null) for (const call of calls) this.#sentUnder.set(call.id, sandbox.journalId);
+    if (!options.takeover) return;
+    for (const { id, journalId } of calls) if (journalId !== null) this.#sentUnder.set(id, journalId);
   }
 
   /** Stops working without another append; the session is left to the next worker. */
@@ -109,10 +132,19 @@ export class Turn {
   async run(): Promise<void> {
     const unwatch = this.session.onChange(() => this.#changed());
     try {
-      while (!this.#over.signal.aborted && this.#holds(this.session.state)) await this.#step();
+      while (!this.#over.signal.aborted && this.#holds(this.session.state)) {
+        try {
+          await this.#step();
+        } catch (error) {
+          if (this.#over.signal.aborted || passes(error)) throw error;
+          // Another worker would meet it too: the message gets an answer that says so.
+          this.#options.logger.error({ err: error, session: this.session.id }, 'a turn was ended by a fault');
+          await this.#cut(DEFECT);
+        }
+      }
     } catch (error) {
       if (this.#over.signal.aborted) return;
-      if (isAppError(error) && (error.code === 'log.generation-fenced' || error.code === 'sandbox.stale-generation')) {
+      if (isFenced(error)) {
         this.#options.logger.info(
           { session: this.session.id, generation: this.generation },
           'fenced: another worker has the session',
@@ -128,30 +160,37 @@ export class Turn {
     }
   }
 
+  get #agent(): AgentSnapshot {
+    const { agent } = this.session.state;
+    if (agent === null) throw new AppError('defect', 'turn.no-agent', 'A session at work has no agent.');
+    return agent;
+  }
+
   #holds(state: SessionState): boolean {
     return state.lifecycle === 'open' && state.status !== 'idle' && state.generation === this.generation;
   }
 
   async #step(): Promise<void> {
-    if (this.#failure !== undefined) throw this.#failure;
+    const failure = this.#failure;
+    this.#failure = undefined;
+    if (failure !== undefined) throw failure;
     const { state } = this.session;
     const next = nextStep(state, this.#options.advance.bounds, this.#options.advance.contextLimitTokens, Date.now());
     switch (next.kind) {
       case 'interrupted':
-        return this.#interrupt(state);
+        return this.#cut(INTERRUPTED);
       case 'tools':
         for (const call of next.calls) this.#startCall(call);
         return this.#waitForChange();
       case 'compact':
-        return this.#compact(state);
-      case 'model': {
+        return this.#compact();
+      case 'wait':
+        return this.#waitForChange(next.untilMs - Date.now());
+      case 'model':
         if (state.openRequest !== null && this.#mine.has(state.openRequest.id))
           return this.#callModel(state.openRequest);
-        const waitMs = state.retry === null ? 0 : Date.parse(state.retry.at) - Date.now();
-        if (waitMs > 0) return this.#waitForChange(waitMs);
         await this.#commit((now, ids) => this.#goOn(now, [], ids));
         return;
-      }
       case 'limit':
       case 'idle':
         await this.#commit((now, ids) => this.#goOn(now, [], ids));
@@ -199,141 +238,127 @@ export class Turn {
 
   // -- model calls
 
-  async #callModel(request: { id: string; messageId: string }): Promise<void> {
-    const { tools, bus } = this.#options;
-    const { agent } = this.session.state;
-    if (agent === null) return;
+  /**
+   * Asks the model until it has answered or failed. An interrupt, a lost lease or `stale` cuts the call at once: null.
+   */
+  async #ask(
+    request: Pick<ModelRequest, 'conversation' | 'tools'> & { effort?: string },
+    stale: (state: SessionState) => boolean,
+    onText: (piece: string) => void,
+  ): Promise<ModelReply | ModelFailure | null> {
+    const { model, inline, settings } = this.#options.tools;
+    const agent = this.#agent;
     const abort = new AbortController();
     const signal = AbortSignal.any([abort.signal, this.#over.signal]);
     const watch = (): void => {
       const { state } = this.session;
-      if (state.interruptPending || state.openRequest?.id !== request.id || !this.#holds(state))
-        abort.abort(new Error('interrupted'));
+      if (state.interruptPending || stale(state) || !this.#holds(state)) abort.abort(new Error('cut'));
     };
     const unwatch = this.session.onChange(watch);
-    let text = '';
-    let sequence = 0;
     try {
       watch();
-      const conversation = await tools.inline(this.session.workspaceId ?? '', this.session.conversation.items);
-      const reply = await tools.model.stream(
+      const conversation = await inline(this.session.workspaceId ?? '', request.conversation);
+      return await model.stream(
         {
           model: agent.model.id,
           system: agent.system,
-          conversation,
-          tools: offeredTools(agent),
           effort: agent.model.effort.type,
-          maxOutputTokens: tools.settings.maxOutputTokens,
+          maxOutputTokens: settings.maxOutputTokens,
+          ...request,
+          conversation,
         },
-        {
-          signal,
-          onText: (piece) => {
-            text += piece;
-            sequence += 1;
-            const delta: LiveDelta = {
-              eventId: request.messageId,
-              eventType: 'agent.message',
-              sequence,
-              generation: this.generation,
-              text: piece,
-            };
-            this.#openPreview({ ...delta, text });
-            bus.publishLive(deltaSubject(this.session.id), delta);
-          },
+        { signal, onText },
+      );
+    } catch (error) {
+      if (signal.aborted) return null;
+      if (error instanceof ModelFailure) return error;
+      throw error;
+    } finally {
+      unwatch();
+    }
+  }
+
+  async #callModel(request: { id: string; messageId: string }): Promise<void> {
+    const { bus } = this.#options;
+    const agent = this.#agent;
+    let text = '';
+    let sequence = 0;
+    try {
+      const reply = await this.#ask(
+        { conversation: this.session.conversation.items, tools: offeredTools(agent) },
+        (state) => state.openRequest?.id !== request.id,
+        (piece) => {
+          text += piece;
+          sequence += 1;
+          const delta: LiveDelta = {
+            eventId: request.messageId,
+            eventType: 'agent.message',
+            sequence,
+            generation: this.generation,
+            text: piece,
+          };
+          this.#openPreview({ ...delta, text });
+          bus.publishLive(deltaSubject(this.session.id), delta);
         },
       );
+      if (reply === null) return;
+      if (reply instanceof ModelFailure) {
+        if (reply.contextExceeded && this.session.state.contextTokens > 0) return await this.#compact();
+        return await this.#modelFailed(reply, reply.errorType);
+      }
       await this.#commit((state, ids) => {
         // An interrupt that came first wins: a cut call yields no message.
         if (state.openRequest?.id !== request.id || state.interruptPending) return null;
         return this.#goOn(state, answerModelRequest(state, answerOf(agent, reply), ids), ids);
       });
-    } catch (error) {
-      if (signal.aborted) return;
-      if (!(error instanceof ModelFailure)) throw error;
-      await this.#modelFailed(request.id, error);
     } finally {
-      unwatch();
       await this.#endPreview();
     }
   }
 
-  async #modelFailed(requestId: string, failure: ModelFailure): Promise<void> {
+  /** Tried again later, or the end of the turn. `lastType` is the error's type when it is not tried again. */
+  async #modelFailed(failure: ModelFailure, lastType: SessionError['type']): Promise<void> {
     const { settings } = this.#options.tools;
-    if (failure.contextExceeded && this.session.state.contextTokens > 0) return this.#compact(this.session.state);
     await this.#commit((state, ids) => {
-      if (state.openRequest?.id !== requestId) return null;
+      if (state.interruptPending) return null;
       const attempt = (state.retry?.attempt ?? 0) + 1;
       const final = !failure.retryable ? 'terminal' : attempt > settings.maxRetries ? 'exhausted' : null;
       const backoffMs =
         Math.min(MAX_BACKOFF_MS, settings.firstRetryMs * 2 ** (attempt - 1)) * (0.75 + Math.random() / 4);
-      const waitMs = failure.retryAfterMs ?? backoffMs;
-      const drafts = failModelRequest(
-        state,
-        {
-          type: failure.errorType,
-          message: failure.message,
-          final,
-          attempt,
-          retryAt: new Date(Date.now() + waitMs).toISOString(),
-        },
-        this.#options.advance.worker,
-        ids,
-      );
-      return final === null ? { drafts } : this.#goOn(state, drafts, ids);
+      const retryAt = new Date(Date.now() + (failure.retryAfterMs ?? backoffMs)).toISOString();
+      const type = final === null ? failure.errorType : lastType;
+      const { worker } = this.#options.advance;
+      const drafts = failModelRequest(state, { type, message: failure.message, final, attempt, retryAt }, worker, ids);
+      return this.#goOn(state, drafts, ids);
     });
   }
 
-  /** Replaces the conversation so far by a summary that the model writes. */
-  async #compact(before: SessionState): Promise<void> {
-    const { tools } = this.#options;
-    const { agent } = before;
-    if (agent === null) return;
-    try {
-      const items = await tools.inline(this.session.workspaceId ?? '', this.session.conversation.items);
-      const summary = await tools.model.stream(
-        {
-          model: agent.model.id,
-          system: agent.system,
-          conversation: [...items, { role: 'user', content: [{ type: 'text', text: SUMMARY_PROMPT }] }],
-          tools: [],
-          effort: 'low',
-          maxOutputTokens: tools.settings.maxOutputTokens,
-        },
-        { signal: this.#over.signal, onText: () => undefined },
+  /**
+   * Replaces the conversation so far by a summary that the model writes. What does not fit into the model even so is
+   * halved from its oldest end, and the summary says that.
+   */
+  async #compact(): Promise<void> {
+    let items = this.session.conversation.items;
+    for (let mark = ''; ; mark = LEFT_OUT) {
+      const prompt: ConversationItem = { role: 'user', content: [{ type: 'text', text: SUMMARY_PROMPT }] };
+      const reply = await this.#ask(
+        { conversation: [...items, prompt], tools: [], effort: 'low' },
+        () => false,
+        () => undefined,
       );
+      if (reply === null) return;
+      if (reply instanceof ModelFailure) {
+        const newer = newerHalf(items);
+        if (!reply.contextExceeded || newer.length === 0)
+          return this.#modelFailed(reply, 'compaction_limit_reached_error');
+        items = newer;
+        continue;
+      }
+      const summary = mark + (reply.text || '(nothing)');
       await this.#commit((state, ids) =>
-        this.#goOn(
-          state,
-          [
-            recordCompaction(
-              state,
-              { summary: summary.text || '(nothing)', usage: summary.usage, costUsd: summary.costUsd },
-              ids,
-            ),
-          ],
-          ids,
-        ),
+        this.#goOn(state, [recordCompaction(state, { summary, usage: reply.usage, costUsd: reply.costUsd }, ids)], ids),
       );
-    } catch (error) {
-      if (!(error instanceof ModelFailure)) throw error;
-      await this.#commit((state, ids) =>
-        this.#goOn(
-          state,
-          failModelRequest(
-            state,
-            {
-              type: 'compaction_limit_reached_error',
-              message: `The context is full and could not be compacted. ${error.message}`,
-              final: 'terminal',
-              attempt: 1,
-              retryAt: '',
-            },
-            this.#options.advance.worker,
-            ids,
-          ),
-          ids,
-        ),
-      );
+      return;
     }
   }
 
@@ -378,12 +403,11 @@ export class Turn {
   }
 
   async #runCall(call: OpenCall, signal: AbortSignal): Promise<ToolResult> {
-    const { agent, workspaceId } = { agent: this.session.state.agent, workspaceId: this.session.workspaceId ?? '' };
     if (call.confirmation?.result === 'deny') {
       const why = call.confirmation.denyMessage === null ? '' : `: ${call.confirmation.denyMessage}`;
       return failed(`The user denied this call${why}.`, 'denied');
     }
-    const resolved = agent === null ? null : resolveCall(agent, call.name);
+    const resolved = resolveCall(this.#agent, call.name);
     if (call.permission === 'deny' || resolved === null || resolved.kind === 'custom') {
       return failed(
         '_invalid_arguments' in call.input
@@ -407,16 +431,12 @@ export class Turn {
     const tool = SANDBOX_TOOLS.find((name) => name === call.name);
     return tool === undefined
       ? failed(`There is no tool named ${call.name}.`, 'completed')
-      : this.#runInSandbox(call, tool, workspaceId, signal);
+      : this.#runInSandbox(call, tool, signal);
   }
 
-  async #runInSandbox(
-    call: OpenCall,
-    tool: SandboxTool,
-    workspaceId: string,
-    signal: AbortSignal,
-  ): Promise<ToolResult> {
+  async #runInSandbox(call: OpenCall, tool: SandboxTool, signal: AbortSignal): Promise<ToolResult> {
     const { tools } = this.#options;
+    const workspaceId = this.session.workspaceId ?? '';
     const { settings } = tools;
     const { environmentId, contextKey, sandbox } = this.session.state;
     const asked = call.input['timeout_ms'];
@@ -470,39 +490,44 @@ export class Turn {
       throw this.#over.signal.reason ?? new Error('the turn is over');
   }
 
-  /** Stops what runs, in the sandbox first, so that nothing starts after the log says that it was cancelled (T1). */
-  async #interrupt(state: SessionState): Promise<void> {
-    const { sandboxes } = this.#options.tools;
+  /** Ends the turn. Stops what runs, in the sandbox first, so that nothing starts after the log says that it was cancelled (T1). */
+  async #cut(cut: Cut): Promise<void> {
+    const { state } = this.session;
     const closed = await Promise.all(
-      runnableCalls(state).map(async (call): Promise<{ callId: string; result: ToolResult }> => {
-        const sandboxId = state.sandbox?.sandboxId;
-        const sent = this.#sentUnder.has(call.id);
-        const outcome =
-          sandboxId === undefined || !SANDBOX_TOOLS.some((name) => name === call.name)
-            ? null
-            : await sandboxes.cancel(sandboxId, {
-                sessionId: this.session.id,
-                callId: call.id,
-                generation: this.generation,
-              });
-        this.#inFlight.get(call.id)?.abort(new Error('interrupted'));
-        if (outcome !== null) return { callId: call.id, result: { ...outcome, text: storableText(outcome.text) } };
-        return {
-          callId: call.id,
-          result: sent
-            ? failed('Interrupted by the user while it ran; its outcome is unknown.', 'unknown')
-            : failed('Interrupted by the user before it ran.', 'cancelled'),
-        };
-      }),
+      runnableCalls(state).map(async (call) => ({ callId: call.id, result: await this.#stopCall(call, state) })),
     );
     await this.#commit((now, ids) => {
-      if (!now.interruptPending) return null;
+      if (cut === INTERRUPTED && !now.interruptPending) return null;
       const drafts = closed
         .filter(({ callId }) => now.calls.some((call) => call.id === callId))
         .map(({ callId, result }) => recordToolResult(callId, result, ids));
-      return this.#goOn(now, interruptTurn(now, drafts, this.#options.advance.worker, ids), ids);
+      return this.#goOn(now, cutTurn(now, drafts, cut, this.#options.advance.worker, ids), ids);
     });
   }
+
+  async #stopCall(call: OpenCall, state: SessionState): Promise<ToolResult> {
+    const known = state.sandbox !== null && SANDBOX_TOOLS.some((name) => name === call.name);
+    const outcome = known
+      ? await this.#options.tools.sandboxes.cancel(state.sandbox.sandboxId, {
+          sessionId: this.session.id,
+          callId: call.id,
+          generation: this.generation,
+        })
+      : null;
+    // Nothing is sent after this; whether it was sent before is known only now.
+    this.#inFlight.get(call.id)?.abort(new Error('cut'));
+    if (outcome !== null) return { ...outcome, text: storableText(outcome.text) };
+    return this.#sentUnder.has(call.id)
+      ? failed('Interrupted while it ran; its outcome is unknown.', 'unknown')
+      : failed('Interrupted before it ran.', 'cancelled');
+  }
+}
+
+/** The newer half of a conversation, beginning with something other than a tool's result. */
+function newerHalf(items: readonly ConversationItem[]): readonly ConversationItem[] {
+  const newer = items.slice(Math.ceil(items.length / 2));
+  const begin = newer.findIndex((item) => item.role !== 'tool');
+  return begin === -1 ? [] : newer.slice(begin);
 }
 
 function failed(text: string, outcome: ToolResult['outcome']): ToolResult {

@@ -1,0 +1,606 @@
+import { type AgentSnapshot, type ClientEventParam, resolveTools, type SessionEvent } from '@holdfast/contracts';
+import { specification } from '@holdfast/testing';
+import { describe, expect, it } from '@jest/globals';
+import {
+  advance,
+  afterClientEvents,
+  answerModelRequest,
+  beginModelRequest,
+  cutTurn,
+  type Draft,
+  decideArchive,
+  decideClientEvent,
+  decideCreate,
+  decideDelete,
+  decideUpdate,
+  failModelRequest,
+  type IdSource,
+  INTERRUPTED,
+  nextStep,
+  startTurn,
+  type TurnBounds,
+} from './session.decider.ts';
+import { blockedCalls, evolve, initialState, type SessionState } from './session.state.ts';
+
+/** A draft of the history, with the time at which it was stored (milliseconds since the session began). */
+type Past = Draft & { readonly atMs?: number };
+const BEGAN = Date.parse('2026-01-01T00:00:00Z');
+const at = (ms: number): string => new Date(BEGAN + ms).toISOString();
+const given = specification<SessionState, Past, SessionEvent>({
+  initialState,
+  evolve,
+  store: ({ atMs, ...draft }, version) =>
+    ({
+      ...draft,
+      position: String(version),
+      workspaceId: 'wrkspc_a',
+      streamId: 'session-sesn_a',
+      version,
+      schemaVersion: 1,
+      metadata: {},
+      recordedAt: at(atMs ?? version),
+    }) as SessionEvent,
+});
+/** `id-1`, `id-2`, … of one decision. */
+const ids = (): IdSource => {
+  let n = 0;
+  return () => `sevt_${++n}`;
+};
+const types = (drafts: readonly Draft[]): string[] => drafts.map(({ type }) => type);
+
+const agent = {
+  id: 'agent_a',
+  version: 1,
+  model: { id: 'demo', effort: { type: 'high' } },
+  tools: resolveTools([{ type: 'agent_toolset_20260401' }]),
+} as unknown as AgentSnapshot;
+const BOUNDS: TurnBounds = { modelSteps: 3, wallTimeMs: 60_000, outputTokens: 100, toolTimeMs: 10_000 };
+const CONTEXT = 1_000;
+const usage = (tokens: Partial<{ input: number; output: number }> = {}) => ({
+  input_tokens: tokens.input ?? 1,
+  output_tokens: tokens.output ?? 1,
+  cache_creation_input_tokens: 0,
+  cache_read_input_tokens: 0,
+});
+const text = (words: string) => [{ type: 'text' as const, text: words }];
+
+// What a session's log is made of.
+const created: Past = {
+  id: 'sevt_created',
+  type: 'session.created',
+  data: { agent, environment_id: 'env_a', title: null, metadata: {}, context_key: null },
+};
+const message = (id: string, rest: { steer?: boolean; atMs?: number } = {}): Past => ({
+  id,
+  type: 'user.message',
+  data: { content: text(id), ...(rest.steer === undefined ? {} : { steer: rest.steer }) },
+  ...(rest.atMs === undefined ? {} : { atMs: rest.atMs }),
+});
+const started = (generation = 1, rest: { takeover?: boolean; atMs?: number } = {}): Past => ({
+  id: `sevt_started_${generation}`,
+  type: 'session.turn_started',
+  data: { turn_id: 'turn_a', generation, worker: 'w', takeover: rest.takeover ?? false },
+  ...(rest.atMs === undefined ? {} : { atMs: rest.atMs }),
+});
+const running: Past = { id: 'sevt_running', type: 'session.status_running', data: {} };
+const processed = (id: string, steer?: boolean): Past => ({
+  id: `sevt_processed_${id}`,
+  type: 'session.message_processed',
+  data: {
+    event_id: id,
+    message: { type: 'user.message', content: text(id), ...(steer === undefined ? {} : { steer }) },
+  },
+});
+const asked = (id = 'sevt_request'): Past => ({
+  id,
+  type: 'span.model_request_start',
+  data: { model: 'demo', message_id: 'sevt_message' },
+});
+const answered = (tokens: Parameters<typeof usage>[0] = {}, rest: { isError?: boolean; atMs?: number } = {}): Past => ({
+  id: 'sevt_end',
+  type: 'span.model_request_end',
+  data: {
+    model_request_start_id: 'sevt_request',
+    is_error: rest.isError ?? false,
+    model_usage: usage(tokens),
+    cost_usd: null,
+    finish_reason: null,
+    gateway_call_id: null,
+  },
+});
+const use = (id: string, permission: 'allow' | 'ask' = 'allow', atMs?: number): Past => ({
+  id,
+  type: 'agent.tool_use',
+  data: { name: 'bash', input: {}, evaluated_permission: permission },
+  ...(atMs === undefined ? {} : { atMs }),
+});
+const customUse = (id: string): Past => ({ id, type: 'agent.custom_tool_use', data: { name: 'lookup', input: {} } });
+const result = (id: string, atMs?: number): Past => ({
+  id: `sevt_result_${id}`,
+  type: 'agent.tool_result',
+  data: { tool_use_id: id, content: text('ok'), is_error: false, outcome: 'completed', full_output: null },
+  ...(atMs === undefined ? {} : { atMs }),
+});
+const idle = (stop: 'end_turn' | string[] = 'end_turn', atMs?: number): Past => ({
+  id: 'sevt_idle',
+  type: 'session.status_idle',
+  data: { stop_reason: stop === 'end_turn' ? { type: stop } : { type: 'requires_action', event_ids: stop } },
+  ...(atMs === undefined ? {} : { atMs }),
+});
+const interrupt: Past = { id: 'sevt_interrupt', type: 'user.interrupt', data: {} };
+const attached = (journal: string): Past => ({
+  id: `sevt_attached_${journal}`,
+  type: 'session.sandbox_attached',
+  data: { sandbox_id: 'sbx_a', journal_id: journal },
+});
+/** A turn that has taken up message `a` and asked the model. */
+const asking = [created, message('a'), started(), running, processed('a'), asked()];
+const failed = (attempt: number, retryMs: number): Past[] => [
+  answered({}, { isError: true }),
+  {
+    id: `sevt_error_${attempt}`,
+    type: 'session.error',
+    data: { error: { type: 'model_overloaded_error', message: 'busy', retry_status: { type: 'retrying' } } },
+  },
+  { id: `sevt_again_${attempt}`, type: 'session.status_rescheduled', data: { attempt, retry_at: at(retryMs) } },
+];
+
+const stored = (state: SessionState, event: ClientEventParam): Draft => {
+  const answer = decideClientEvent(state, event, ids());
+  if ('repeated' in answer) throw new Error('it was a repeat');
+  return answer.stored;
+};
+const step = (state: SessionState, nowMs = 100) => nextStep(state, BOUNDS, CONTEXT, BEGAN + nowMs);
+const goOn =
+  (first: readonly Draft[] = [], nowMs = 100) =>
+  (state: SessionState): readonly Draft[] =>
+    advance(state, first, { bounds: BOUNDS, contextLimitTokens: CONTEXT, nowMs: BEGAN + nowMs, worker: 'w' }, ids())
+      .drafts;
+const whatFollows =
+  (what: { interrupted?: boolean; answered?: boolean } = {}) =>
+  (state: SessionState): readonly Draft[] => {
+    const follows = afterClientEvents(state, what.interrupted ?? false, what.answered ?? false, ids());
+    return follows.kind === 'settle' ? follows.drafts : [];
+  };
+const follows = (state: SessionState): string => afterClientEvents(state, false, false, ids()).kind;
+
+describe('a session', () => {
+  it('is created once', () => {
+    const facts = { agent, environmentId: 'env_a', title: null, metadata: {}, contextKey: null };
+    given()
+      .when((state) => decideCreate(state, facts, ids()))
+      .then({ ...created, id: 'sevt_1' });
+    given(created)
+      .when((state) => decideCreate(state, facts, ids()))
+      .thenRefused('session.exists');
+  });
+
+  it('does not exist before it is created and after it is deleted, and accepts nothing once it is archived', () => {
+    const say = (state: SessionState) => stored(state, { type: 'user.message', content: text('x') });
+    given().when(say).thenRefused('session.not-found');
+    given(created, { id: 'd', type: 'session.deleted', data: {} }).when(say).thenRefused('session.not-found');
+    given(created, { id: 't', type: 'session.status_terminated', data: {} }).when(say).thenRefused('session.archived');
+  });
+
+  it('is archived and deleted when it is idle only: not while it runs, waits for a retry, or just began', () => {
+    for (const history of [asking, [...asking, ...failed(1, 500)]]) {
+      given(...history)
+        .when((state) => decideArchive(state, ids()))
+        .thenRefused('session.running');
+      given(...history)
+        .when((state) => decideDelete(state, ids()))
+        .thenRefused('session.running');
+    }
+    given(created)
+      .when((state) => decideArchive(state, ids()))
+      .then({ id: 'sevt_1', type: 'session.status_terminated', data: {} });
+    given(created, { id: 't', type: 'session.status_terminated', data: {} })
+      .when((state) => decideArchive(state, ids()))
+      .thenNothing();
+    given(created, { id: 't', type: 'session.status_terminated', data: {} })
+      .when((state) => decideDelete(state, ids()))
+      .then({ id: 'sevt_1', type: 'session.deleted', data: {} });
+  });
+
+  it('closes the calls that wait when it is archived, so that the log stays replayable', () => {
+    given(...asking, answered(), use('call', 'ask'), customUse('own'), idle(['call', 'own']))
+      .when((state) => decideArchive(state, ids()))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['agent.tool_result', 'user.custom_tool_result', 'session.status_terminated']);
+        expect(state).toMatchObject({ calls: [], lifecycle: 'archived' });
+      });
+  });
+
+  it('changes what is different only, and its tools when idle only', () => {
+    given(created)
+      .when((state) => decideUpdate(state, { title: null, metadata: {} }, ids()))
+      .thenNothing();
+    given(created)
+      .when((state) => decideUpdate(state, { title: 'new', metadata: { a: '1' } }, ids()))
+      .then({ id: 'sevt_1', type: 'session.updated', data: { title: 'new', metadata: { a: '1' } } });
+    given(...asking)
+      .when((state) => decideUpdate(state, { agent: { tools: [] } }, ids()))
+      .thenRefused('session.running');
+  });
+});
+
+describe('a message', () => {
+  it('starts a turn on an idle session and waits in a running one', () => {
+    given(created, message('a'))
+      .when((state) => startTurn(state, { generation: 1, worker: 'w' }, ids()))
+      .then(
+        {
+          id: 'sevt_2',
+          type: 'session.turn_started',
+          data: { turn_id: 'turn_1', generation: 1, worker: 'w', takeover: false },
+        },
+        { id: 'sevt_3', type: 'session.status_running', data: {} },
+      );
+    given(created, message('a'))
+      .when(() => [])
+      .thenState((state) => expect(follows(state)).toBe('start'));
+    given(...asking, message('b'))
+      .when(() => [])
+      .thenState((state) => expect(follows(state)).toBe('nothing'));
+  });
+
+  it('is taken up alone, so that each gets an answer of its own', () => {
+    given(created, message('a'), message('b'), started(), running)
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.message_processed', 'span.model_request_start']);
+        expect(state.queue.map(({ id }) => id)).toEqual(['b']);
+      });
+    given(...asking, message('b'))
+      .when((state) => goOn(answerModelRequest(state, plainAnswer, ids()))(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual([
+          'agent.message',
+          'span.model_request_end',
+          'session.message_processed',
+          'span.model_request_start',
+        ]);
+        expect(state.status).toBe('running');
+      });
+  });
+
+  it('joins the running turn when it steers, but not the retry of a call that failed', () => {
+    given(...asking, answered(), use('c'), message('s', { steer: true }), message('b'), result('c'))
+      .when(goOn())
+      .thenState((state) => expect(state.queue.map(({ id }) => id)).toEqual(['b']));
+    given(...asking, ...failed(1, 50), message('s', { steer: true }))
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.status_running', 'span.model_request_start']);
+        expect(state.queue).toHaveLength(1);
+      });
+  });
+});
+
+const plainAnswer = {
+  text: 'hello',
+  calls: [],
+  usage: usage(),
+  costUsd: null,
+  finishReason: 'stop',
+  gatewayCallId: null,
+};
+
+describe('the end of a turn', () => {
+  it('is one idle event, the last', () => {
+    given(...asking)
+      .when((state) => goOn(answerModelRequest(state, plainAnswer, ids()))(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['agent.message', 'span.model_request_end', 'session.status_idle']);
+        expect(state).toMatchObject({ status: 'idle', turn: null, owesStep: false, openRequest: null });
+        expect(drafts[0]?.id).toBe('sevt_message');
+      });
+  });
+
+  it('waits for the client where calls need it, and for nothing else', () => {
+    given(...asking, answered(), use('run'), use('ask', 'ask'), customUse('own'))
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toMatchObject({ kind: 'tools', calls: [{ id: 'run' }] }));
+    given(...asking, answered(), use('run'), use('ask', 'ask'), customUse('own'), result('run'))
+      .when(goOn())
+      .then({
+        id: 'sevt_1',
+        type: 'session.status_idle',
+        data: { stop_reason: { type: 'requires_action', event_ids: ['ask', 'own'] } },
+      });
+  });
+});
+
+describe('a call that waits for the client', () => {
+  const waiting = [...asking, answered(), use('ask', 'ask'), customUse('own'), idle(['ask', 'own'])];
+  const confirm = (answer: 'allow' | 'deny'): ClientEventParam =>
+    ({ type: 'user.tool_confirmation', tool_use_id: 'ask', result: answer }) as unknown as ClientEventParam;
+  const allowed: Past = {
+    id: 'sevt_yes',
+    type: 'user.tool_confirmation',
+    data: { tool_use_id: 'ask', result: 'allow', deny_message: null },
+  };
+
+  it('shows the rest when some are answered, and starts when none is left', () => {
+    given(...waiting, allowed)
+      .when(whatFollows({ answered: true }))
+      .then({
+        id: 'sevt_1',
+        type: 'session.status_idle',
+        data: { stop_reason: { type: 'requires_action', event_ids: ['own'] } },
+      });
+    given(...waiting, message('b'))
+      .when(() => [])
+      .thenState((state) => expect(follows(state)).toBe('nothing'));
+    given(...waiting, allowed, {
+      id: 'sevt_own',
+      type: 'user.custom_tool_result',
+      data: { custom_tool_use_id: 'own', content: text('42'), is_error: false },
+    })
+      .when(() => [])
+      .thenState((state) => expect(follows(state)).toBe('start'));
+  });
+
+  it('takes the same answer again as the first, and refuses another one', () => {
+    given(...waiting, allowed)
+      .when((state) => {
+        expect(decideClientEvent(state, confirm('allow'), ids())).toEqual({ repeated: 'sevt_yes' });
+        return [];
+      })
+      .thenNothing();
+    given(...waiting, allowed)
+      .when((state) => stored(state, confirm('deny')))
+      .thenRefused('session.call-answered');
+    given(...asking)
+      .when((state) => stored(state, confirm('allow')))
+      .thenRefused('session.call-not-waiting');
+  });
+
+  it('is remembered for its newest answers, not for all there ever were', () => {
+    const many = Array.from({ length: 200 }, (_, n): Past[] => [
+      customUse(`call${n}`),
+      {
+        id: `sevt_answer${n}`,
+        type: 'user.custom_tool_result',
+        data: { custom_tool_use_id: `call${n}`, content: text('x'), is_error: false },
+      },
+    ]).flat();
+    given(...asking, ...many)
+      .when(() => [])
+      .thenState((state) => {
+        expect(Object.keys(state.answers)).toHaveLength(64);
+        expect(state.answers['call199']?.eventId).toBe('sevt_answer199');
+      });
+  });
+
+  it('is closed by an interrupt; nothing runs afterwards', () => {
+    given(...waiting, interrupt)
+      .when(whatFollows({ interrupted: true }))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['agent.tool_result', 'user.custom_tool_result', 'session.status_idle']);
+        expect(state).toMatchObject({ calls: [], owesStep: false, status: 'idle' });
+      });
+  });
+
+  it('does not count the time that the client took to the wall time of the turn (T6)', () => {
+    const confirmed: Past = { ...allowed, atMs: 3_600_000 };
+    given(
+      ...asking,
+      answered(),
+      use('ask', 'ask', 1_000),
+      idle(['ask'], 1_000),
+      confirmed,
+      started(2, { atMs: 3_600_000 }),
+      running,
+      result('ask', 3_601_000),
+    )
+      .when(() => [])
+      .thenState((state) => {
+        expect(step(state, 3_602_000)).toEqual({ kind: 'model' });
+        expect(step(state, 3_600_000 + BOUNDS.wallTimeMs)).toEqual({ kind: 'limit', limit: 'wall_time' });
+      });
+  });
+});
+
+describe('an interrupt', () => {
+  it('cuts the model call and ends the turn', () => {
+    given(...asking, interrupt)
+      .when((state) => cutTurn(state, [], INTERRUPTED, 'w', ids()))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['span.model_request_end', 'session.status_idle']);
+        expect(state).toMatchObject({ interruptPending: false, openRequest: null });
+      });
+  });
+
+  it('ends the wait for a retry too, and goes on with what is queued', () => {
+    given(...asking, ...failed(1, 60_000), message('b'), interrupt)
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual([
+          'session.turn_started',
+          'session.message_processed',
+          'session.status_running',
+          'span.model_request_start',
+        ]);
+        expect(state).toMatchObject({ retry: null, queue: [], turn: { modelSteps: 1 } });
+      });
+  });
+
+  it('is left to the worker where a tool may run', () => {
+    given(...asking, answered(), use('c'), interrupt)
+      .when(goOn())
+      .thenNothing();
+  });
+});
+
+describe('a model call that failed', () => {
+  const failure = { type: 'model_overloaded_error', message: 'busy', attempt: 2, retryAt: at(900) } as const;
+
+  it('is tried again when it is due, not before, also by a worker that takes the turn over', () => {
+    given(...asking)
+      .when((state) => failModelRequest(state, { ...failure, final: null }, 'w', ids()))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['span.model_request_end', 'session.error', 'session.status_rescheduled']);
+        expect(state).toMatchObject({ status: 'rescheduling', retry: { attempt: 2 }, owesStep: true });
+        expect(step(state, 899)).toEqual({ kind: 'wait', untilMs: BEGAN + 900 });
+      });
+    const waiting = [...asking, ...failed(1, 500)];
+    given(...waiting)
+      .when((state) => goOn(startTurn(state, { generation: 2, worker: 'w2' }, ids()), 499)(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.turn_started']);
+        expect(state).toMatchObject({ generation: 2, retry: { attempt: 1 }, status: 'rescheduling' });
+      });
+    given(...waiting)
+      .when((state) => goOn(startTurn(state, { generation: 2, worker: 'w2' }, ids()), 500)(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.turn_started', 'session.status_running', 'span.model_request_start']);
+        expect(state.retry?.attempt).toBe(1);
+      });
+  });
+
+  it('ends the turn when there is no further attempt, and what is queued gets its own', () => {
+    given(...asking)
+      .when((state) => failModelRequest(state, { ...failure, final: 'exhausted' }, 'w', ids()))
+      .thenState((state, drafts) => {
+        expect(drafts.at(-1)?.data).toEqual({ stop_reason: { type: 'retries_exhausted' } });
+        expect(state).toMatchObject({ status: 'idle', owesStep: false, retry: null });
+      });
+    given(...asking, message('b'))
+      .when((state) => goOn(failModelRequest(state, { ...failure, final: 'terminal' }, 'w', ids()))(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts).slice(2)).toEqual([
+          'session.turn_started',
+          'session.message_processed',
+          'span.model_request_start',
+        ]);
+        expect(state).toMatchObject({ queue: [], status: 'running' });
+      });
+  });
+});
+
+describe('a takeover', () => {
+  it('closes the model call that the lost worker left and asks again, taking up no message twice', () => {
+    given(...asking)
+      .when((state) => goOn(startTurn(state, { generation: 2, worker: 'w2' }, ids()))(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.turn_started', 'span.model_request_end', 'span.model_request_start']);
+        expect(drafts[0]?.data).toMatchObject({ takeover: true, generation: 2 });
+        expect(state).toMatchObject({ generation: 2, turn: { turnId: 'turn_a', modelSteps: 2 } });
+      });
+  });
+
+  it('knows under which journal each open call may have been sent first', () => {
+    given(...asking, answered(), use('one'), use('two'), attached('J1'), use('three'), attached('J2'))
+      .when(() => [])
+      .thenState((state) =>
+        expect(state.calls.map(({ id, journalId }) => [id, journalId])).toEqual([
+          ['one', 'J1'],
+          ['two', 'J1'],
+          ['three', 'J1'],
+        ]),
+      );
+    // A call that waits for the client is not sent before it is allowed.
+    given(...asking, answered(), attached('J1'), use('ask', 'ask'), attached('J2'), {
+      id: 'yes',
+      type: 'user.tool_confirmation',
+      data: { tool_use_id: 'ask', result: 'allow', deny_message: null },
+    })
+      .when(() => [])
+      .thenState((state) => expect(state.calls[0]?.journalId).toBe('J2'));
+  });
+});
+
+describe('the bounds of a turn (T6)', () => {
+  const limitOf = (...history: Past[]) => {
+    let found: unknown;
+    given(...history)
+      .when(() => [])
+      .thenState((state) => {
+        found = step(state, 30_000);
+      });
+    return found;
+  };
+  const owing = [...asking, answered(), use('c', 'allow', 1_000), result('c', 1_001)];
+
+  it('are reached by steps, output, tool time and wall time, each by itself', () => {
+    expect(limitOf(...owing)).toEqual({ kind: 'model' });
+    expect(
+      limitOf(...owing, asked(), answered(), use('d'), asked(), answered(), use('e'), result('d'), result('e')),
+    ).toEqual({
+      kind: 'limit',
+      limit: 'model_steps',
+    });
+    expect(limitOf(...asking, answered({ output: 100 }), use('c'), result('c'))).toEqual({
+      kind: 'limit',
+      limit: 'output_tokens',
+    });
+    expect(limitOf(...asking, answered(), use('c', 'allow', 1_000), result('c', 11_000))).toEqual({
+      kind: 'limit',
+      limit: 'tool_time',
+    });
+    given(...owing)
+      .when(() => [])
+      .thenState((state) => expect(step(state, 60_100)).toEqual({ kind: 'limit', limit: 'wall_time' }));
+  });
+
+  it('are an explicit event and end the turn, and every message has its own', () => {
+    const spent = [...asking, answered({ output: 100 }), use('c'), result('c')];
+    given(...spent)
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.error', 'session.status_idle']);
+        expect(drafts[0]?.data).toMatchObject({
+          limit: 'output_tokens',
+          error: { type: 'tool_use_limit_reached_error', retry_status: { type: 'terminal' } },
+        });
+        expect(state.status).toBe('idle');
+      });
+    given(...spent, message('b'))
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual([
+          'session.error',
+          'session.turn_started',
+          'session.message_processed',
+          'span.model_request_start',
+        ]);
+        expect(state.turn).toMatchObject({ modelSteps: 1, outputTokens: 0, toolMs: 0 });
+      });
+  });
+});
+
+describe('a context that outgrew the model', () => {
+  it('is compacted before the next call, which then goes on', () => {
+    const full = [...asking, answered({ input: CONTEXT }), use('c'), result('c')];
+    given(...full)
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toEqual({ kind: 'compact' }));
+    given(...full, {
+      id: 'sevt_compacted',
+      type: 'agent.thread_context_compacted',
+      data: { summary: 's', through_version: 9, model_usage: usage(), cost_usd: null },
+    })
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toEqual({ kind: 'model' }));
+  });
+});
+
+it('opens a model call with the system message that follows the message it takes up', () => {
+  given(
+    created,
+    message('a'),
+    { id: 'sys', type: 'system.message', data: { content: text('be brief') } },
+    started(),
+    running,
+  )
+    .when((state) => beginModelRequest(state, 'demo', ids()))
+    .thenState((state, drafts) => {
+      expect(types(drafts)).toEqual([
+        'session.message_processed',
+        'session.message_processed',
+        'span.model_request_start',
+      ]);
+      expect([state.queue, blockedCalls(state)]).toEqual([[], []]);
+    });
+});
