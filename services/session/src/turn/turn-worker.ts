@@ -107,11 +107,11 @@ export class TurnWorker {
         logger.error({ err: error, session: session.id }, 'a turn broke off; it will be taken over');
         this.#park(session.id, error);
       })
-      .finally(() => {
+      .then(async () => {
         const wasFull = this.#turns.size >= this.#options.maxTurns;
         if (this.#turns.get(session.id)?.turn === turn) this.#turns.delete(session.id);
         if (wasFull) this.#wakeSweep();
-        return turn.released ? undefined : this.#release(session, generation);
+        if (!turn.released) await this.#release(session, generation);
       });
     this.#turns.set(session.id, { turn, done });
   }
