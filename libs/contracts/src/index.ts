@@ -3,6 +3,7 @@ export * from './commands.ts';
 export * from './credentials.ts';
 export * from './errors.ts';
 export * from './event-declaration.ts';
+export * from './event-versions.ts';
 export * from './ids.ts';
 export * from './json.ts';
 export * from './json-schema.ts';

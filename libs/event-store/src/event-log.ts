@@ -1,10 +1,9 @@
-import { AppError, type JsonObject, type StoredEvent } from '@holdfast/contracts';
+import { AppError, eventVersions, type JsonObject, type StoredEvent } from '@holdfast/contracts';
 import type pg from 'pg';
 import type { AppendRequest, AppendResult } from './append.ts';
 import { GroupCommit } from './group-commit.ts';
 import { isConnectionLoss, logUnavailable, type Transaction } from './pool.ts';
 import type { Projection } from './projection.ts';
-import { type Upcaster, Upcasters } from './upcaster.ts';
 
 /** Where a reader of the whole log stands: commit order first (transaction id), then position. */
 export interface LogCursor {
@@ -36,7 +35,6 @@ export interface EventLogOptions {
   /** Made by `createLogPool`. */
   readonly pool: pg.Pool;
   readonly projections?: readonly Projection<never>[];
-  readonly upcasters?: readonly Upcaster[];
   /** Called after a commit for each stream of it, in order, before the append resolves. Must not throw. */
   readonly onCommitted?: (events: readonly StoredEvent[]) => void;
 }
@@ -63,12 +61,10 @@ const MAX_PAGE = 10_000;
  */
 export class EventLog {
   readonly #pool: pg.Pool;
-  readonly #upcasters: Upcasters;
   readonly #commits: GroupCommit;
 
   constructor(options: EventLogOptions) {
     this.#pool = options.pool;
-    this.#upcasters = new Upcasters(options.upcasters);
     this.#commits = new GroupCommit({
       pool: options.pool,
       projections: options.projections ?? [],
@@ -226,7 +222,7 @@ export class EventLog {
   }
 
   #event(row: EventRow): StoredEvent {
-    return this.#upcasters.apply({
+    return eventVersions.upcast({
       position: row.position,
       id: row.id,
       workspaceId: row.workspace_id,

@@ -8,4 +8,3 @@ export * from './maintenance.ts';
 export * from './migrate.ts';
 export * from './pool.ts';
 export * from './projection.ts';
-export * from './upcaster.ts';

@@ -410,6 +410,31 @@ describe('life cycle', () => {
   });
 });
 
+describe('events of a newer release (L7)', () => {
+  it('park their session, and only it, until a release that reads them acts on it', async () => {
+    const session = await createSession();
+    const streamId = streamOf('session', session.id);
+    const { streams } = await log.append({
+      appends: [
+        {
+          streamId,
+          workspaceId: DEFAULT_WORKSPACE,
+          events: [{ id: `sevt_newer_${session.id}`, type: 'session.paused', schemaVersion: 1, data: {} }],
+        },
+      ],
+    });
+    await expect(send(session.id, [say('hello')])).rejects.toMatchObject({
+      kind: 'unavailable',
+      code: 'event.newer-version',
+    });
+    expect((await log.streamHead(streamId))?.version).toBe(streams[0]?.toVersion);
+    await pool.query('delete from events where stream_id = $1 and version = $2', [streamId, streams[0]?.toVersion]);
+    await pool.query('update streams set version = version - 1 where stream_id = $1', [streamId]);
+    await send(session.id, [say('hello')]);
+    expect(texts(await until(session.id, idle()))[0]).toMatch(/^You said: hello/);
+  });
+});
+
 describe('takeover', () => {
   it('continues the turn of a worker that stopped renewing, within its lease and a second', async () => {
     const session = await createSession();

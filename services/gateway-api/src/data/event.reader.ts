@@ -1,5 +1,6 @@
 import {
   AppError,
+  eventVersions,
   type Page,
   QUEUED_TYPES,
   type SessionView,
@@ -51,16 +52,16 @@ export class EventReader {
     if (last === undefined) return null;
     const frames: SseFrame[] = [];
     for (const row of rows) {
-      if (!WIRE_TYPES.has(row.type)) continue;
+      const internal = !WIRE_TYPES.has(row.type);
       const stored = {
         ...row,
-        data: JSON.parse(row.data) as StoredEvent['data'],
+        data: internal ? {} : (JSON.parse(row.data) as StoredEvent['data']),
         workspaceId,
         streamId: '',
         position: '0',
         metadata: {},
       };
-      const wire = wireFrame(stored);
+      const wire = readableFrame(stored);
       if (wire === undefined) continue;
       let json = JSON.stringify(wire);
       if (json.includes(BLOB_MARK)) json = JSON.stringify(await this.inline(workspaceId, wire));
@@ -190,7 +191,7 @@ export class EventReader {
   }
 
   async #wire(row: Row): Promise<WireEvent | undefined> {
-    const wire = wireFrame({
+    const wire = readableFrame({
       id: row.id,
       version: row.version,
       type: row.type,
@@ -208,6 +209,13 @@ export class EventReader {
       ? this.inline(row.workspace_id, wire)
       : wire;
   }
+}
+
+/** @throws AppError `event.newer-version`: another gateway can show it (L7) */
+function readableFrame(stored: StoredEvent): WireEvent | undefined {
+  const event = eventVersions.upcast(stored);
+  eventVersions.requireReadable(event);
+  return wireFrame(event);
 }
 
 const WIRE_TYPES: ReadonlySet<string> = new Set(WIRE_LOG_TYPES);

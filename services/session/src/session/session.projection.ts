@@ -1,4 +1,4 @@
-import { evolveSessionView, type SessionEvent, type SessionView } from '@holdfast/contracts';
+import { eventVersions, evolveSessionView, type SessionEvent, type SessionView } from '@holdfast/contracts';
 import type { Projection, Transaction } from '@holdfast/event-store';
 
 const PREFIX = 'session-';
@@ -10,6 +10,7 @@ export const sessionProjection: Projection<SessionView> = {
   streamPrefix: PREFIX,
 
   fold(view, event) {
+    eventVersions.requireReadable(event);
     const next = evolveSessionView(view, event as unknown as SessionEvent);
     return next?.deleted === true ? undefined : next;
   },

@@ -1,5 +1,6 @@
 import {
   type AgentSnapshot,
+  eventVersions,
   type JsonObject,
   type SessionEvent,
   type StopReason,
@@ -125,6 +126,7 @@ function closeCall(state: SessionState, id: string): Pick<SessionState, 'calls'>
 
 /** One step of the fold: pure, total over every event that was ever decided. */
 export function evolve(state: SessionState, event: SessionEvent): SessionState {
+  eventVersions.requireReadable(event);
   const next: SessionState = { ...state, version: event.version };
   switch (event.type) {
     case 'session.created':
