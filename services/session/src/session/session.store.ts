@@ -1,12 +1,4 @@
-import {
-  AppError,
-  type JsonObject,
-  newId,
-  type SessionEvent,
-  type StoredEvent,
-  sessionEvents,
-  streamOf,
-} from '@holdfast/contracts';
+import { AppError, type JsonObject, newId, type SessionEvent, type StoredEvent, streamOf } from '@holdfast/contracts';
 import { type CompanionStatement, derivedEventId, type EventLog, type StreamAppend } from '@holdfast/event-store';
 import { Conversation } from '../turn/conversation.ts';
 import type { Draft, IdSource } from './session.decider.ts';
@@ -28,7 +20,6 @@ export interface CommitContext {
 }
 
 const SESSION_SCHEMA_VERSION = 1;
-const KNOWN_TYPES: ReadonlySet<string> = new Set(sessionEvents.map(({ type }) => type));
 
 /** How much of the log is kept folded in memory; a dropped session is read again from the log. */
 export interface CacheBounds {
@@ -156,24 +147,13 @@ export class LoadedSession {
     for (const stored of events) {
       // A looked-up commit may have been read already.
       if (stored.version <= this.state.version) continue;
-      const event = readable(stored);
+      const event = stored as unknown as SessionEvent;
       this.workspaceId ??= event.workspaceId;
       this.state = evolve(this.state, event);
       this.conversation.apply(event);
     }
     if (events.length > 0) for (const listener of [...this.#listeners]) listener();
   }
-}
-
-/** An event that this version understands. A newer one is never guessed at: the session waits for a newer process (L7). */
-function readable(stored: StoredEvent): SessionEvent {
-  if (KNOWN_TYPES.has(stored.type) && stored.schemaVersion <= SESSION_SCHEMA_VERSION)
-    return stored as unknown as SessionEvent;
-  throw new AppError(
-    'unavailable',
-    'session.newer-events',
-    `The session holds events of a newer version of the platform (${stored.type} ${stored.schemaVersion}); this process cannot work on it.`,
-  );
 }
 
 /** The sessions this process has folded. Losing it loses nothing: the log is the truth. */

@@ -122,7 +122,7 @@ export class TurnWorker {
   }
 
   #park(sessionId: string, error: unknown): void {
-    const newer = isAppError(error) && error.code === 'session.newer-events';
+    const newer = isAppError(error) && error.code === 'event.newer-version';
     if (newer || !passes(error)) this.#parked.set(sessionId, performance.now() + PARK_MS);
   }
 
