@@ -1,6 +1,31 @@
 import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
 import { AppError } from '@holdfast/contracts';
-import type { z } from 'zod';
+import { z } from 'zod';
+
+/** A whole number ≥ 1: a count, or a time or size in the unit that the setting's name ends in. */
+export const positive = (fallback: number) => z.coerce.number().int().min(1).default(fallback);
+
+/** What every service is told; its own schema is `z.object({ ...serviceSettings, … })`. */
+export const serviceSettings = {
+  /** Postgres, with the service's own role. */
+  DATABASE_URL: z.string().min(1),
+  NATS_URL: z.string().default('nats://127.0.0.1:4222'),
+  NATS_USER: z.string().default(''),
+  NATS_PASSWORD: z.string().default(''),
+  LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
+  HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
+  /** Name of this replica, for leases, the status page and the logs. */
+  HOLDFAST_INSTANCE: z.string().default(hostname()),
+  /** Folder of the blob store; empty = `$HOLDFAST_STATE_DIR/blobs`. */
+  BLOB_DIR: z.string().default(''),
+};
+
+/** Where the blob store lies. */
+export function blobFolder(config: { readonly BLOB_DIR: string; readonly HOLDFAST_STATE_DIR: string }): string {
+  return config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR;
+}
 
 type Environment = Readonly<Record<string, string | undefined>>;
 

@@ -1,19 +1,9 @@
-import { hostname } from 'node:os';
+import { serviceSettings } from '@holdfast/platform';
 import { z } from 'zod';
 
 /** Every setting of the gateway. */
 export const gatewayConfig = z.object({
-  /** Postgres, with the select-only role. */
-  DATABASE_URL: z.string().min(1),
-  NATS_URL: z.string().default('nats://127.0.0.1:4222'),
-  NATS_USER: z.string().default(''),
-  NATS_PASSWORD: z.string().default(''),
-  LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
-  HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
-  /** Name of this replica, for the status page and the logs. */
-  HOLDFAST_INSTANCE: z.string().default(hostname()),
-  /** Folder of the blob store; empty = `$HOLDFAST_STATE_DIR/blobs`. */
-  BLOB_DIR: z.string().default(''),
+  ...serviceSettings,
   HOST: z.string().default('127.0.0.1'),
   API_PORT: z.coerce.number().int().min(0).max(65_535).default(8080),
   /** Asked for its models; the model calls themselves are made by the session service. */

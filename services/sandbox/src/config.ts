@@ -1,34 +1,24 @@
-import { hostname } from 'node:os';
+import { positive, serviceSettings } from '@holdfast/platform';
 import { z } from 'zod';
-
-const ms = (fallback: number) => z.coerce.number().int().min(1).default(fallback);
-const bytes = (fallback: number) => z.coerce.number().int().min(1).default(fallback);
 
 /** Every setting of the sandbox service. */
 export const sandboxConfig = z.object({
-  DATABASE_URL: z.string().min(1),
-  NATS_URL: z.string().default('nats://127.0.0.1:4222'),
-  NATS_USER: z.string().default(''),
-  NATS_PASSWORD: z.string().default(''),
-  LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
-  HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
-  /** Name of this replica, for the status page and the logs. */
-  HOLDFAST_INSTANCE: z.string().default(hostname()),
-  BLOB_DIR: z.string().default(''),
+  ...serviceSettings,
+  /** Health endpoint on loopback; 0 = none. */
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).default(0),
   /** Kubernetes joins later. */
   SANDBOX_PROVIDER: z.enum(['local']).default('local'),
   /** `1` = run tools as plain processes where bubblewrap cannot be had. They see everything that the service sees. */
   HOLDFAST_ALLOW_UNISOLATED: z.stringbool().default(false),
   /** A runner that does not link within this time failed to start. */
-  SANDBOX_START_MS: ms(20_000),
+  SANDBOX_START_MS: positive(20_000),
   /** A sandbox without a call for so long loses its processes and keeps its files. */
-  SANDBOX_IDLE_MS: ms(15 * 60_000),
+  SANDBOX_IDLE_MS: positive(15 * 60_000),
   /** The workspace's bound; above it its writers are killed. */
-  SANDBOX_WORKSPACE_BYTES: bytes(5 * 1024 ** 3),
+  SANDBOX_WORKSPACE_BYTES: positive(5 * 1024 ** 3),
   /** No sandbox starts with less free space on the state disk. */
-  SANDBOX_MIN_FREE_BYTES: bytes(1024 ** 3),
-  SANDBOX_MEMORY_BYTES: bytes(2 * 1024 ** 3),
+  SANDBOX_MIN_FREE_BYTES: positive(1024 ** 3),
+  SANDBOX_MEMORY_BYTES: positive(2 * 1024 ** 3),
   SANDBOX_MAX_PROCESSES: z.coerce.number().int().min(8).default(512),
 });
 export type SandboxConfig = z.infer<typeof sandboxConfig>;

@@ -1,50 +1,37 @@
-import { hostname } from 'node:os';
+import { positive, serviceSettings } from '@holdfast/platform';
 import { z } from 'zod';
-
-const ms = (fallback: number) => z.coerce.number().int().min(1).default(fallback);
-const count = (fallback: number) => z.coerce.number().int().min(1).default(fallback);
 
 /** Every setting of the session service. Times in milliseconds. */
 export const sessionConfig = z.object({
-  /** Postgres, with the role that may append and change the catalogue. */
-  DATABASE_URL: z.string().min(1),
-  NATS_URL: z.string().default('nats://127.0.0.1:4222'),
-  NATS_USER: z.string().default(''),
-  NATS_PASSWORD: z.string().default(''),
-  LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
-  HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
-  /** Name of this replica, for leases and the status page. */
-  HOLDFAST_INSTANCE: z.string().default(hostname()),
-  /** Folder of the blob store; empty = `$HOLDFAST_STATE_DIR/blobs`. */
-  BLOB_DIR: z.string().default(''),
+  ...serviceSettings,
   /** Health endpoint on loopback; 0 = none. */
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).default(0),
   LITELLM_GATEWAY_URL: z.string().default(''),
   LITELLM_API_KEY: z.string().default(''),
   /** A turn worker that does not renew its lease for so long is taken over. */
-  TURN_LEASE_MS: ms(5_000),
+  TURN_LEASE_MS: positive(5_000),
   /** Turns that one process runs at once; more wait for another replica. */
-  MAX_TURNS: count(512),
+  MAX_TURNS: positive(512),
   /** Bounds of one message's turn (T6). */
-  TURN_MAX_MODEL_STEPS: count(200),
-  TURN_MAX_OUTPUT_TOKENS: count(1_000_000),
-  TURN_MAX_WALL_MS: ms(2 * 3_600_000),
-  TURN_MAX_TOOL_MS: ms(3_600_000),
+  TURN_MAX_MODEL_STEPS: positive(200),
+  TURN_MAX_OUTPUT_TOKENS: positive(1_000_000),
+  TURN_MAX_WALL_MS: positive(2 * 3_600_000),
+  TURN_MAX_TOOL_MS: positive(3_600_000),
   /** Longest a single tool call may run, whatever the model asks for. */
-  TOOL_TIMEOUT_MS: ms(600_000),
-  TOOL_DEFAULT_TIMEOUT_MS: ms(120_000),
+  TOOL_TIMEOUT_MS: positive(600_000),
+  TOOL_DEFAULT_TIMEOUT_MS: positive(120_000),
   /** How long a tool call waits for its sandbox. */
-  SANDBOX_WAIT_MS: ms(60_000),
+  SANDBOX_WAIT_MS: positive(60_000),
   /** Retries of a failed model call; waits double from the first, ≤ 30 s, unless the gateway names a time. */
   MODEL_MAX_RETRIES: z.coerce.number().int().min(0).default(4),
-  MODEL_RETRY_FIRST_MS: ms(500),
+  MODEL_RETRY_FIRST_MS: positive(500),
   /** A model gateway that is silent for so long is taken as gone. */
-  MODEL_SILENCE_MS: ms(300_000),
-  MODEL_MAX_OUTPUT_TOKENS: count(16_384),
+  MODEL_SILENCE_MS: positive(300_000),
+  MODEL_MAX_OUTPUT_TOKENS: positive(16_384),
   /** Context above so many tokens is compacted before the next model call. */
-  MODEL_CONTEXT_TOKENS: count(150_000),
-  WEB_FETCH_TIMEOUT_MS: ms(30_000),
-  WEB_FETCH_MAX_BYTES: count(8 * 1024 * 1024),
+  MODEL_CONTEXT_TOKENS: positive(150_000),
+  WEB_FETCH_TIMEOUT_MS: positive(30_000),
+  WEB_FETCH_MAX_BYTES: positive(8 * 1024 * 1024),
   /** `host:port,…` that web_fetch may reach although they are not public; for operators with an internal mirror. */
   WEB_FETCH_ALLOW_PRIVATE: z.string().default(''),
 });

@@ -1,6 +1,5 @@
 import 'reflect-metadata';
-import { join } from 'node:path';
-import { loadConfig, runService } from '@holdfast/platform';
+import { blobFolder, loadConfig, runService } from '@holdfast/platform';
 import { z } from 'zod';
 import { Maintenance } from './maintenance/maintenance.commands.ts';
 
@@ -38,7 +37,7 @@ await runService(async () => {
   );
   const maintenance = new Maintenance({
     databaseUrl: config.DATABASE_URL,
-    blobDir: config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR,
+    blobDir: blobFolder(config),
     nats: { servers: config.NATS_URL, user: config.NATS_USER, password: config.NATS_PASSWORD },
     say: write,
   });

@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import { type Bus, connectBus, type Registration } from '@holdfast/bus';
 import {
   ALL_SERVICE_BEATS,
@@ -9,7 +8,7 @@ import {
   type ServiceBeat,
 } from '@holdfast/contracts';
 import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
-import { Health, invalidRequest, startBeats } from '@holdfast/platform';
+import { blobFolder, Health, invalidRequest, startBeats } from '@holdfast/platform';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type pg from 'pg';
 import type { Logger } from 'pino';
@@ -61,9 +60,7 @@ export class GatewayService {
       name: config.HOLDFAST_INSTANCE,
       onStatus: (status, detail) => logger.info({ status, detail }, 'bus'),
     });
-    const blobs = new DirectoryBlobStore(
-      config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR,
-    );
+    const blobs = new DirectoryBlobStore(blobFolder(config));
     const authenticator = new Authenticator(pool);
     const reader = new CatalogueReader(pool);
     const events = new EventReader(pool, new EventLog({ pool }), blobs);

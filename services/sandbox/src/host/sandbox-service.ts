@@ -1,7 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import type { Server } from 'node:http';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { type Bus, connectBus } from '@holdfast/bus';
@@ -14,7 +13,7 @@ import {
 } from '@holdfast/contracts';
 import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
 import type { Logger } from '@holdfast/platform';
-import { Health, startBeats, startHealthServer } from '@holdfast/platform';
+import { blobFolder, Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import type { SandboxConfig } from '../config.ts';
 import { LocalProvider } from '../local/local-provider.ts';
@@ -104,9 +103,7 @@ export class SandboxService {
       linked: [...this.#served.values()].filter((one) => one.linked).length,
       isolation: provider.isolation,
     }));
-    const blobs = new DirectoryBlobStore(
-      config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR,
-    );
+    const blobs = new DirectoryBlobStore(blobFolder(config));
     this.#parts = {
       bus,
       store,

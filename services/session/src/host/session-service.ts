@@ -1,6 +1,5 @@
 import { randomUUID } from 'node:crypto';
 import type { Server } from 'node:http';
-import { join } from 'node:path';
 import { type Bus, CommitHints, connectBus, Relay, type RequestContext } from '@holdfast/bus';
 import {
   type Aggregate,
@@ -22,7 +21,7 @@ import {
   EventLog,
   forgetOldIdempotency,
 } from '@holdfast/event-store';
-import { Health, startBeats, startHealthServer } from '@holdfast/platform';
+import { blobFolder, Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import type { DataSource } from 'typeorm';
@@ -104,9 +103,7 @@ export class SessionService {
     const catalogue = new Catalogue(source);
     const idempotent = new Idempotent(pool, log);
     const store = new SessionStore(log);
-    const blobs = new DirectoryBlobStore(
-      config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR,
-    );
+    const blobs = new DirectoryBlobStore(blobFolder(config));
     const model = new ChatCompletionsGateway({
       baseUrl: config.LITELLM_GATEWAY_URL,
       apiKey: config.LITELLM_API_KEY,
