@@ -43,7 +43,7 @@ beforeAll(async () => {
     { level: 'trace' },
     { write: (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>) },
   );
-  app = await createHttpApp(ThingsModule, { logger, health, bodyLimitBytes: 10_000 });
+  app = await createHttpApp(ThingsModule, { logger, health, bodyLimitBytes: 10_000, requestTimeoutMs: 500 });
   await app.listen(0, '127.0.0.1');
   origin = await app.getUrl();
 });
@@ -103,18 +103,32 @@ describe('the error envelope', () => {
     await expect(fetch(`${origin}/half`).then((response) => response.text())).rejects.toThrow();
   });
 
-  it('answers bytes that are no HTTP', async () => {
-    const text = await new Promise<string>((resolve, reject) => {
-      const socket = connect(Number(new URL(origin).port), '127.0.0.1', () => socket.write('NONSENSE\r\n\r\n'));
-      let got = '';
-      socket.on('data', (chunk) => (got += chunk.toString()));
-      socket.on('close', () => resolve(got));
-      socket.on('error', reject);
-    });
-    expect(text).toMatch(/^HTTP\/1.1 400 /);
-    expect(text).toContain('"type":"invalid_request_error"');
+  it.each([
+    ['no HTTP', 'NONSENSE\r\n\r\n', 400],
+    ['of no host', 'GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n', 400],
+    ['an expectation', 'GET /no HTTP/1.1\r\nhost: x\r\nexpect: wonders\r\nconnection: close\r\n\r\n', 404],
+    ['too many headers', `GET /healthz HTTP/1.1\r\nhost: x\r\nx-a: ${'a'.repeat(40_000)}\r\n\r\n`, 431],
+    ['garbled chunks', 'POST /things HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n', 400],
+    ['two lengths', 'POST /things HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}', 400],
+    ['a body that does not come', 'POST /things HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{', 408],
+  ])('answers bytes that are %s', async (_name, bytes, status) => {
+    const text = await exchange(bytes);
+    expect(text).toMatch(new RegExp(`^HTTP/1.1 ${status} `));
+    expect(text).toMatch(/"type":"(invalid_request|not_found|timeout)_error"|"type":"request_too_large"/);
+    expect(text).toContain('"request_id":"req_');
   });
 });
+
+/** What comes back for these bytes until the server closes. */
+function exchange(bytes: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(Number(new URL(origin).port), '127.0.0.1', () => socket.write(bytes));
+    let got = '';
+    socket.on('data', (chunk) => (got += chunk.toString()));
+    socket.on('close', () => resolve(got));
+    socket.on('error', reject);
+  });
+}
 
 describe('a body', () => {
   it('is parsed by its schema', async () => {
@@ -134,6 +148,7 @@ describe('a body', () => {
     ['a constructor', '{"constructor":{"prototype":{}}}'],
     ['NUL', '{"name":"a\\u0000"}'],
     ['half a surrogate pair', '{"name":"\\ud800"}'],
+    ['an infinite number', '{"name":1e999}'],
     ['too deep', '['.repeat(5_000)],
     ['bad UTF-8', new Uint8Array([0x22, 0xff, 0x22])],
     ['XML', '<name/>'],
@@ -144,11 +159,10 @@ describe('a body', () => {
     expect(body.error.type).toBe('invalid_request_error');
     expect(headers.get('x-should-retry')).toBe('false');
   });
-  it('above the limit is a 413', async () => {
-    expect(await post(JSON.stringify({ name: 'x'.repeat(20_000) }))).toMatchObject({
-      status: 413,
-      body: { error: { type: 'request_too_large' } },
-    });
+  it('above the limit is a 413, and the connection goes on', async () => {
+    const answer = await post(JSON.stringify({ name: 'x'.repeat(8_000_000) }));
+    expect(answer).toMatchObject({ status: 413, body: { error: { type: 'request_too_large' } } });
+    expect(answer.headers.get('connection')).not.toBe('close');
   });
 });
 

@@ -22,6 +22,9 @@ const MAX_ISSUES = 5;
 const MAX_MESSAGE_CHARS = 2_000;
 /** A peer that sends its request slower than this is cut. */
 const REQUEST_TIMEOUT_MS = 120_000;
+const HEADERS_TIMEOUT_MS = 60_000;
+/** How often Node looks for such peers. */
+const SLOW_CHECK_MS = 30_000;
 const MAX_PATH_PARAM_CHARS = 512;
 
 /** What the filter needs of Fastify's request and reply. */
@@ -34,6 +37,7 @@ interface FailedReply {
   readonly sent: boolean;
   readonly raw: { readonly headersSent: boolean; destroy(): void };
   status(code: number): this;
+  removeHeader(name: string): this;
   headers(values: Record<string, string>): this;
   send(body: unknown): this;
 }
@@ -78,12 +82,20 @@ function answerFailure(logger: Logger, thrown: unknown, request: FailedRequest, 
   }
   reply
     .status(failure.status)
+    // Fastify closes after a body that it did not take; a client that still sends would get no answer but a reset.
+    .removeHeader('connection')
     .headers({
       'content-type': 'application/json; charset=utf-8',
       'x-should-retry': String(failure.retryable),
-      ...(failure.retryable && failure.status !== 500 ? { 'retry-after': '1' } : {}),
+      ...(failure.retryable && failure.status !== 500 ? { 'retry-after': retryAfter(failure.error) } : {}),
     })
     .send(wireErrorBody(failure, request.id));
+}
+
+/** Whole seconds, as HTTP has it. */
+function retryAfter(error: AppError): string {
+  const { retryAfterMs } = error.details;
+  return typeof retryAfterMs === 'number' ? String(Math.max(1, Math.ceil(retryAfterMs / 1_000))) : '1';
 }
 
 /**
@@ -115,6 +127,8 @@ export interface HttpOptions {
   readonly health: Health;
   /** Largest request body in bytes; default {@link LIMITS.bodyBytes}. */
   readonly bodyLimitBytes?: number;
+  /** How long a request may take to arrive in whole, in milliseconds; default 2 minutes. */
+  readonly requestTimeoutMs?: number;
 }
 
 /**
@@ -129,9 +143,16 @@ export async function createHttpApp(
   const { health, logger } = options;
   // Only here, because services without HTTP would carry Fastify in memory for nothing.
   const { FastifyAdapter } = await import('@nestjs/platform-fastify');
+  const requestTimeoutMs = options.requestTimeoutMs ?? REQUEST_TIMEOUT_MS;
   const adapter = new FastifyAdapter({
     bodyLimit: options.bodyLimitBytes ?? LIMITS.bodyBytes,
-    requestTimeout: REQUEST_TIMEOUT_MS,
+    requestTimeout: requestTimeoutMs,
+    // Node would refuse a request without Host by itself, without the envelope.
+    http: {
+      requireHostHeader: false,
+      headersTimeout: Math.min(HEADERS_TIMEOUT_MS, requestTimeoutMs),
+      connectionsCheckingInterval: Math.min(SLOW_CHECK_MS, requestTimeoutMs),
+    },
     genReqId: () => newId('request'),
     return503OnClosing: false,
     routerOptions: { maxParamLength: MAX_PATH_PARAM_CHARS },
@@ -152,9 +173,12 @@ export async function createHttpApp(
     bodyParser: false,
   });
   const fastify = adapter.getInstance();
+  // Node would answer an unknown expectation by itself, without the envelope; nothing here depends on one.
+  fastify.server.on('checkExpectation', (request, response) => fastify.server.emit('request', request, response));
   fastify.addHook('onRequest', (request, reply, done) => {
     reply.headers({ 'request-id': request.id, 'x-content-type-options': 'nosniff' });
-    done();
+    const hasHost = request.headers.host !== undefined || request.raw.httpVersion === '1.0';
+    done(hasHost ? undefined : new AppError('invalid', 'request.no-host', 'The request has no Host header.'));
   });
   fastify.removeAllContentTypeParsers();
   // Whatever the content type says: SDKs and curl differ, and nothing but JSON is spoken here.
