@@ -14,6 +14,8 @@ import {
 const DEADLINE = 'Holdfast-Deadline';
 const TRACEPARENT = 'traceparent';
 const DEFAULT_TIMEOUT_MS = 10_000;
+/** Kept free in a message for the headers, which count as payload. */
+const HEADER_BYTES = 1_024;
 
 export interface BusOptions {
   /** `nats://host:port`, one or several separated by commas. */
@@ -78,14 +80,24 @@ export class Bus {
 
   /**
    * One answer to one question. @throws AppError what the handler threw; `bus.no-responders`, `bus.timeout` (kind
-   * `unavailable`). A timeout says nothing about whether the handler did its work.
+   * `unavailable`), `bus.too-large` (kind `invalid`) for a question that the server would not carry. A timeout says
+   * nothing about whether the handler did its work.
    */
   async request<R>(subject: string, body: unknown, options: RequestOptions = {}): Promise<R> {
     const deadlineAtMs = options.deadlineAtMs ?? Date.now() + (options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
     const timeout = Math.max(1, deadlineAtMs - Date.now());
+    const payload = Buffer.from(JSON.stringify(body ?? null));
+    const limit = (this.connection.info?.max_payload ?? Number.POSITIVE_INFINITY) - HEADER_BYTES;
+    if (payload.length > limit) {
+      throw new AppError(
+        'invalid',
+        'bus.too-large',
+        `The request is too large: ${payload.length} bytes, of which the platform carries at most ${limit} in one piece.`,
+      );
+    }
     let message: Msg;
     try {
-      message = await this.connection.request(subject, JSON.stringify(body ?? null), {
+      message = await this.connection.request(subject, payload, {
         timeout,
         headers: requestHeaders(deadlineAtMs, options.traceparent),
       });

@@ -15,6 +15,7 @@ function fault(value: unknown, depth: number): string | undefined {
   if (typeof value === 'string') {
     return hasUnstorableText(value) ? 'must not contain NUL characters or lone surrogates' : undefined;
   }
+  if (typeof value === 'number' && !Number.isFinite(value)) return 'must not hold a number above 1.8e308';
   if (typeof value !== 'object' || value === null) return undefined;
   if (depth >= LIMITS.jsonDepth) return `must not be nested deeper than ${LIMITS.jsonDepth} levels`;
   if (Array.isArray(value)) {
@@ -32,7 +33,7 @@ function fault(value: unknown, depth: number): string | undefined {
   return undefined;
 }
 
-/** Says what is wrong with a parsed body before any schema sees it: nesting, unstorable text, prototype keys. */
+/** Says what is wrong with a parsed body before any schema sees it: nesting, unstorable text or numbers, prototype keys. */
 export function jsonFault(body: unknown): string | undefined {
   return fault(body, 0);
 }
