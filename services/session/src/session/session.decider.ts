@@ -116,7 +116,7 @@ export function decideClientEvent(state: SessionState, event: ClientEventParam, 
   requireOpen(state);
   switch (event.type) {
     case 'user.message':
-      if (state.queue.length >= LIMITS.metadataPairs * 64) {
+      if (state.queue.length >= LIMITS.queuedMessages) {
         throw new AppError(
           'exhausted',
           'session.queue-full',
