@@ -274,7 +274,7 @@ function startServices(current: Settings): void {
         DATABASE_URL: roleUrl(current, 'gateway'),
         ...natsLogin(current, 'gateway-api'),
         ...modelEnv,
-        ...passThrough(/^(COMMAND_TIMEOUT_MS|SSE_PING_MS|BLOB_DIR)$/),
+        ...passThrough(/^(COMMAND_TIMEOUT_MS|SSE_PING_MS|REQUESTS_PER_MINUTE|STREAMS_PER_KEY|BLOB_DIR)$/),
         API_PORT: String(port),
       },
       `http://127.0.0.1:${port}/readyz`,

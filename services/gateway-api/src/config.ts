@@ -14,5 +14,9 @@ export const gatewayConfig = z.object({
   /** How long a request waits for the session service, in milliseconds. */
   COMMAND_TIMEOUT_MS: z.coerce.number().int().min(100).default(10_000),
   SSE_PING_MS: z.coerce.number().int().min(100).default(15_000),
+  /** Requests that one API key, with the dashboard sessions that hang on it, may send to this process per minute. */
+  REQUESTS_PER_MINUTE: z.coerce.number().int().min(1).default(120_000),
+  /** Event streams that one API key may have open at this process. */
+  STREAMS_PER_KEY: z.coerce.number().int().min(1).default(12_000),
 });
 export type GatewayConfig = z.infer<typeof gatewayConfig>;

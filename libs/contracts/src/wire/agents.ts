@@ -56,6 +56,9 @@ export const tools = z
   .array(toolParam)
   .max(LIMITS.tools)
   .superRefine((list, context) => {
+    if (new TextEncoder().encode(JSON.stringify(list)).length > LIMITS.toolsBytes) {
+      context.addIssue({ code: 'custom', message: `must take at most ${LIMITS.toolsBytes} bytes as JSON` });
+    }
     if (list.filter((tool) => tool.type === 'agent_toolset_20260401').length > 1) {
       context.addIssue({ code: 'custom', message: 'agent_toolset_20260401 may appear once' });
     }

@@ -17,7 +17,7 @@ const base64Source = z.strictObject({
   media_type: mediaType,
   data: z
     .string()
-    .max(LIMITS.bodyBytes)
+    .max(LIMITS.contentBodyBytes)
     .regex(/^[A-Za-z0-9+/_-]*={0,2}$/, 'must be base64'),
 });
 const urlSource = z.strictObject({ type: z.literal('url'), url: z.url({ protocol: /^https?$/ }).max(8_192) });
@@ -76,18 +76,39 @@ export const clientEventParam = z.discriminatedUnion('type', [
     is_error: z.boolean().nullish(),
     session_thread_id: threadId,
   }),
-  z.strictObject({ type: z.literal('system.message'), content: z.array(textBlock).min(1).max(LIMITS.contentBlocks) }),
+  z.strictObject({
+    type: z.literal('system.message'),
+    content: z
+      .array(textBlock)
+      .min(1)
+      .max(LIMITS.contentBlocks)
+      .refine(
+        (list) => list.reduce((sum, { text: { length } }) => sum + length, 0) <= LIMITS.systemChars,
+        `a system.message must have at most ${LIMITS.systemChars} characters`,
+      ),
+  }),
 ]);
 export type ClientEventParam = z.infer<typeof clientEventParam>;
+
+/** The list of client events of one request: bounded in number and in content blocks over all of them. */
+export function clientEvents<E extends z.ZodType<ClientEventParam>>(event: E, maxEvents: number): z.ZodArray<E> {
+  return z
+    .array(event)
+    .max(maxEvents)
+    .refine(
+      (events) =>
+        events.reduce((sum, one) => sum + ('content' in one ? (one.content?.length ?? 0) : 0), 0) <=
+        LIMITS.requestContentBlocks,
+      `must have at most ${LIMITS.requestContentBlocks} content blocks over all events`,
+    );
+}
 
 /** Client event types of the wire contract that are refused by name until they work. */
 export const UNSUPPORTED_CLIENT_EVENTS = ['user.define_outcome', 'user.tool_result'] as const;
 
 export const sendEventsBody = z.strictObject({
-  events: z
-    .array(clientEventParam)
+  events: clientEvents(clientEventParam, LIMITS.eventsPerRequest)
     .min(1)
-    .max(LIMITS.eventsPerRequest)
     .superRefine((events, context) => {
       const systems = events.filter((event) => event.type === 'system.message');
       const before = events[events.length - 2];

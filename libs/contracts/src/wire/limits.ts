@@ -1,10 +1,17 @@
 /** Bounds on everything a caller may send. Sizes in bytes or UTF-16 code units as named. */
 export const LIMITS = {
-  bodyBytes: 32 * 1024 * 1024,
+  /** Bodies that carry content: messages, images, documents. */
+  contentBodyBytes: 32 * 1024 * 1024,
+  /** Every other body. */
+  bodyBytes: 1024 * 1024,
   jsonDepth: 64,
   eventsPerRequest: 50,
   initialEvents: 50,
   contentBlocks: 200,
+  /** Content blocks of all events of one request. */
+  requestContentBlocks: 1_000,
+  /** Messages that wait in one session. */
+  queuedMessages: 1_024,
   textChars: 4_000_000,
   nameChars: 256,
   descriptionChars: 4_096,
@@ -19,8 +26,13 @@ export const LIMITS = {
   contextKeyChars: 128,
   listLimitMax: 100,
   eventListLimitMax: 1_000,
-  streamsPerKey: 12_000,
   idempotencyKeyChars: 255,
-  /** Content above this many bytes travels as a blob digest (B4). */
+  /** Content of one event above this many bytes travels and is stored as blob digests (B4). */
   inlineBytes: 64 * 1024,
+  /** Content of all events of one command that may travel inline: NATS carries 1 MiB unless it is told otherwise. */
+  commandContentBytes: 512 * 1024,
+  /** Tools of one agent, as JSON: they are part of every session's first event. */
+  toolsBytes: 256 * 1024,
+  /** Blob content that one page of events, or one step of a replay, reads into memory; one event may hold more. */
+  pageBlobBytes: 8 * 1024 * 1024,
 } as const;

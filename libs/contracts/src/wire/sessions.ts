@@ -4,7 +4,7 @@ import { jsonValue } from '../json-schema.ts';
 import type { AgentSnapshot } from './agents.ts';
 import { agentReference, tools } from './agents.ts';
 import { metadata, metadataPatch, text } from './common.ts';
-import { clientEventParam, type StopReason } from './events.ts';
+import { clientEventParam, clientEvents, type StopReason } from './events.ts';
 import { LIMITS } from './limits.ts';
 
 export const SESSION_STATUSES = ['idle', 'running', 'rescheduling', 'terminated'] as const;
@@ -23,10 +23,10 @@ export const createSessionBody = z.strictObject({
   resources: emptyOnly('resources'),
   vault_ids: emptyOnly('vault_ids'),
   budget: z.null({ error: 'budget is not supported yet; leave it out' }).optional(),
-  initial_events: z
-    .array(clientEventParam.refine((event) => event.type === 'user.message', 'initial_events takes only user.message'))
-    .max(LIMITS.initialEvents)
-    .nullish(),
+  initial_events: clientEvents(
+    clientEventParam.refine((event) => event.type === 'user.message', 'initial_events takes only user.message'),
+    LIMITS.initialEvents,
+  ).nullish(),
   /** Additive: sessions of one workspace that name the same context share its workspace folder and nothing else. */
   x_context_key: contextKey.nullish(),
 });

@@ -17,9 +17,18 @@ export interface Principal {
   readonly parentId: string | null;
 }
 
+/** The API key that a caller's requests and streams count for. */
+export function keyOf(principal: Principal): string {
+  return principal.parentId ?? principal.id;
+}
+
 /** How long a looked-up credential is believed without asking again; a revocation on the bus ends it at once. */
 const BELIEVE_MS = 10_000;
 const MAX_CACHED = 10_000;
+
+/** A credential counts while neither it nor the key that it hangs on is revoked, and until it runs out. */
+const VALID = `api_keys k left join api_keys p on p.id = k.parent_id
+  where k.revoked_at is null and p.revoked_at is null and (k.expires_at is null or k.expires_at > clock_timestamp())`;
 
 export function hashOf(credential: string): string {
   return createHash('sha256').update(credential).digest('hex');
@@ -94,6 +103,13 @@ export class Authenticator {
     }
   }
 
+  /** Those of these credentials that are no longer valid: revoked, run out, or gone with their parent. */
+  async lapsed(ids: readonly string[]): Promise<string[]> {
+    const { rows } = await this.#pool.query<{ id: string }>(`select k.id from ${VALID} and k.id = any ($1)`, [ids]);
+    const valid = new Set(rows.map(({ id }) => id));
+    return ids.filter((id) => !valid.has(id));
+  }
+
   async #lookUp(hash: string): Promise<Principal | null> {
     const { rows } = await this.#pool.query<{
       id: string;
@@ -102,9 +118,7 @@ export class Authenticator {
       parent_id: string | null;
     }>({
       name: 'find-credential',
-      text: `select k.id, k.workspace_id, k.kind, k.parent_id from api_keys k left join api_keys p on p.id = k.parent_id
-             where k.hash = decode($1, 'hex') and k.revoked_at is null and p.revoked_at is null
-               and (k.expires_at is null or k.expires_at > clock_timestamp())`,
+      text: `select k.id, k.workspace_id, k.kind, k.parent_id from ${VALID} and k.hash = decode($1, 'hex')`,
       values: [hash],
     });
     const row = rows[0];

@@ -63,6 +63,13 @@ export class CatalogueReader {
     return found(rows[0]?.view, 'session', id);
   }
 
+  /** Refuses what no event can be sent to. @throws AppError `session.not-found`, `session.archived` */
+  async openSession(workspaceId: string, id: string): Promise<void> {
+    const view = await this.sessionView(workspaceId, id);
+    if (view.archivedAt !== null)
+      throw new AppError('invalid', 'session.archived', 'The session is archived and accepts nothing more.');
+  }
+
   async session(workspaceId: string, id: string): Promise<Session> {
     return sessionResource(await this.sessionView(workspaceId, id), new Date().toISOString());
   }

@@ -5,6 +5,7 @@ import {
   CREDENTIAL_REVOKED,
   type CredentialRevoked,
   DEAD_LETTER_STREAM,
+  LIMITS,
   type ServiceBeat,
 } from '@holdfast/contracts';
 import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
@@ -13,13 +14,15 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import { z } from 'zod';
-import { Authenticator, type Principal } from '../auth/authenticator.ts';
+import { Authenticator, keyOf, type Principal } from '../auth/authenticator.ts';
 import type { GatewayConfig } from '../config.ts';
 import { CatalogueReader } from '../data/catalogue.reader.ts';
+import { ContentBlobs } from '../data/content.blobs.ts';
 import { EventReader } from '../data/event.reader.ts';
 import { ModelCatalogue } from '../data/model.catalogue.ts';
 import { Commands, Exchange } from '../http/exchange.ts';
 import { openApiDocument } from '../http/openapi.ts';
+import { RateLimit } from '../http/rate-limit.ts';
 import { catalogueOperations } from '../operations/catalogue.operations.ts';
 import type { Operation } from '../operations/operation.ts';
 import { platformOperations } from '../operations/platform.operations.ts';
@@ -63,10 +66,20 @@ export class GatewayService {
     const blobs = new DirectoryBlobStore(blobFolder(config));
     const authenticator = new Authenticator(pool);
     const reader = new CatalogueReader(pool);
-    const events = new EventReader(pool, new EventLog({ pool }), blobs);
+    const content = new ContentBlobs(blobs);
+    const events = new EventReader(pool, new EventLog({ pool }), content);
     const commands = new Commands(bus, config.COMMAND_TIMEOUT_MS);
     const models = new ModelCatalogue({ baseUrl: config.LITELLM_GATEWAY_URL, apiKey: config.LITELLM_API_KEY });
-    const streams = new StreamHub({ bus, pool, events, logger, pingMs: config.SSE_PING_MS });
+    const streams = new StreamHub({
+      bus,
+      pool,
+      events,
+      authenticator,
+      logger,
+      pingMs: config.SSE_PING_MS,
+      streamsPerKey: config.STREAMS_PER_KEY,
+    });
+    const rate = new RateLimit(config.REQUESTS_PER_MINUTE);
     const beats = new Map<string, { beat: ServiceBeat; heardMs: number }>();
     const registrations = [
       bus.subscribeLive<CredentialRevoked>(CREDENTIAL_REVOKED, ({ id }) => {
@@ -83,7 +96,7 @@ export class GatewayService {
     };
     const operations = [
       ...catalogueOperations({ reader, commands, models }),
-      ...sessionOperations({ reader, events, commands, models, streams, blobs }),
+      ...sessionOperations({ reader, events, commands, models, streams, blobs: content }),
       ...platformOperations({
         reader,
         commands,
@@ -94,7 +107,7 @@ export class GatewayService {
         demoGateway: config.LITELLM_GATEWAY_URL !== '' && config.LITELLM_GATEWAY_URL === config.DEMO_GATEWAY_URL,
       }),
     ];
-    for (const one of operations) this.#route(server, one, authenticator);
+    for (const one of operations) this.#route(server, one, authenticator, rate);
     const document = openApiDocument(operations);
     server.get('/openapi.json', () => document);
     this.health.add('postgres', async () => {
@@ -123,20 +136,29 @@ export class GatewayService {
     await this.#parts?.pool.end();
   }
 
-  #route(server: FastifyInstance, one: Operation, authenticator: Authenticator): void {
+  #route(server: FastifyInstance, one: Operation, authenticator: Authenticator, rate: RateLimit): void {
+    const callers = new WeakMap<FastifyRequest, Principal>();
     server.route({
       method: one.method,
       url: one.path,
-      handler: async (request: FastifyRequest, reply: FastifyReply) => {
-        const principal = one.authenticated === false ? NOBODY : await authenticator.authenticate(request.headers);
-        if (one.authenticated !== false) {
-          const asked = request.headers['anthropic-workspace-id'];
-          if (typeof asked === 'string' && asked !== principal.workspaceId) {
-            throw new AppError('not-found', 'workspace.not-found', 'There is no such workspace for this key.');
-          }
-          reply.header('anthropic-workspace-id', principal.workspaceId);
+      ...(one.takesContent === true ? { bodyLimit: LIMITS.contentBodyBytes } : {}),
+      // A HEAD of a stream would never end.
+      exposeHeadRoute: one.streams !== true,
+      // Before the body is read: whoever may not call does not make the server read and parse one.
+      onRequest: async (request: FastifyRequest, reply: FastifyReply) => {
+        if (one.authenticated === false) return;
+        const principal = await authenticator.authenticate(request.headers);
+        rate.take(keyOf(principal), Date.now());
+        const asked = request.headers['anthropic-workspace-id'];
+        if (typeof asked === 'string' && asked !== principal.workspaceId) {
+          throw new AppError('not-found', 'workspace.not-found', 'There is no such workspace for this key.');
         }
-        const result = await one.handle(new Exchange(request, reply, principal, parseBody(one, request.body) as never));
+        reply.header('anthropic-workspace-id', principal.workspaceId);
+        callers.set(request, principal);
+      },
+      handler: async (request: FastifyRequest, reply: FastifyReply) => {
+        const body = parseBody(one, request.body) as never;
+        const result = await one.handle(new Exchange(request, reply, callers.get(request) ?? NOBODY, body));
         return one.streams === true ? reply : result;
       },
     });

@@ -38,7 +38,12 @@ export function decodeCursor(token: string, list: ListName, order: Order): Curso
   return key;
 }
 
-const rowKey = z.strictObject({ t: z.int().min(0).max(4e15), i: z.string().max(100), d: z.enum(['next', 'prev']) });
+// Anybody can write a token, so its members are bounded as the columns are that they are compared with.
+const rowKey = z.strictObject({
+  t: z.int().min(0).max(4e15),
+  i: z.string().regex(/^[\x21-\x7e]{1,100}$/),
+  d: z.enum(['next', 'prev']),
+});
 /** Place of a row in a list that is ordered by (created_at, id): microseconds since 1970, id, and where to go from there. */
 export type RowPlace = z.infer<typeof rowKey>;
 
@@ -48,7 +53,13 @@ export function decodeRowPlace(token: string, list: ListName, order: Order): Row
   return place.data;
 }
 
-const eventKey = z.strictObject({ s: z.int().min(0).optional(), p: z.int().min(0).optional() });
+const eventKey = z.partialRecord(
+  z.enum(['s', 'p']),
+  z
+    .int()
+    .min(0)
+    .max(2 ** 31 - 1),
+);
 /** Place in an event list: log version of the last stamped row, and of the last unstamped one, that were shown. */
 export type EventPlace = z.infer<typeof eventKey>;
 

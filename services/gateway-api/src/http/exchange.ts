@@ -12,7 +12,7 @@ import {
   newId,
 } from '@holdfast/contracts';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import type { Principal } from '../auth/authenticator.ts';
+import { keyOf, type Principal } from '../auth/authenticator.ts';
 import { Query } from './query.ts';
 
 const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
@@ -73,7 +73,7 @@ export class Exchange<B = unknown> {
       workspaceId: this.principal.workspaceId,
       actor: {
         type: this.principal.kind === 'dashboard' ? 'dashboard' : 'api_key',
-        id: this.principal.parentId ?? this.principal.id,
+        id: keyOf(this.principal),
       },
       idempotency,
       traceparent: traceparent !== undefined && TRACEPARENT.test(traceparent) ? traceparent : null,

@@ -3,7 +3,10 @@ import { AppError, LIMITS } from '@holdfast/contracts';
 /** How many values one query parameter may repeat. */
 const MAX_REPEATS = 100;
 const MAX_VALUE_CHARS = 2_048;
-const RFC3339 = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d{2}:?\d{2})$/;
+const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]\d{2}:\d{2}(?::\d{2}(\.\d{1,9})?)?(?:[Zz]|[+-]\d{2}:?\d{2})$/;
+/** The years that both sides spell with four digits. */
+const FIRST_MS = Date.parse('0001-01-01T00:00:00Z');
+const LAST_MS = Date.parse('9999-12-31T23:59:59.999Z');
 
 function invalid(name: string, rule: string): AppError {
   return new AppError('invalid', 'request.invalid-query', `query parameter "${name}" ${rule}`);
@@ -76,13 +79,18 @@ export class Query {
     return this.choice(name, ['true', 'false', '1', '0'])?.match(/true|1/) != null;
   }
 
-  /** An RFC 3339 time, normalised to UTC with milliseconds. */
+  /** An RFC 3339 time, normalised to UTC with at most microseconds, as Postgres takes it. */
   time(name: string): string | undefined {
+    // A plus sign that was not escaped arrives as a space.
     const value = this.one(name)?.replace(/ (\d{2}:?\d{2})$/, '+$1');
     if (value === undefined) return undefined;
-    const at = RFC3339.test(value) ? Date.parse(value) : Number.NaN;
-    if (Number.isNaN(at)) throw invalid(name, 'must be an RFC 3339 time, for example 2026-01-31T12:00:00Z');
-    return value.replace(' ', 'T');
+    const [, year, month, day, fraction = ''] = RFC3339.exec(value) ?? [];
+    const at = year === undefined ? Number.NaN : Date.parse(value);
+    // Date.parse takes the 31st of February for a day in March.
+    const isDay = new Date(Date.UTC(Number(year), Number(month) - 1, Number(day))).getUTCDate() === Number(day);
+    if (!isDay || !(at >= FIRST_MS && at <= LAST_MS))
+      throw invalid(name, 'must be an RFC 3339 time, for example 2026-01-31T12:00:00Z');
+    return `${new Date(at).toISOString().slice(0, 19)}${fraction.slice(0, 7)}Z`;
   }
 
   /** Bounds of `name[gt|gte|lt|lte]`. */

@@ -11,6 +11,8 @@ export interface Operation<S extends z.ZodType = z.ZodType> {
   /** False = answers callers without a credential. */
   readonly authenticated?: boolean;
   readonly body?: S;
+  /** True when the body carries content and may be as large as `LIMITS.contentBodyBytes`. */
+  readonly takesContent?: boolean;
   /** Query parameters, for the document; each operation reads its own. */
   readonly query?: readonly string[];
   /** True when `handle` writes the answer by itself. */

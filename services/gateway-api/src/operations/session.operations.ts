@@ -1,21 +1,18 @@
 import {
   AppError,
-  type ClientEventParam,
-  type ContentBlock,
   createSessionBody,
   isId,
-  LIMITS,
   newId,
   quickSessionBody,
+  type SendEventsReply,
   type Session,
-  type StoredBlock,
   sendEventsBody,
   UNSUPPORTED_CLIENT_EVENTS,
   unsupportedToolFault,
   updateSessionBody,
 } from '@holdfast/contracts';
-import type { BlobStore } from '@holdfast/event-store';
 import type { CatalogueReader } from '../data/catalogue.reader.ts';
+import type { ContentBlobs } from '../data/content.blobs.ts';
 import type { EventReader } from '../data/event.reader.ts';
 import type { ModelCatalogue } from '../data/model.catalogue.ts';
 import type { Commands, Exchange } from '../http/exchange.ts';
@@ -32,25 +29,9 @@ export function sessionOperations(parts: {
   commands: Commands;
   models: ModelCatalogue;
   streams: StreamHub;
-  blobs: BlobStore;
+  blobs: ContentBlobs;
 }): Operation[] {
   const { reader, events, commands, models, streams, blobs } = parts;
-
-  /** Content above the inline bound travels and is stored as a digest (B4). */
-  const swapBlock = async (workspaceId: string, block: ContentBlock): Promise<StoredBlock> => {
-    const json = JSON.stringify(block);
-    if (json.length <= LIMITS.inlineBytes) return block;
-    const { digest, sizeBytes } = await blobs.put(workspaceId, Buffer.from(json));
-    return { type: 'x_blob', digest, size_bytes: sizeBytes };
-  };
-  const swapBlobs = (workspaceId: string, list: readonly ClientEventParam[]) =>
-    Promise.all(
-      list.map(async (event) =>
-        (event.type === 'user.message' || event.type === 'user.custom_tool_result') && event.content != null
-          ? { ...event, content: await Promise.all(event.content.map((block) => swapBlock(workspaceId, block))) }
-          : event,
-      ),
-    );
 
   const create = async (exchange: Exchange, body: ReturnType<typeof createSessionBody.parse>): Promise<Session> => {
     const overrides = typeof body.agent === 'object' && body.agent.type === 'agent_with_overrides' ? body.agent : null;
@@ -59,7 +40,11 @@ export function sessionOperations(parts: {
       if (fault !== undefined) throw new AppError('invalid', 'agent.unsupported-tool', fault);
       await models.require(typeof overrides.model === 'string' ? overrides.model : overrides.model?.id);
     }
-    const initial = await swapBlobs(exchange.principal.workspaceId, body.initial_events ?? []);
+    const { workspaceId } = exchange.principal;
+    const agentId = typeof body.agent === 'string' ? body.agent : body.agent.id;
+    const initial = await blobs.swap(workspaceId, body.initial_events ?? [], () =>
+      Promise.all([reader.agent(workspaceId, agentId), reader.environment(workspaceId, body.environment_id)]),
+    );
     return commands.send(
       'session',
       newId('session'),
@@ -68,10 +53,11 @@ export function sessionOperations(parts: {
     );
   };
 
-  /** `?after=` or `Last-Event-ID`: a log version or an event id of this session; null = from now on. */
+  /** `Last-Event-ID` or `?after=`: a log version or an event id of this session; null = from now on. */
   const cursorOf = async (exchange: Exchange, sessionId: string, head: number): Promise<number | null> => {
-    const given = exchange.query.one('after') ?? exchange.header('last-event-id');
-    if (given === undefined || given === '') return null;
+    // The header first: an EventSource that reconnects repeats its first URL and says in the header how far it came.
+    const given = exchange.header('last-event-id') || exchange.query.one('after');
+    if (given === undefined) return null;
     if (isId('event', given)) return events.versionOf(sessionId, given);
     const version = /^\d{1,10}$/.test(given) ? Number(given) : Number.NaN;
     if (!(version <= head)) {
@@ -91,6 +77,7 @@ export function sessionOperations(parts: {
       id: 'createSession',
       summary: 'Create a session; with initial_events it starts to work at once.',
       body: createSessionBody,
+      takesContent: true,
       handle: (exchange) => create(exchange, exchange.body),
     }),
     operation({
@@ -99,6 +86,7 @@ export function sessionOperations(parts: {
       id: 'quickSession',
       summary: 'The short form: an agent and a prompt, in the default environment.',
       body: quickSessionBody,
+      takesContent: true,
       handle: async (exchange) => {
         const { agent_id, prompt, environment_id, title, context_key } = exchange.body;
         const environment =
@@ -182,17 +170,19 @@ export function sessionOperations(parts: {
       id: 'sendEvents',
       summary: 'Send messages, interrupts, confirmations and tool results. Answered once they are stored.',
       body: sendEventsBody,
+      takesContent: true,
       handle: async (exchange) => {
         const id = pathId(exchange, 'session');
-        const swapped = await swapBlobs(exchange.principal.workspaceId, exchange.body.events);
-        const reply = await commands.send<{ data: Parameters<EventReader['inline']>[1][] }>(
+        const { workspaceId } = exchange.principal;
+        const swapped = await blobs.swap(workspaceId, exchange.body.events, () => reader.openSession(workspaceId, id));
+        const reply = await commands.send<SendEventsReply>(
           'session',
           id,
           'send-events',
           exchange.command({ events: swapped }, exchange.idempotency),
         );
         return {
-          data: await Promise.all(reply.data.map((event) => events.inline(exchange.principal.workspaceId, event))),
+          data: await Promise.all(reply.data.map((event) => blobs.inline(workspaceId, event))),
         };
       },
     }),
@@ -211,11 +201,12 @@ export function sessionOperations(parts: {
         'created_at[gt]',
         'created_at[lt]',
       ],
-      handle: async (exchange) =>
-        events.list(
-          await reader.sessionView(exchange.principal.workspaceId, pathId(exchange, 'session')),
-          exchange.query,
-        ),
+      handle: async (exchange) => {
+        const { workspaceId } = exchange.principal;
+        const id = pathId(exchange, 'session');
+        await reader.sessionView(workspaceId, id);
+        return events.list(workspaceId, id, exchange.query);
+      },
     }),
     operation({
       method: 'GET',
@@ -233,13 +224,13 @@ export function sessionOperations(parts: {
         streams.admit(exchange.principal);
         exchange.reply.hijack();
         const response = exchange.reply.raw;
+        for (const [name, value] of Object.entries(exchange.reply.getHeaders()))
+          if (value !== undefined) response.setHeader(name, value);
         response.writeHead(200, {
           'content-type': 'text/event-stream; charset=utf-8',
           'cache-control': 'no-cache, no-transform',
           'x-accel-buffering': 'no',
-          'x-content-type-options': 'nosniff',
           connection: 'keep-alive',
-          'request-id': exchange.request.id,
         });
         await streams.serve(
           response,

@@ -5,7 +5,6 @@ import {
   type CommittedHint,
   committedSubject,
   deltaSubject,
-  LIMITS,
   type LiveDelta,
   type OpenPreview,
   openPreviewSubject,
@@ -13,7 +12,7 @@ import {
 } from '@holdfast/contracts';
 import type pg from 'pg';
 import type { Logger } from 'pino';
-import type { Principal } from '../auth/authenticator.ts';
+import { type Authenticator, keyOf, type Principal } from '../auth/authenticator.ts';
 import type { EventReader } from '../data/event.reader.ts';
 import { SessionTail, type SseBatch, type TailedStream } from './session-tail.ts';
 import { durableFrame, errorFrame, PING_FRAME } from './sse-frame.ts';
@@ -37,6 +36,8 @@ export class StreamHub {
   readonly #bus: Bus;
   readonly #pool: pg.Pool;
   readonly #events: EventReader;
+  readonly #authenticator: Authenticator;
+  readonly #streamsPerKey: number;
   readonly #logger: Logger;
   readonly #sessions = new Map<string, WatchedSession>();
   readonly #streams = new Set<EventStream>();
@@ -44,12 +45,25 @@ export class StreamHub {
   readonly #timers: NodeJS.Timeout[];
   #draining = false;
 
-  constructor(options: { bus: Bus; pool: pg.Pool; events: EventReader; logger: Logger; pingMs: number }) {
+  constructor(options: {
+    bus: Bus;
+    pool: pg.Pool;
+    events: EventReader;
+    authenticator: Authenticator;
+    logger: Logger;
+    pingMs: number;
+    streamsPerKey: number;
+  }) {
+    this.#authenticator = options.authenticator;
+    this.#streamsPerKey = options.streamsPerKey;
     this.#bus = options.bus;
     this.#pool = options.pool;
     this.#events = options.events;
     this.#logger = options.logger;
-    this.#timers = [setInterval(() => this.#ping(), options.pingMs), setInterval(() => void this.#poll(), POLL_MS)];
+    this.#timers = [
+      setInterval(() => void this.#ping(), options.pingMs),
+      setInterval(() => void this.#poll(), POLL_MS),
+    ];
   }
 
   get openStreams(): number {
@@ -60,11 +74,11 @@ export class StreamHub {
   admit(principal: Principal): void {
     if (this.#draining)
       throw new AppError('unavailable', 'stream.draining', 'The service is shutting down; connect again.');
-    if ((this.#perKey.get(principal.id) ?? 0) >= LIMITS.streamsPerKey) {
+    if ((this.#perKey.get(keyOf(principal)) ?? 0) >= this.#streamsPerKey) {
       throw new AppError(
         'exhausted',
         'stream.too-many',
-        `This key has ${LIMITS.streamsPerKey} streams open; close some.`,
+        `This key has ${this.#streamsPerKey} streams open; close some.`,
       );
     }
   }
@@ -80,17 +94,20 @@ export class StreamHub {
     cursor: number | null,
     wantsDeltas: boolean,
   ): Promise<void> {
-    this.#perKey.set(principal.id, (this.#perKey.get(principal.id) ?? 0) + 1);
+    const key = keyOf(principal);
+    this.#perKey.set(key, (this.#perKey.get(key) ?? 0) + 1);
     const watched = this.#watch(session.id, session.workspaceId);
     const stream = new EventStream(response, principal, wantsDeltas, cursor ?? 0);
     this.#streams.add(stream);
     watched.tail.hold(stream);
     response.on('close', () => stream.end());
+    // A client that left before this line closes nothing any more.
+    if (response.destroyed) stream.end();
     try {
       // The subscription must stand before the head is read, or an event between the two is seen by neither.
       await this.#bus.flush();
       if (cursor === null) stream.cursor = await this.#head(session.id);
-      response.flushHeaders();
+      if (!stream.over) response.flushHeaders();
       while (!stream.over) {
         const batch = await this.#events.frames(session.workspaceId, session.id, stream.cursor, PAGE_EVENTS);
         if (batch !== null) {
@@ -121,9 +138,9 @@ export class StreamHub {
     } finally {
       watched.tail.release(stream);
       this.#streams.delete(stream);
-      const left = (this.#perKey.get(principal.id) ?? 1) - 1;
-      if (left === 0) this.#perKey.delete(principal.id);
-      else this.#perKey.set(principal.id, left);
+      const left = (this.#perKey.get(key) ?? 1) - 1;
+      if (left === 0) this.#perKey.delete(key);
+      else this.#perKey.set(key, left);
       if (watched.tail.isUnused) this.#unwatch(session.id, watched);
     }
   }
@@ -132,7 +149,7 @@ export class StreamHub {
   revoke(credentialId: string): void {
     for (const stream of this.#streams) {
       if (stream.principal.id === credentialId || stream.principal.parentId === credentialId) {
-        stream.fail('authentication_error', 'The API key was revoked.');
+        stream.fail('authentication_error', 'The API key is no longer valid.');
       }
     }
   }
@@ -254,8 +271,16 @@ export class StreamHub {
     }
   }
 
-  #ping(): void {
+  /** Also finds what the bus lost: a revocation that was not heard, and credentials that ran out. */
+  async #ping(): Promise<void> {
     for (const stream of this.#streams) stream.ping();
+    if (this.#streams.size === 0) return;
+    try {
+      const ids = new Set([...this.#streams].map(({ principal }) => principal.id));
+      for (const id of await this.#authenticator.lapsed([...ids])) this.revoke(id);
+    } catch (error) {
+      this.#logger.debug({ err: error }, 'credentials could not be checked');
+    }
   }
 }
 
