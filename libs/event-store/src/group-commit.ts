@@ -34,7 +34,7 @@ export interface GroupCommitOptions {
 
 const APPEND = `select verdicts, versions, generations, recorded_at, positions from log_append(
   $1::integer[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::text[], $7::integer[], $8::boolean[], $9::integer[],
-  $10::text[], $11::text[], $12::smallint[], $13::text[], $14::text[])`;
+  $10::integer[], $11::text[], $12::text[], $13::smallint[], $14::text[], $15::text[])`;
 
 interface AppendRow {
   verdicts: string[];
@@ -266,6 +266,8 @@ function batchArrays(batch: readonly Waiting[]): unknown[] {
     appends.map((append) => append.lease?.ttlMs ?? null),
     appends.map((append) => append.releaseLease ?? false),
     appends.map((append) => append.events.length),
+    // Of each event the append that it belongs to; SQL counts from 1.
+    appends.flatMap((append, n) => append.events.map(() => n + 1)),
     events.map(({ event }) => event.id),
     events.map(({ event }) => event.type),
     events.map(({ event }) => event.schemaVersion),
