@@ -227,14 +227,19 @@ describe('a session', () => {
 describe('a message', () => {
   it('starts a turn on an idle session and waits in a running one', () => {
     given(created, message('a'))
-      .when((state) => startTurn(state, { generation: 1, worker: 'w' }, ids()))
+      .when((state) => startTurn(state, { generation: 1, worker: 'w', contextLimitTokens: CONTEXT }, ids()))
       .then(
         {
           id: 'sevt_2',
           type: 'session.turn_started',
           data: { turn_id: 'turn_1', generation: 1, worker: 'w', takeover: false },
         },
-        { id: 'sevt_3', type: 'session.status_running', data: {} },
+        {
+          id: 'sevt_3',
+          type: 'session.message_processed',
+          data: { event_id: 'a', message: { type: 'user.message', content: text('a') } },
+        },
+        { id: 'sevt_4', type: 'session.status_running', data: {} },
       );
     given(created, message('a'))
       .when(() => [])
@@ -446,13 +451,17 @@ describe('a model call that failed', () => {
       });
     const waiting = [...asking, ...failed(1, 500)];
     given(...waiting)
-      .when((state) => goOn(startTurn(state, { generation: 2, worker: 'w2' }, ids()), 499)(state))
+      .when((state) =>
+        goOn(startTurn(state, { generation: 2, worker: 'w2', contextLimitTokens: CONTEXT }, ids()), 499)(state),
+      )
       .thenState((state, drafts) => {
         expect(types(drafts)).toEqual(['session.turn_started']);
         expect(state).toMatchObject({ generation: 2, retry: { attempt: 1 }, status: 'rescheduling' });
       });
     given(...waiting)
-      .when((state) => goOn(startTurn(state, { generation: 2, worker: 'w2' }, ids()), 500)(state))
+      .when((state) =>
+        goOn(startTurn(state, { generation: 2, worker: 'w2', contextLimitTokens: CONTEXT }, ids()), 500)(state),
+      )
       .thenState((state, drafts) => {
         expect(types(drafts)).toEqual(['session.turn_started', 'session.status_running', 'span.model_request_start']);
         expect(state.retry?.attempt).toBe(1);
@@ -482,7 +491,9 @@ describe('a model call that failed', () => {
 describe('a takeover', () => {
   it('closes the model call that the lost worker left and asks again, taking up no message twice', () => {
     given(...asking)
-      .when((state) => goOn(startTurn(state, { generation: 2, worker: 'w2' }, ids()))(state))
+      .when((state) =>
+        goOn(startTurn(state, { generation: 2, worker: 'w2', contextLimitTokens: CONTEXT }, ids()))(state),
+      )
       .thenState((state, drafts) => {
         expect(types(drafts)).toEqual(['session.turn_started', 'span.model_request_end', 'span.model_request_start']);
         expect(drafts[0]?.data).toMatchObject({ takeover: true, generation: 2 });

@@ -214,17 +214,27 @@ export function afterClientEvents(
   return { kind: 'nothing' };
 }
 
-/** The first events of a turn, or of a takeover when the session was running already. */
-export function startTurn(state: SessionState, turn: { generation: number; worker: string }, ids: IdSource): Draft[] {
+/**
+ * The first events of a turn, or of a takeover when the session was running already. The message that a turn begins with
+ * is stamped before the session is shown as running, unless the context has to be compacted before it.
+ */
+export function startTurn(
+  state: SessionState,
+  turn: { generation: number; worker: string; contextLimitTokens: number },
+  ids: IdSource,
+): Draft[] {
   const takeover = state.status !== 'idle';
-  const drafts = [
-    draft(ids, {
-      type: 'session.turn_started',
-      data: { turn_id: turnIdOf(ids), generation: turn.generation, worker: turn.worker, takeover },
-    }),
+  const started = draft(ids, {
+    type: 'session.turn_started',
+    data: { turn_id: turnIdOf(ids), generation: turn.generation, worker: turn.worker, takeover },
+  });
+  if (takeover) return [started];
+  const fits = state.calls.length === 0 && state.contextTokens < turn.contextLimitTokens;
+  return [
+    started,
+    ...(fits ? stampMessages(state, ids) : []),
+    draft(ids, { type: 'session.status_running', data: {} }),
   ];
-  if (!takeover) drafts.push(draft(ids, { type: 'session.status_running', data: {} }));
-  return drafts;
 }
 
 /** Bounds of one message's turn (T6). Times in milliseconds. */
@@ -281,14 +291,17 @@ export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTo
 export function beginModelRequest(state: SessionState, model: string, ids: IdSource): Draft[] {
   const drafts: Draft[] = [];
   if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
-  for (const queued of takeFromQueue(state)) {
-    drafts.push(
-      draft(ids, { type: 'session.message_processed', data: { event_id: queued.id, message: asProcessed(queued) } }),
-    );
-  }
+  drafts.push(...stampMessages(state, ids));
   if (state.status === 'rescheduling') drafts.push(draft(ids, { type: 'session.status_running', data: {} }));
   drafts.push(draft(ids, { type: 'span.model_request_start', data: { model, message_id: ids() } }));
   return drafts;
+}
+
+/** The messages that the next model call takes up. */
+function stampMessages(state: SessionState, ids: IdSource): Draft[] {
+  return takeFromQueue(state).map((queued) =>
+    draft(ids, { type: 'session.message_processed', data: { event_id: queued.id, message: asProcessed(queued) } }),
+  );
 }
 
 function asProcessed(queued: SessionState['queue'][number]) {

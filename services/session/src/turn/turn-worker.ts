@@ -71,10 +71,10 @@ export class TurnWorker {
    * first model call in the same commit; without, the session is left to whichever worker sweeps first.
    */
   start(state: SessionState, drafts: readonly Draft[], ids: IdSource): Decision {
-    const { owner, maxTurns } = this.#options;
+    const { owner, maxTurns, contextLimitTokens } = this.#options;
     const roomy = this.#turns.size < maxTurns && !this.#stopping.signal.aborted;
     const generation = roomy ? state.generation + 1 : state.generation;
-    const started = startTurn(state, { generation, worker: roomy ? owner : 'none' }, ids);
+    const started = startTurn(state, { generation, worker: roomy ? owner : 'none', contextLimitTokens }, ids);
     if (!roomy) {
       setImmediate(() => this.#options.bus.publishLive(TURN_HINT, null));
       return { drafts: [...drafts, ...started] };
@@ -201,7 +201,7 @@ export class TurnWorker {
   }
 
   async #takeOver(id: string): Promise<void> {
-    const { store, owner, leaseMs, logger } = this.#options;
+    const { store, owner, leaseMs, logger, contextLimitTokens } = this.#options;
     try {
       const session = await store.open(id);
       await session.refresh();
@@ -212,7 +212,7 @@ export class TurnWorker {
         (state, ids) => {
           if (state.lifecycle !== 'open' || state.status === 'idle') return null;
           generation = state.generation + 1;
-          const started = startTurn(state, { generation, worker: owner }, ids);
+          const started = startTurn(state, { generation, worker: owner, contextLimitTokens }, ids);
           const now = foldDrafts(state, started, new Date().toISOString());
           const next = advance(now, [], this.#advanceOptions(), ids);
           idle = next.idle;
