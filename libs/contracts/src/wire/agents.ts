@@ -13,15 +13,23 @@ export type SandboxTool = (typeof SANDBOX_TOOLS)[number];
 export const permissionPolicy = z.strictObject({ type: z.enum(['always_allow', 'always_ask']) });
 export type PermissionPolicy = z.infer<typeof permissionPolicy>;
 
-const hostList = z.array(text(255, 1)).max(64);
+const nullOnly = (name: string) => z.null({ error: `${name} is not supported yet; leave it out` }).optional();
+const hostList = z.array(text(255, 1)).min(1, 'is empty; leave it out instead').max(64);
 const toolConfig = z
   .strictObject({
     name: z.enum(BUILTIN_TOOLS),
-    enabled: z.boolean().optional(),
+    /** The name again. */
+    type: z.enum(BUILTIN_TOOLS).optional(),
+    enabled: z.boolean().nullish(),
     permission_policy: permissionPolicy.nullish(),
     allowed_domains: hostList.nullish(),
     blocked_domains: hostList.nullish(),
     max_content_tokens: z.int().min(1).max(1_000_000).nullish(),
+    url_sources: nullOnly('url_sources'),
+    user_location: nullOnly('user_location'),
+  })
+  .refine((config) => config.type === undefined || config.type === config.name, {
+    message: 'type must be the same as name',
   })
   .refine((config) => !(config.allowed_domains && config.blocked_domains), {
     message: 'allowed_domains and blocked_domains exclude each other',
@@ -37,7 +45,7 @@ const toolConfig = z
 const agentToolset = z.strictObject({
   type: z.literal('agent_toolset_20260401'),
   default_config: z
-    .strictObject({ enabled: z.boolean().optional(), permission_policy: permissionPolicy.nullish() })
+    .strictObject({ enabled: z.boolean().nullish(), permission_policy: permissionPolicy.nullish() })
     .nullish(),
   configs: z.array(toolConfig).max(BUILTIN_TOOLS.length).nullish(),
 });
@@ -94,12 +102,14 @@ export function resolveModel(model: z.infer<typeof modelParam>): ModelConfig {
 }
 
 export interface ResolvedToolConfig {
+  readonly type: BuiltinTool;
   readonly name: BuiltinTool;
   readonly enabled: boolean;
   readonly permission_policy: PermissionPolicy;
   readonly allowed_domains?: readonly string[] | null;
   readonly blocked_domains?: readonly string[] | null;
   readonly max_content_tokens?: number | null;
+  readonly url_sources?: null;
 }
 export type ResolvedTool =
   | {
@@ -129,12 +139,14 @@ export function resolveTools(list: readonly ToolParam[]): ResolvedTool[] {
       configs: BUILTIN_TOOLS.map((name) => {
         const own = tool.configs?.find((config) => config.name === name);
         return {
+          type: name,
           name,
           enabled: name === 'web_search' ? false : (own?.enabled ?? enabled),
           permission_policy: own?.permission_policy ?? policy,
           ...(own?.allowed_domains ? { allowed_domains: own.allowed_domains } : {}),
           ...(own?.blocked_domains ? { blocked_domains: own.blocked_domains } : {}),
           ...(own?.max_content_tokens ? { max_content_tokens: own.max_content_tokens } : {}),
+          ...(name === 'web_fetch' ? { url_sources: null } : {}),
         };
       }),
     };
@@ -153,7 +165,6 @@ export function unsupportedToolFault(list: readonly ToolParam[]): string | undef
 }
 
 const emptyOnly = (name: string) => z.array(jsonValue).max(0, `${name} is not supported yet; leave it empty`).nullish();
-const nullOnly = (name: string) => z.null({ error: `${name} is not supported yet; leave it out` }).optional();
 const executionIdentity = z
   .strictObject({ type: z.literal('service_account', { error: 'execution_identity supports only service_account' }) })
   .nullish();

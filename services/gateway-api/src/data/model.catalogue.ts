@@ -7,11 +7,37 @@ const answerSchema = z.object({
   data: z.array(z.object({ id: z.string(), created: z.number().nullish() })).max(10_000),
 });
 
+/** A model as the wire has it. What a model gateway does not tell is null. */
 export interface Model {
   readonly id: string;
   readonly type: 'model';
   readonly display_name: string;
   readonly created_at: string;
+  readonly lifecycle: 'active';
+  readonly allowed_fallback_models: null;
+  readonly capabilities: null;
+  readonly deprecated_at: null;
+  readonly line: null;
+  readonly max_input_tokens: null;
+  readonly max_tokens: null;
+  readonly retires_at: null;
+}
+
+function modelOf(id: string, created: number): Model {
+  return {
+    id,
+    type: 'model',
+    display_name: id,
+    created_at: new Date(created * 1000).toISOString(),
+    lifecycle: 'active',
+    allowed_fallback_models: null,
+    capabilities: null,
+    deprecated_at: null,
+    line: null,
+    max_input_tokens: null,
+    max_tokens: null,
+    retires_at: null,
+  };
 }
 
 interface Known {
@@ -55,12 +81,7 @@ export class ModelCatalogue {
       const { data } = answerSchema.parse(await response.json());
       const models = data.filter(({ id }) => !id.includes('*'));
       this.#known = {
-        models: models.map(({ id, created }) => ({
-          id,
-          type: 'model',
-          display_name: id,
-          created_at: new Date((created ?? 0) * 1000).toISOString(),
-        })),
+        models: models.map(({ id, created }) => modelOf(id, created ?? 0)),
         wildcard: models.length < data.length,
         untilMs: Date.now() + BELIEVE_MS,
       };

@@ -11,8 +11,9 @@ import {
   updateEnvironmentBody,
 } from '@holdfast/contracts';
 import type { CatalogueReader } from '../data/catalogue.reader.ts';
-import type { ModelCatalogue } from '../data/model.catalogue.ts';
+import type { Model, ModelCatalogue } from '../data/model.catalogue.ts';
 import type { Commands, Exchange } from '../http/exchange.ts';
+import type { Query } from '../http/query.ts';
 import { type Operation, operation } from './operation.ts';
 
 /** The id in a path. One that no object can have is not found, like any other that does not exist. */
@@ -29,6 +30,27 @@ function checkTools(list: readonly ToolParam[] | null | undefined): void {
 
 const modelId = (model: string | { id: string } | undefined): string | undefined =>
   typeof model === 'string' ? model : model?.id;
+
+/** A page in the wire's older form, whose cursors are ids. */
+function modelPage(all: readonly Model[], query: Query) {
+  const place = (name: string): number | undefined => {
+    const id = query.one(name);
+    if (id === undefined) return undefined;
+    const index = all.findIndex((model) => model.id === id);
+    if (index < 0) throw new AppError('invalid', 'request.invalid-page', `query parameter "${name}" names no model`);
+    return index;
+  };
+  const [after, before] = [place('after_id'), place('before_id')];
+  const rest = all.slice(after === undefined ? 0 : after + 1, before);
+  const limit = query.limit(Math.max(1, rest.length), 1_000);
+  const data = before === undefined ? rest.slice(0, limit) : rest.slice(-limit);
+  return {
+    data,
+    has_more: data.length < rest.length,
+    first_id: data[0]?.id ?? null,
+    last_id: data[data.length - 1]?.id ?? null,
+  };
+}
 
 export function catalogueOperations(parts: {
   reader: CatalogueReader;
@@ -173,10 +195,12 @@ export function catalogueOperations(parts: {
       method: 'GET',
       path: '/v1/models',
       id: 'listModels',
-      summary: 'Models that the gateway offers.',
-      handle: async () => {
-        const data = await models.list();
-        return { data, has_more: false, first_id: data[0]?.id ?? null, last_id: data[data.length - 1]?.id ?? null };
+      summary: 'Models that the gateway offers; without a limit, all of them.',
+      query: ['limit', 'after_id', 'before_id', 'lifecycle'],
+      handle: async ({ query }) => {
+        const stages = query.choices('lifecycle', ['active', 'deprecated', 'retired']);
+        const all = stages.length === 0 || stages.includes('active') ? await models.list() : [];
+        return modelPage(all, query);
       },
     }),
     operation({
