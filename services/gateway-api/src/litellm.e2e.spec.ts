@@ -16,7 +16,7 @@ import { ModelCatalogue } from './data/model.catalogue.ts';
 
 type Event = Frame['data'];
 
-const MODELS = ['over-openai', 'over-anthropic'];
+const MODELS = ['spec/openai', 'spec/anthropic'];
 const PRICE = { input_cost_per_token: 0.000002, output_cost_per_token: 0.00001 };
 const RETRIES = 2;
 
@@ -41,8 +41,8 @@ beforeAll(async () => {
   });
   const host = `http://127.0.0.1:${(upstream.address() as AddressInfo).port}`;
   proxy = await startLiteLlm([
-    { model_name: 'over-openai', litellm_params: { model: 'openai/demo', api_base: `${host}/v1` }, model_info: PRICE },
-    { model_name: 'over-anthropic', litellm_params: { model: 'anthropic/demo', api_base: host }, model_info: PRICE },
+    { model_name: 'spec/openai', litellm_params: { model: 'openai/demo', api_base: `${host}/v1` }, model_info: PRICE },
+    { model_name: 'spec/anthropic', litellm_params: { model: 'anthropic/demo', api_base: host }, model_info: PRICE },
   ]);
   wildcard = await startLiteLlm([
     { model_name: 'any/*', litellm_params: { model: 'openai/*', api_base: `${host}/v1` } },
@@ -95,14 +95,15 @@ const last = (events: readonly Event[], type: string): Event | undefined => ofTy
 describe('the models of a LiteLLM proxy', () => {
   it('are those it lists', async () => {
     const { data } = await client.json<{ data: { id: string }[] }>('/v1/models');
-    expect(data.map((model) => model.id).sort()).toEqual(['over-anthropic', 'over-openai']);
+    expect(data.map((model) => model.id).sort()).toEqual(['spec/anthropic', 'spec/openai']);
+    expect(await client.json('/v1/models/spec%2Fopenai')).toEqual(data.find((model) => model.id === 'spec/openai'));
   });
 
   it('are named where an agent asks for another', async () => {
     const refused = await client.api('/v1/agents', { json: { name: 'spec', model: 'gpt-none' } });
     expect(refused.status).toBe(400);
     expect(((await refused.json()) as { error: { message: string } }).error.message).toMatch(
-      /"gpt-none".*over-openai.*over-anthropic|"gpt-none".*over-anthropic.*over-openai/,
+      /"gpt-none".*spec\/(openai.*spec\/anthropic|anthropic.*spec\/openai)/,
     );
   });
 

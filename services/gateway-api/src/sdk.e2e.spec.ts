@@ -1,5 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import Anthropic from '@anthropic-ai/sdk';
+import { betaTool } from '@anthropic-ai/sdk/helpers/beta/json-schema';
+import { accumulateManagedAgentsEvent as accumulate } from '@anthropic-ai/sdk/lib/sessions/accumulate';
 import {
   type Frame,
   type RequestOptions,
@@ -10,10 +12,11 @@ import {
 } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import Anthropic0 from 'anthropic-sdk-0';
+import { accumulateManagedAgentsEvent as accumulate0 } from 'anthropic-sdk-0/lib/sessions/accumulate';
 
 let platform: TestPlatform;
 beforeAll(async () => {
-  platform = await startPlatform({ SANDBOX_WAIT_MS: '2000' });
+  platform = await startPlatform();
 }, 240_000);
 afterAll(async () => {
   await platform.stop();
@@ -22,16 +25,27 @@ afterAll(async () => {
 const api: TestClient['api'] = (path, options) => new TestClient(platform).api(path, options);
 const frames: TestClient['frames'] = (...args) => new TestClient(platform).frames(...args);
 
-describe.each([
-  ['@anthropic-ai/sdk 1.x', () => new Anthropic({ apiKey: platform.apiKey, baseURL: platform.apiUrl })],
-  [
-    '@anthropic-ai/sdk 0.137',
-    () => new Anthropic0({ apiKey: platform.apiKey, baseURL: platform.apiUrl }) as unknown as Anthropic,
-  ],
-])('%s, unmodified', (_name, connect) => {
-  it('creates, streams, confirms, answers custom tools, interrupts, lists, archives and deletes', async () => {
-    const { beta } = connect();
-    const agent = await beta.agents.create({
+const said = (text: string) => [{ type: 'text' as const, text }];
+const words = (event: SdkEvent | undefined): string =>
+  ((event as { content?: { text?: string }[] } | undefined)?.content ?? []).map((block) => block.text).join('');
+type SdkEvent = Anthropic.Beta.Sessions.BetaManagedAgentsStreamSessionEvents;
+const ofType = <T extends SdkEvent['type']>(events: readonly SdkEvent[], type: T) =>
+  events.filter((event): event is Extract<SdkEvent, { type: T }> => event.type === type);
+
+// The two majors speak different dialects; their types of this API agree.
+describe.each<[string, typeof Anthropic, typeof accumulate]>([
+  ['@anthropic-ai/sdk 1.x', Anthropic, accumulate],
+  ['@anthropic-ai/sdk 0.137', Anthropic0 as unknown as typeof Anthropic, accumulate0 as typeof accumulate],
+])('%s, unmodified,', (_name, Sdk, fold) => {
+  let client: Anthropic;
+  let beta: Anthropic['beta'];
+  let agent: Anthropic.Beta.BetaManagedAgentsAgent;
+  let environment: Anthropic.Beta.BetaEnvironment;
+  let session: Anthropic.Beta.BetaManagedAgentsSession;
+  beforeAll(async () => {
+    client = new Sdk({ apiKey: platform.apiKey, baseURL: platform.apiUrl });
+    beta = client.beta;
+    agent = await beta.agents.create({
       name: 'spec',
       model: 'demo',
       tools: [
@@ -39,94 +53,225 @@ describe.each([
         { type: 'custom', name: 'lookup', description: 'looks up', input_schema: { type: 'object', properties: {} } },
       ],
     });
-    expect(agent).toMatchObject({ type: 'agent', version: 1, model: { id: 'demo' } });
-    const environment = await beta.environments.create({ name: `env-${agent.id}` });
-    const session = await beta.sessions.create({
-      agent: agent.id,
-      environment_id: environment.id,
-      title: 't',
-      metadata: { k: 'v' },
-    });
-    expect(session).toMatchObject({ status: 'idle', title: 't', metadata: { k: 'v' } });
+    environment = await beta.environments.create({ name: `env-${agent.id}` });
+    const ids = { agent: agent.id, environment_id: environment.id };
+    session = await beta.sessions.create({ ...ids, title: 't', metadata: { k: 'v' } });
+  });
 
-    const seen: string[] = [];
-    const deltas: string[] = [];
-    const turn = async (text: string): Promise<Record<string, unknown>[]> => {
-      const stream = await beta.sessions.events.stream(session.id, { event_deltas: ['agent.message'] });
-      await beta.sessions.events.send(session.id, { events: [userMessage(text)] });
-      const events: Record<string, unknown>[] = [];
-      for await (const event of stream) {
-        events.push(event as unknown as Record<string, unknown>);
-        seen.push(event.type);
-        if (event.type === 'event_delta') deltas.push((event.delta as { content: { text: string } }).content.text);
-        if (event.type === 'session.status_idle') break;
-      }
-      return events;
-    };
-    const hello = await turn('SLOW[4]');
-    expect(deltas.join('')).toBe('word1 word2 word3 word4');
-    expect(hello.at(-1)).toMatchObject({ type: 'session.status_idle', stop_reason: { type: 'end_turn' } });
-    expect(hello.filter(({ type }) => type === 'user.message')).toMatchObject([
+  const send = (...events: Anthropic.Beta.Sessions.EventSendParams['events']) =>
+    beta.sessions.events.send(session.id, { events });
+  const untilIdle = async (stream: AsyncIterable<SdkEvent>): Promise<SdkEvent[]> => {
+    const events: SdkEvent[] = [];
+    for await (const event of stream) {
+      events.push(event);
+      if (event.type === 'session.status_idle') return events;
+    }
+    throw new Error(`the stream ended after ${events.map((event) => event.type).join(', ')}`);
+  };
+  /** Sends events; what the stream shows until the session is idle again. */
+  const turn = async (...events: Anthropic.Beta.Sessions.EventSendParams['events']): Promise<SdkEvent[]> => {
+    const stream = await beta.sessions.events.stream(session.id, { event_deltas: ['agent.message'] });
+    await send(...events);
+    return untilIdle(stream);
+  };
+  async function all<T>(pages: AsyncIterable<T>): Promise<T[]> {
+    const items: T[] = [];
+    for await (const item of pages) items.push(item);
+    return items;
+  }
+
+  it('lists models, page by page, and retrieves one', async () => {
+    const models = await all(beta.models.list({ limit: 1 }));
+    expect(models).toMatchObject([{ id: 'demo', type: 'model', lifecycle: 'active' }]);
+    expect(await beta.models.retrieve('demo')).toEqual(models[0]);
+  });
+
+  it('creates, changes, lists and archives agents and their versions', async () => {
+    const made = await beta.agents.create({ name: 'first', model: { id: 'demo' }, metadata: { team: 'blue' } });
+    expect(made).toMatchObject({ type: 'agent', version: 1, model: { id: 'demo' }, execution_identity: {} });
+    const changed = await beta.agents.update(made.id, { version: 1, name: 'second', tools: agent.tools });
+    expect(changed).toMatchObject({ version: 2, name: 'second', tools: agent.tools, metadata: { team: 'blue' } });
+    expect(await beta.agents.retrieve(made.id)).toEqual(changed);
+    expect(await beta.agents.retrieve(made.id, { version: 1 })).toEqual(made);
+    const versions = await all(beta.agents.versions.list(made.id, { limit: 1 }));
+    expect(versions.map((one) => one.version)).toEqual([2, 1]);
+    const listed = (await all(beta.agents.list({ limit: 1 }))).map((one) => one.id);
+    expect(listed).toEqual(expect.arrayContaining([made.id, agent.id]));
+    expect(new Set(listed).size).toBe(listed.length);
+    expect((await beta.agents.archive(made.id)).archived_at).not.toBeNull();
+    expect((await all(beta.agents.list())).map((one) => one.id)).not.toContain(made.id);
+    expect((await all(beta.agents.list({ include_archived: true }))).map((one) => one.id)).toContain(made.id);
+  });
+
+  it('creates, changes, lists, archives and deletes environments', async () => {
+    const networking = { type: 'limited' as const, allowed_hosts: ['example.com'] };
+    const made = await beta.environments.create({ name: `more-${agent.id}`, config: { type: 'cloud', networking } });
+    expect(made.config).toMatchObject({ type: 'cloud', networking });
+    const changed = await beta.environments.update(made.id, { description: 'for a spec' });
+    expect(await beta.environments.retrieve(made.id)).toEqual(changed);
+    const listed = await all(beta.environments.list({ limit: 1 }));
+    expect(listed.map((one) => one.id)).toEqual(expect.arrayContaining([made.id, environment.id]));
+    expect((await beta.environments.archive(made.id)).archived_at).not.toBeNull();
+    await expect(beta.environments.update(made.id, { name: 'late' })).rejects.toMatchObject({ status: 400 });
+    expect(await beta.environments.delete(made.id)).toEqual({ id: made.id, type: 'environment_deleted' });
+    await expect(beta.environments.retrieve(made.id)).rejects.toBeInstanceOf(Sdk.NotFoundError);
+  });
+
+  it('retrieves and changes a session', async () => {
+    expect(session).toMatchObject({ status: 'idle', title: 't', metadata: { k: 'v' }, agent: { version: 1 } });
+    const changed = await beta.sessions.update(session.id, { title: 'new', metadata: { k: null, l: 'w' } });
+    expect(changed).toMatchObject({ title: 'new', metadata: { l: 'w' } });
+    expect(await beta.sessions.retrieve(session.id)).toMatchObject({
+      id: session.id,
+      title: 'new',
+      agent: session.agent,
+    });
+  });
+
+  it('streams a turn; its deltas add up to the message', async () => {
+    const events = await turn(userMessage('SLOW[4]'));
+    expect(ofType(events, 'user.message')).toMatchObject([
       { processed_at: null },
       { processed_at: expect.any(String) },
     ]);
+    const [message] = ofType(events, 'agent.message');
+    expect(words(message)).toBe('word1 word2 word3 word4');
+    let snapshot: ReturnType<typeof fold>;
+    for (const event of events.slice(
+      0,
+      events.findIndex((one) => one.type === 'agent.message'),
+    ))
+      snapshot = fold(snapshot, event);
+    expect(snapshot).toMatchObject({ id: message?.id, content: said('word1 word2 word3 word4') });
+    expect(events.at(-1)).toMatchObject({ type: 'session.status_idle', stop_reason: { type: 'end_turn' } });
+  });
 
-    const gated = await turn('RUN[echo hi]');
-    const call = gated.find(({ type }) => type === 'agent.tool_use') as { id: string };
-    expect(gated.at(-1)).toMatchObject({ stop_reason: { type: 'requires_action', event_ids: [call.id] } });
-    await beta.sessions.events.send(session.id, {
-      events: [{ type: 'user.tool_confirmation', tool_use_id: call.id, result: 'deny', deny_message: 'not now' }],
+  it('allows a call that must be asked for: it runs', async () => {
+    const asked = await turn(userMessage('RUN[echo $((40 + 2))]'));
+    const [call] = ofType(asked, 'agent.tool_use');
+    expect(call).toMatchObject({ name: 'bash', input: { command: 'echo $((40 + 2))' }, evaluated_permission: 'ask' });
+    expect(asked.at(-1)).toMatchObject({ stop_reason: { type: 'requires_action', event_ids: [call?.id] } });
+    const events = await turn({ type: 'user.tool_confirmation', tool_use_id: call?.id ?? '', result: 'allow' });
+    expect(ofType(events, 'agent.tool_result')).toMatchObject([{ tool_use_id: call?.id, is_error: false }]);
+    expect(words(ofType(events, 'agent.message')[0])).toMatch(/42/);
+  });
+
+  it('denies a call: it does not run, and the model is told why', async () => {
+    const [call] = ofType(await turn(userMessage('RUN[echo hi]')), 'agent.tool_use');
+    const id = call?.id ?? '';
+    const deny = { type: 'user.tool_confirmation' as const, tool_use_id: id, result: 'deny' as const };
+    const events = await turn({ ...deny, deny_message: 'not now' });
+    expect(ofType(events, 'agent.tool_result')).toMatchObject([{ tool_use_id: id, is_error: true }]);
+    expect(words(ofType(events, 'agent.message')[0])).toMatch(/not now/);
+  });
+
+  it('answers a custom tool', async () => {
+    const asked = await turn(userMessage('ASK[lookup]'));
+    const [call] = ofType(asked, 'agent.custom_tool_use');
+    expect(asked.at(-1)).toMatchObject({ stop_reason: { type: 'requires_action', event_ids: [call?.id] } });
+    const content = said('forty-two');
+    const events = await turn({ type: 'user.custom_tool_result', custom_tool_use_id: call?.id ?? '', content });
+    expect(words(ofType(events, 'agent.message')[0])).toMatch(/forty-two/);
+  });
+
+  it('lets its tool runner answer custom tools', async () => {
+    const asked: unknown[] = [];
+    const lookup = betaTool({
+      name: 'lookup',
+      description: 'looks up',
+      inputSchema: { type: 'object', properties: { question: { type: 'string' } }, required: ['question'] },
+      run: (input) => {
+        asked.push(input);
+        return 'from the runner';
+      },
     });
-    await idle(beta, session.id);
+    await send(userMessage('ASK[lookup] and ASK[lookup]'));
+    const calls = await all(beta.sessions.events.toolRunner(session.id, { tools: [lookup], maxIdleMs: 500 }));
+    // It also shows the calls that the platform ran, as not its own.
+    const own = calls.filter((call) => call.posted);
+    expect(own).toMatchObject([
+      { name: 'lookup', isError: false },
+      { name: 'lookup', isError: false },
+    ]);
+    expect(asked).toEqual(Array(2).fill({ question: 'ASK[lookup] and ASK[lookup]' }));
+    const [newest] = await all(beta.sessions.events.list(session.id, { types: ['agent.message'], order: 'desc' }));
+    expect(words(newest)).toMatch(/from the runner/);
+  });
 
-    const asked = await turn('ASK[lookup]');
-    const custom = asked.find(({ type }) => type === 'agent.custom_tool_use') as { id: string };
-    await beta.sessions.events.send(session.id, {
-      events: [
-        {
-          type: 'user.custom_tool_result',
-          custom_tool_use_id: custom.id,
-          content: [{ type: 'text', text: 'forty-two' }],
-        },
-      ],
-    });
-    await idle(beta, session.id);
-
-    await beta.sessions.events.send(session.id, { events: [userMessage('SLOW[100]')] });
-    await sleep(300);
-    await beta.sessions.events.send(session.id, { events: [{ type: 'user.interrupt' }] });
-    await idle(beta, session.id);
-
-    const types: string[] = [];
-    const ids = new Set<string>();
-    for await (const event of beta.sessions.events.list(session.id, { limit: 7 })) {
-      types.push(event.type);
-      ids.add(event.id);
+  it('interrupts a turn; nothing follows its end', async () => {
+    const stream = await beta.sessions.events.stream(session.id, { event_deltas: ['agent.message'] });
+    await send(userMessage('SLOW[100]'));
+    for await (const event of stream) {
+      if (event.type !== 'event_delta') continue;
+      await send({ type: 'user.interrupt' });
+      break;
     }
-    expect(ids.size).toBe(types.length);
-    expect(types.filter((type) => type === 'user.message')).toHaveLength(4);
-    expect(types.at(-1)).toBe('session.status_idle');
-    const answers: unknown[] = [];
-    for await (const event of beta.sessions.events.list(session.id, { types: ['agent.message'], order: 'desc' }))
-      answers.push(event);
-    expect(JSON.stringify(answers[0])).toMatch(/forty-two/);
-    expect(JSON.stringify(answers)).toMatch(/not now/);
+    await idle(beta, session.id);
+    await sleep(300);
+    const newest = await beta.sessions.events.list(session.id, { order: 'desc', limit: 3 });
+    expect(newest.data.map((event) => event.type)).toEqual([
+      'session.status_idle',
+      'span.model_request_end',
+      'user.interrupt',
+    ]);
+    expect(newest.data[0]).toMatchObject({ stop_reason: { type: 'end_turn' } });
+  });
 
-    const sessions: string[] = [];
-    for await (const one of beta.sessions.list({ agent_id: agent.id, statuses: ['idle'], limit: 1 }))
-      sessions.push(one.id);
-    expect(sessions).toEqual([session.id]);
-    expect(await beta.agents.update(agent.id, { version: 1, name: 'renamed' })).toMatchObject({ version: 2 });
-    await expect(beta.agents.update(agent.id, { version: 1, name: 'x' })).rejects.toMatchObject({ status: 409 });
+  it('lists events page by page, either way round, and by type', async () => {
+    const events = await all(beta.sessions.events.list(session.id, { limit: 7 }));
+    const ids = events.map((event) => event.id);
+    expect(ids.length).toBeGreaterThan(14);
+    expect(new Set(ids).size).toBe(ids.length);
+    const back = await all(beta.sessions.events.list(session.id, { limit: 50, order: 'desc' }));
+    expect(back.map((event) => event.id)).toEqual([...ids].reverse());
+    const messages = await all(beta.sessions.events.list(session.id, { types: ['user.message'], limit: 2 }));
+    expect(messages).toEqual(events.filter((event) => event.type === 'user.message'));
+  });
+
+  it('lists sessions page by page, there and back, by agent and status', async () => {
+    const ids = { agent: agent.id, environment_id: environment.id };
+    const more = [await beta.sessions.create(ids), await beta.sessions.create(ids)].map((one) => one.id).reverse();
+    const filter = { agent_id: agent.id, statuses: ['idle' as const], limit: 1 };
+    expect((await all(beta.sessions.list(filter))).map((one) => one.id)).toEqual([...more, session.id]);
+    expect(await all(beta.sessions.list({ ...filter, statuses: ['running'] }))).toEqual([]);
+    const first = await beta.sessions.list(filter);
+    const second = await first.getNextPage();
+    expect(second.data.map((one) => one.id)).toEqual([more[1]]);
+    const back = await beta.sessions.list({ ...filter, page: second.prev_page ?? '' });
+    expect(back.data.map((one) => one.id)).toEqual([more[0]]);
+    for (const id of more) expect(await beta.sessions.delete(id)).toEqual({ id, type: 'session_deleted' });
+  });
+
+  it('raises its own errors', async () => {
+    const cases: [() => Promise<unknown>, new (...args: never[]) => Error, number, RegExp][] = [
+      [() => beta.sessions.retrieve('sesn_none'), Sdk.NotFoundError, 404, /sesn_none/],
+      [() => beta.agents.create({ name: 'x', model: 'gpt-none' }), Sdk.BadRequestError, 400, /gpt-none.*demo/],
+      [() => beta.sessions.events.send(session.id, { events: [] }), Sdk.BadRequestError, 400, /events/],
+      [() => beta.agents.update(agent.id, { version: 7, name: 'x' }), Sdk.ConflictError, 409, /version/],
+      [() => client.withOptions({ apiKey: 'hf_wrong' }).beta.agents.list(), Sdk.AuthenticationError, 401, /key/i],
+    ];
+    for (const [call, kind, status, message] of cases) {
+      const error = (await call().catch((thrown: unknown) => thrown)) as InstanceType<typeof Sdk.APIError>;
+      expect(error).toBeInstanceOf(kind);
+      expect(error).toMatchObject({ status, requestID: expect.any(String), message: expect.stringMatching(message) });
+    }
+  });
+
+  it('archives and deletes', async () => {
+    const stream = await beta.sessions.events.stream(session.id);
     expect(await beta.sessions.archive(session.id)).toMatchObject({ status: 'terminated' });
+    expect((await all(stream)).at(-1)?.type).toBe('session.status_terminated');
+    await expect(send(userMessage('too late'))).rejects.toBeInstanceOf(Sdk.APIError);
+    expect(await all(beta.sessions.list({ agent_id: agent.id }))).toEqual([]);
+    expect(await all(beta.sessions.list({ agent_id: agent.id, include_archived: true }))).toHaveLength(1);
     expect(await beta.sessions.delete(session.id)).toEqual({ id: session.id, type: 'session_deleted' });
-    await expect(beta.sessions.retrieve(session.id)).rejects.toMatchObject({ status: 404 });
+    await expect(beta.sessions.retrieve(session.id)).rejects.toBeInstanceOf(Sdk.NotFoundError);
     expect((await beta.agents.archive(agent.id)).archived_at).not.toBeNull();
+    await expect(beta.sessions.create({ agent: agent.id, environment_id: environment.id })).rejects.toBeInstanceOf(
+      Sdk.BadRequestError,
+    );
     expect(await beta.environments.delete(environment.id)).toMatchObject({ type: 'environment_deleted' });
-    const models: string[] = [];
-    for await (const model of beta.models.list()) models.push(model.id);
-    expect(models).toEqual(['demo']);
-  }, 90_000);
+  });
 });
 
 async function idle(beta: Anthropic['beta'], id: string): Promise<void> {
