@@ -167,6 +167,8 @@ export class SessionService {
     }
     turns.listen();
     relay.start();
+    // Ready means that a command is heard.
+    await bus.flush();
     const cleaning = setInterval(() => {
       forgetOldIdempotency(pool, KEY_TTL_MS).catch((error: unknown) =>
         logger.warn({ err: error }, 'old idempotency rows stay for now'),

@@ -431,6 +431,27 @@ describe('an interrupt', () => {
       });
   });
 
+  it('ends a turn that has not got to its message too; the ones behind it go on', () => {
+    given(created, message('a'), started(0), running, message('b'), interrupt)
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual([
+          'session.message_processed',
+          'session.turn_started',
+          'session.message_processed',
+          'span.model_request_start',
+        ]);
+        expect(drafts[0]?.data).toMatchObject({ event_id: 'a' });
+        expect(state.queue).toEqual([]);
+      });
+    given(created, message('a'), started(0), running, interrupt)
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.message_processed', 'session.status_idle']);
+        expect(state).toMatchObject({ queue: [], status: 'idle' });
+      });
+  });
+
   it('is left to the worker where a tool may run', () => {
     given(...asking, answered(), use('c'), interrupt)
       .when(goOn())
@@ -484,6 +505,22 @@ describe('a model call that failed', () => {
           'span.model_request_start',
         ]);
         expect(state).toMatchObject({ queue: [], status: 'running' });
+      });
+  });
+});
+
+describe('a compaction that fails before the first call of a turn', () => {
+  it('ends the turn with its message taken up, so that it does not begin again for ever', () => {
+    const full = [...asking, answered({ input: CONTEXT }), idle(), message('b'), started(2), running];
+    given(...full)
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toEqual({ kind: 'compact' }));
+    const final = { type: 'compaction_limit_reached_error', message: 'full', final: 'terminal', attempt: 1 } as const;
+    given(...full)
+      .when((state) => failModelRequest(state, { ...final, retryAt: '' }, 'w', ids()))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.error', 'session.message_processed', 'session.status_idle']);
+        expect(state).toMatchObject({ status: 'idle', queue: [] });
       });
   });
 });
@@ -553,6 +590,16 @@ describe('the bounds of a turn (T6)', () => {
     given(...owing)
       .when(() => [])
       .thenState((state) => expect(step(state, 60_100)).toEqual({ kind: 'limit', limit: 'wall_time' }));
+  });
+
+  it('let a call that is open be answered: the last step that is allowed is whole', () => {
+    const last = [...owing, asked(), answered(), use('d'), result('d'), asked()];
+    given(...last)
+      .when(() => [])
+      .thenState((state) => {
+        expect(state.turn?.modelSteps).toBe(BOUNDS.modelSteps);
+        expect(step(state)).toEqual({ kind: 'model' });
+      });
   });
 
   it('are an explicit event and end the turn, and every message has its own', () => {

@@ -232,7 +232,7 @@ export function startTurn(
   const fits = state.calls.length === 0 && state.contextTokens < turn.contextLimitTokens;
   return [
     started,
-    ...(fits ? stampMessages(state, ids) : []),
+    ...(fits ? stampMessages(takeFromQueue(state), ids) : []),
     draft(ids, { type: 'session.status_running', data: {} }),
   ];
 }
@@ -270,7 +270,8 @@ export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTo
   if (!state.owesStep && state.queue.length === 0 && state.openRequest === null) {
     return { kind: 'idle', stopReason: { type: 'end_turn' } };
   }
-  if (state.owesStep && state.turn !== null) {
+  // A call that is open was within the bounds when it began.
+  if (state.owesStep && state.turn !== null && state.openRequest === null) {
     if (state.turn.modelSteps >= bounds.modelSteps && state.retry === null)
       return { kind: 'limit', limit: 'model_steps' };
     if (state.turn.outputTokens >= bounds.outputTokens) return { kind: 'limit', limit: 'output_tokens' };
@@ -291,15 +292,15 @@ export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTo
 export function beginModelRequest(state: SessionState, model: string, ids: IdSource): Draft[] {
   const drafts: Draft[] = [];
   if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
-  drafts.push(...stampMessages(state, ids));
+  drafts.push(...stampMessages(takeFromQueue(state), ids));
   if (state.status === 'rescheduling') drafts.push(draft(ids, { type: 'session.status_running', data: {} }));
   drafts.push(draft(ids, { type: 'span.model_request_start', data: { model, message_id: ids() } }));
   return drafts;
 }
 
-/** The messages that the next model call takes up. */
-function stampMessages(state: SessionState, ids: IdSource): Draft[] {
-  return takeFromQueue(state).map((queued) =>
+/** Messages that reach the agent now. */
+function stampMessages(messages: SessionState['queue'], ids: IdSource): Draft[] {
+  return messages.map((queued) =>
     draft(ids, { type: 'session.message_processed', data: { event_id: queued.id, message: asProcessed(queued) } }),
   );
 }
@@ -371,8 +372,18 @@ export function cutTurn(
     ),
   );
   if (cut.error !== null) drafts.push(draft(ids, { type: 'session.error', data: { error: cut.error } }));
-  drafts.push(endTurn(state, { type: cut.error === null ? 'end_turn' : 'retries_exhausted' }, worker, ids));
+  drafts.push(...giveUp(state, { type: cut.error === null ? 'end_turn' : 'retries_exhausted' }, worker, ids));
   return drafts;
+}
+
+/** Ends a turn that was cut. The message that it did not get to is taken up all the same, or it would begin again for ever. */
+function giveUp(state: SessionState, stopReason: StopReason, worker: string, ids: IdSource): Draft[] {
+  const began = state.owesStep || state.turn === null || state.turn.modelSteps > 0;
+  const unbegun = began ? [] : takeFromQueue(state);
+  return [
+    ...stampMessages(unbegun, ids),
+    endTurn({ ...state, queue: state.queue.slice(unbegun.length) }, stopReason, worker, ids),
+  ];
 }
 
 /** Reaching a bound is an explicit event; open calls cannot exist here, queued messages start a turn of their own. */
@@ -486,14 +497,14 @@ export function failModelRequest(
       data: { error: { type: failure.type, message: failure.message, retry_status: { type: retryStatus } } },
     }),
   );
-  drafts.push(
-    failure.final === null
-      ? draft(ids, {
-          type: 'session.status_rescheduled',
-          data: { attempt: failure.attempt, retry_at: failure.retryAt },
-        })
-      : endTurn(state, { type: 'retries_exhausted' }, worker, ids),
-  );
+  if (failure.final !== null) drafts.push(...giveUp(state, { type: 'retries_exhausted' }, worker, ids));
+  else
+    drafts.push(
+      draft(ids, {
+        type: 'session.status_rescheduled',
+        data: { attempt: failure.attempt, retry_at: failure.retryAt },
+      }),
+    );
   return drafts;
 }
 
