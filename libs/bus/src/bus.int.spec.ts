@@ -137,6 +137,12 @@ class MemoryLog implements RelaySource {
     const cursors = events.map((event) => ({ txid: event.position, position: event.position }));
     return { events, cursors, cursor: cursors[cursors.length - 1] ?? after };
   }
+  async locate(eventId: string) {
+    const at = this.events.findIndex(({ id }) => id === eventId);
+    if (at === -1) return null;
+    const position = this.events[at]?.position ?? '';
+    return { cursor: { txid: position, position }, previousAt: this.events[at - 1]?.recordedAt ?? null };
+  }
   loadCheckpoint = async () => this.checkpoint;
   saveCheckpoint = async (cursor: RelayCursor) => {
     this.checkpoint = cursor;
@@ -168,6 +174,7 @@ describe('the relay', () => {
     const manager = await jetstreamManager(session.connection);
     const info = await streamInfo(manager, EVENTS_STREAM);
     const ids: string[] = [];
+    if (info?.state.messages === 0) return ids;
     for (let seq = info?.state.first_seq ?? 1; seq <= (info?.state.last_seq ?? 0); seq++) {
       ids.push((await manager.streams.getMessage(EVENTS_STREAM, { seq }))?.json<StoredEvent>().id ?? 'missing');
     }
@@ -219,6 +226,84 @@ describe('the relay', () => {
     },
     30_000,
   );
+
+  it.each(['purged', 'a message removed', 'filled by another log'])(
+    'finds a hole although the stream goes on being written (%s)',
+    async (how) => {
+      const manager = await jetstreamManager(session.connection);
+      const log = new MemoryLog();
+      log.add(20);
+      if (how === 'filled by another log') {
+        await ensureStreams(session);
+        await jetstream(session.connection).publish('evt.session.x.y', '{"id":"sevt_foreign"}', {
+          msgID: 'sevt_foreign',
+        });
+      }
+      relay(log);
+      await eventually(() => log.checkpoint?.position === '20');
+      if (how === 'purged') await manager.streams.purge(EVENTS_STREAM);
+      if (how === 'a message removed') await manager.streams.deleteMessage(EVENTS_STREAM, 7);
+      for (let n = 0; n < 20; n++) {
+        log.add(1);
+        await sleep(30);
+      }
+      const whole = (): string => log.events.map(({ id }) => id).join();
+      await eventually(async () => (await stored().catch(() => [])).join() === whole(), 15_000);
+      expect((await stored()).join()).toBe(whole());
+    },
+    30_000,
+  );
+
+  it('leaves a stream alone whose oldest messages its limits dropped', async () => {
+    const manager = await jetstreamManager(session.connection);
+    const second = 1_000_000_000;
+    const limits = { max_age: second, duplicate_window: second / 2 };
+    await manager.streams.add({ name: EVENTS_STREAM, subjects: ['evt.>'], ...limits });
+    const log = new MemoryLog();
+    log.add(10);
+    const one = relay(log);
+    await eventually(() => log.checkpoint?.position === '10');
+    await eventually(async () => (await streamInfo(manager, EVENTS_STREAM))?.state.messages === 0);
+    log.add(3);
+    one.hint();
+    await eventually(() => log.checkpoint?.position === '13');
+    expect(await stored()).toEqual(log.events.slice(10).map(({ id }) => id));
+    await one.stop();
+    // A new leader, and a stream that is empty and one that is not.
+    log.add(2);
+    relay(log);
+    await eventually(() => log.checkpoint?.position === '15');
+    expect((await streamInfo(manager, EVENTS_STREAM))?.state.last_seq).toBe(15);
+  }, 30_000);
+
+  it('two leaders at once neither double an event nor destroy the stream (B2)', async () => {
+    const log = new MemoryLog();
+    log.tryLead = async () => ({ lost: new Promise<void>(() => undefined), release: async () => undefined });
+    await ensureStreams(session);
+    const manager = await jetstreamManager(session.connection);
+    const { created } = await manager.streams.info(EVENTS_STREAM);
+    const both = [relay(log), relay(log)];
+    for (let n = 0; n < 20; n++) {
+      log.add(25);
+      for (const one of both) one.hint();
+      await sleep(20);
+    }
+    await eventually(async () => (await stored()).length >= 500, 15_000);
+    expect(await stored()).toEqual(log.events.map(({ id }) => id));
+    expect((await manager.streams.info(EVENTS_STREAM)).created).toBe(created);
+  }, 30_000);
+
+  it('carries an event that is too large for NATS without its data', async () => {
+    const log = new MemoryLog();
+    log.add(1);
+    log.events = log.events.map((event) => ({ ...event, data: { text: '\u{1F600}'.repeat(200_000) } }));
+    relay(log);
+    await eventually(() => log.checkpoint?.position === '1');
+    const manager = await jetstreamManager(session.connection);
+    const message = await manager.streams.getMessage(EVENTS_STREAM, { seq: 1 });
+    expect(message?.header.get('Holdfast-Data')).toBe('in-log');
+    expect(message?.json()).toMatchObject({ id: log.events[0]?.id, data: {} });
+  });
 
   it('stops a leader whose expected sequence is not the stream’s (B2)', async () => {
     await ensureStreams(session);

@@ -1,5 +1,11 @@
 import { AppError, EVENTS_STREAM, eventSubject, RELAY_HINT, type StoredEvent } from '@holdfast/contracts';
-import { type JetStreamClient, type JetStreamManager, jetstream, jetstreamManager } from '@nats-io/jetstream';
+import {
+  type JetStreamClient,
+  type JetStreamManager,
+  jetstream,
+  jetstreamManager,
+  type StreamState,
+} from '@nats-io/jetstream';
 import { headers } from '@nats-io/transport-node';
 import type { Bus, Registration } from './bus.ts';
 import { deleteEventsStream, ensureStreams, type StreamLimits, streamInfo } from './streams.ts';
@@ -16,17 +22,22 @@ export interface RelaySource {
     after: RelayCursor;
     limit: number;
   }): Promise<{ events: StoredEvent[]; cursors: RelayCursor[]; cursor: RelayCursor }>;
+  /** Where an event stands in this log, and when the one before it was recorded; null when the log does not hold it. */
+  locate(eventId: string): Promise<{ readonly cursor: RelayCursor; readonly previousAt: string | null } | null>;
   loadCheckpoint(): Promise<RelayCursor | null>;
   saveCheckpoint(cursor: RelayCursor): Promise<void>;
   /** Takes the leadership when it is free; `lost` settles when it is gone. */
   tryLead(): Promise<{ readonly lost: Promise<void>; release(): Promise<void> } | null>;
 }
 
+const encoder = new TextEncoder();
 const START: RelayCursor = { txid: '0', position: '0' };
-const CURSOR = 'Holdfast-Cursor';
-/** Events above this many characters travel without their data; consumers read it from the log. */
-const MAX_MESSAGE_CHARS = 700_000;
+const MESSAGE_ID = 'Nats-Msg-Id';
+/** Events above this many bytes travel without their data; consumers read it from the log. Below NATS' default bound (B4). */
+const MAX_MESSAGE_BYTES = 700_000;
 const BATCH = 500;
+/** How often a leader looks whether the stream is still what it made of it. */
+const CHECK_MS = 2_000;
 
 export interface RelayOptions {
   readonly bus: Bus;
@@ -49,7 +60,8 @@ export interface RelayFigures {
  *
  * Promises: every event is in EVENTS at least once, in order, as long as the stream's limits hold it. Not exactly once:
  * consumers deduplicate by event id (B3). A leader publishes with the expected last sequence, so a stopped one cannot
- * publish late (B2); a new leader resumes after the stream's own last message. An emptied stream is refilled.
+ * publish late (B2); a new leader resumes after the stream's own last message. A stream that was emptied, has a hole that
+ * its limits did not make, or belongs to another log is made anew and refilled.
  */
 export class Relay {
   readonly #options: Required<Pick<RelayOptions, 'bus' | 'source' | 'pollMs' | 'onError'>> & {
@@ -131,49 +143,44 @@ export class Relay {
     const { bus, source } = this.#options;
     const manager = await jetstreamManager(bus.connection, { checkAPI: false });
     const client = jetstream(bus.connection);
-    await ensureStreams(bus, this.#options.limits);
-    let { cursor, sequence } = await this.#resume(manager);
+    let at = await this.#resume(manager);
     let checkedAt = Date.now();
     while (!over()) {
+      if (Date.now() - checkedAt > CHECK_MS) {
+        checkedAt = Date.now();
+        const state = (await streamInfo(manager, EVENTS_STREAM))?.state;
+        if (state?.last_seq !== at.sequence || state.first_seq !== at.firstSequence || hasHoles(state))
+          at = await this.#resume(manager);
+      }
       this.#hinted = false;
-      const page = await source.readAll({ after: cursor, limit: BATCH });
+      const page = await source.readAll({ after: at.cursor, limit: BATCH });
       if (page.events.length === 0) {
         this.#lagMs = 0;
         if (!this.#hinted) await this.#pause(this.#options.pollMs);
-        if (Date.now() - checkedAt > 2_000) {
-          checkedAt = Date.now();
-          // Somebody may have emptied or removed the stream; the log has it all.
-          const info = await streamInfo(manager, EVENTS_STREAM);
-          if (info === null || info.state.last_seq !== sequence || (info.state.messages === 0 && sequence > 0)) {
-            await ensureStreams(bus, this.#options.limits);
-            ({ cursor, sequence } = await this.#resume(manager));
-          }
-        }
         continue;
       }
       this.#lagMs = Math.max(0, Date.now() - Date.parse(page.events[0]?.recordedAt ?? ''));
-      sequence = await this.#publish(client, page, sequence);
+      const sequence = await this.#publish(manager, client, page, at.sequence);
       this.#published += page.events.length;
-      cursor = page.cursor;
-      await source.saveCheckpoint(cursor);
+      at = { ...at, sequence, cursor: page.cursor };
+      await source.saveCheckpoint(at.cursor);
     }
   }
 
   /** Publishes a page in order, pipelined; each message names the sequence it must follow. */
   async #publish(
+    manager: JetStreamManager,
     client: JetStreamClient,
-    page: { events: StoredEvent[]; cursors: RelayCursor[] },
+    page: { events: StoredEvent[] },
     sequence: number,
   ): Promise<number> {
     const acks = await Promise.allSettled(
       page.events.map((event, i) => {
         const all = headers();
-        const at = page.cursors[i] ?? START;
-        all.set(CURSOR, `${at.txid}/${at.position}`);
-        let body = JSON.stringify(event);
-        if (body.length > MAX_MESSAGE_CHARS) {
+        let body = encoder.encode(JSON.stringify(event));
+        if (body.length > MAX_MESSAGE_BYTES) {
           all.set('Holdfast-Data', 'in-log');
-          body = JSON.stringify({ ...event, data: {} });
+          body = encoder.encode(JSON.stringify({ ...event, data: {} }));
         }
         return client.publish(eventSubject(event.streamId, event.type), body, {
           msgID: event.id,
@@ -183,41 +190,45 @@ export class Relay {
         });
       }),
     );
-    for (const ack of acks) {
+    for (const [i, ack] of acks.entries()) {
       if (ack.status === 'rejected') throw ack.reason;
-      if (ack.value.duplicate) {
-        // The window knows the id, the stream may not hold it any more: only a new stream is sure (B1).
-        await deleteEventsStream(this.#options.bus);
-        throw new AppError(
-          'conflict',
-          'relay.duplicate',
-          'JetStream took an event for a duplicate; the stream is made anew.',
-        );
-      }
+      if (!ack.value.duplicate) continue;
+      const held = await manager.streams.getMessage(EVENTS_STREAM, { seq: ack.value.seq });
+      // The window may know an id that the stream does not hold any more: only a new stream is sure (B1).
+      if (held?.header.get(MESSAGE_ID) !== page.events[i]?.id) await deleteEventsStream(this.#options.bus);
+      throw new AppError('conflict', 'relay.duplicate', 'JetStream took an event for a duplicate of one it knows.');
     }
     return sequence + page.events.length;
   }
 
-  /** After the stream's own last message, never after the checkpoint alone (B2); an empty stream is filled from the start. */
-  async #resume(manager: JetStreamManager): Promise<{ cursor: RelayCursor; sequence: number }> {
+  /**
+   * Goes on after the stream's own last message, never after the checkpoint alone (B2). A stream that is empty, that has
+   * a hole, or that holds what this log does not know is made anew and filled from the start.
+   */
+  async #resume(manager: JetStreamManager): Promise<Resumed> {
+    const { bus, source, limits } = this.#options;
+    await ensureStreams(bus, limits);
     const info = await streamInfo(manager, EVENTS_STREAM);
     if (info === null) throw new AppError('unavailable', 'relay.no-stream', 'The stream EVENTS is not there yet.');
-    if (info.state.messages === 0) {
-      const agedMs = Date.now() - Date.parse(info.state.last_ts);
-      if (info.state.last_seq > 0 && info.config.max_age > 0 && agedMs * 1e6 > info.config.max_age) {
-        // Nobody emptied it: its messages grew too old while nothing happened.
-        return { cursor: (await this.#options.source.loadCheckpoint()) ?? START, sequence: info.state.last_seq };
-      }
-      if (info.state.last_seq > 0) {
-        await deleteEventsStream(this.#options.bus);
-        await ensureStreams(this.#options.bus, this.#options.limits);
-      }
-      return { cursor: START, sequence: 0 };
+    const { state, config } = info;
+    const place = { sequence: state.last_seq, firstSequence: state.first_seq };
+    if (state.last_seq === 0) return { ...place, cursor: START };
+    const maxAgeMs = config.max_age > 0 ? config.max_age / 1e6 : Number.POSITIVE_INFINITY;
+    const isYoung = (at: string): boolean => Date.now() - Date.parse(at) < maxAgeMs;
+    if (state.messages === 0) {
+      // Nobody emptied it when its messages grew too old while nothing happened.
+      if (!isYoung(state.last_ts)) return { ...place, cursor: (await source.loadCheckpoint()) ?? START };
+    } else if (!hasHoles(state)) {
+      const [first, last] = await Promise.all(
+        [state.first_seq, state.last_seq].map(async (seq) => source.locate(await messageId(manager, seq))),
+      );
+      const isFull = config.max_bytes > 0 && state.bytes + 4 * MAX_MESSAGE_BYTES > config.max_bytes;
+      const isWhole = first?.previousAt == null || isFull || !isYoung(first.previousAt);
+      if (first != null && last != null && isWhole) return { ...place, cursor: last.cursor };
     }
-    const cursor = await lastCursor(manager, info.state.last_seq);
-    // What the stream holds was acknowledged, whatever the checkpoint says: behind it events would be lost after a
-    // power failure of the broker, and ahead of it they would be stored twice.
-    return { cursor, sequence: info.state.last_seq };
+    await deleteEventsStream(bus);
+    await ensureStreams(bus, limits);
+    return { cursor: START, sequence: 0, firstSequence: 0 };
   }
 
   #pause(ms: number): Promise<void> {
@@ -232,17 +243,29 @@ export class Relay {
   }
 }
 
-/** Place in the log of the last message in EVENTS; null when the stream is empty or not there. */
-export async function relayedThrough(bus: Bus): Promise<RelayCursor | null> {
-  const manager = await jetstreamManager(bus.connection, { checkAPI: false });
-  const info = await streamInfo(manager, EVENTS_STREAM);
-  return info === null || info.state.messages === 0 ? null : lastCursor(manager, info.state.last_seq);
+/** Where a leader stands: in the log, and in the stream. */
+interface Resumed {
+  readonly cursor: RelayCursor;
+  readonly sequence: number;
+  readonly firstSequence: number;
 }
 
-async function lastCursor(manager: JetStreamManager, sequence: number): Promise<RelayCursor> {
-  const last = await manager.streams.getMessage(EVENTS_STREAM, { seq: sequence });
-  const [txid, position] = (last?.header.get(CURSOR) ?? '').split('/');
-  if (txid === undefined || position === undefined || txid === '')
-    throw new AppError('defect', 'relay.foreign-message', 'The last message of EVENTS was not published by a relay.');
-  return { txid, position };
+/** Messages vanish from the beginning of a stream by its limits, from its middle only by somebody's hand. */
+function hasHoles({ first_seq: first, last_seq: last, messages }: StreamState): boolean {
+  return messages > 0 && messages !== last - first + 1;
+}
+
+async function messageId(manager: JetStreamManager, sequence: number): Promise<string> {
+  const message = await manager.streams.getMessage(EVENTS_STREAM, { seq: sequence });
+  if (message === null)
+    throw new AppError('unavailable', 'relay.stream-moved', 'EVENTS changed while it was looked at.');
+  return message.header.get(MESSAGE_ID);
+}
+
+/** Place in the log of the last message in EVENTS; null when the stream is empty or not there. */
+export async function relayedThrough(bus: Bus, source: RelaySource): Promise<RelayCursor | null> {
+  const manager = await jetstreamManager(bus.connection, { checkAPI: false });
+  const info = await streamInfo(manager, EVENTS_STREAM);
+  if (info === null || info.state.messages === 0) return null;
+  return (await source.locate(await messageId(manager, info.state.last_seq)))?.cursor ?? null;
 }

@@ -128,7 +128,7 @@ export class Maintenance {
       try {
         await deleteEventsStream(bus);
         relay.start();
-        await this.#untilRelayed(bus, log);
+        await this.#untilRelayed(bus, source, log);
       } finally {
         await relay.stop();
         await bus.close();
@@ -136,9 +136,9 @@ export class Maintenance {
     });
   }
 
-  async #untilRelayed(bus: Bus, log: EventLog): Promise<void> {
+  async #untilRelayed(bus: Bus, source: PostgresRelaySource, log: EventLog): Promise<void> {
     for (let reportedAt = Date.now(); ; ) {
-      const after = await relayedThrough(bus);
+      const after = await relayedThrough(bus, source);
       if (after !== null && (await log.readAll({ after, limit: 1 })).events.length === 0) return;
       if (after === null && (await log.readAll({ after: { txid: '0', position: '0' }, limit: 1 })).events.length === 0)
         return;

@@ -22,6 +22,20 @@ export class PostgresRelaySource implements RelaySource {
     return this.#log.readAll(options);
   }
 
+  async locate(eventId: string): Promise<{ cursor: RelayCursor; previousAt: string | null } | null> {
+    const { rows } = await this.#pool.query<RelayCursor & { previous_at: Date | null }>(
+      `select e.txid::text, e.position::text, (
+         select p.recorded_at from events p where (p.txid, p.position) < (e.txid, e.position)
+         order by p.txid desc, p.position desc limit 1
+       ) as previous_at from events e where e.id = $1`,
+      [eventId],
+    );
+    const [row] = rows;
+    if (row === undefined) return null;
+    const { txid, position, previous_at: previousAt } = row;
+    return { cursor: { txid, position }, previousAt: previousAt?.toISOString() ?? null };
+  }
+
   async loadCheckpoint(): Promise<RelayCursor | null> {
     const { rows } = await this.#pool.query<RelayCursor>(
       'select txid::text, position::text from relay_checkpoint where name = $1',
@@ -48,10 +62,16 @@ export class PostgresRelaySource implements RelaySource {
       client.on('error', () => resolve());
       client.on('end', () => resolve());
     });
-    await client.connect();
-    const { rows } = await client.query<{ mine: boolean }>('select pg_try_advisory_lock($1) as mine', [LEADER_LOCK]);
-    if (rows[0]?.mine === true) return { lost, release: () => client.end().catch(() => undefined) };
-    await client.end();
+    const release = (): Promise<void> => client.end().catch(() => undefined);
+    try {
+      await client.connect();
+      const { rows } = await client.query<{ mine: boolean }>('select pg_try_advisory_lock($1) as mine', [LEADER_LOCK]);
+      if (rows[0]?.mine === true) return { lost, release };
+    } catch (error) {
+      await release();
+      throw error;
+    }
+    await release();
     return null;
   }
 }
