@@ -2,6 +2,8 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Bus, connectBus, natsServerConfig } from '@holdfast/bus';
+import { EVENTS_STREAM, type StoredEvent } from '@holdfast/contracts';
+import { jetstreamManager } from '@nats-io/jetstream';
 import { findNatsServer } from '../../../bin/src/nats-server.ts';
 import { freePort } from './postgres.ts';
 import { testRunDir } from './shared-server.ts';
@@ -16,6 +18,22 @@ export interface NatsServer {
   /** `kill -9`. */
   kill(): Promise<void>;
   stop(): Promise<void>;
+}
+
+/** What JetStream holds: the ids of its durable events, in its order. */
+export async function eventsInStream(bus: Bus): Promise<string[]> {
+  const manager = await jetstreamManager(bus.connection, { checkAPI: false });
+  const { state } = await manager.streams.info(EVENTS_STREAM);
+  const ids: string[] = [];
+  for (let seq = state.first_seq; state.messages > 0 && seq <= state.last_seq; seq++)
+    ids.push((await manager.streams.getMessage(EVENTS_STREAM, { seq }))?.json<StoredEvent>().id ?? 'missing');
+  return ids;
+}
+
+/** Empties the stream of durable events, or removes it, as an operator's mistake would. */
+export async function spoilEventsStream(bus: Bus, how: 'purge' | 'delete'): Promise<void> {
+  const manager = await jetstreamManager(bus.connection, { checkAPI: false });
+  await manager.streams[how](EVENTS_STREAM);
 }
 
 let count = 0;

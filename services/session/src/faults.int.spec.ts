@@ -1,10 +1,9 @@
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { EVENTS_STREAM, newId, type StoredEvent } from '@holdfast/contracts';
+import { newId } from '@holdfast/contracts';
 import { checkLog } from '@holdfast/event-store';
-import { startPostgres, testRunDir } from '@holdfast/testing';
+import { eventsInStream, spoilEventsStream, startPostgres, testRunDir } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
-import { jetstreamManager } from '@nats-io/jetstream';
 import { idle, ofType, say, texts, types, World } from './test/world.ts';
 
 let postgres: Awaited<ReturnType<typeof startPostgres>>;
@@ -28,23 +27,15 @@ async function killPostgres(): Promise<void> {
   await died;
 }
 
-/** Every event id in JetStream, in its order. */
-async function relayed(): Promise<string[]> {
-  const manager = await jetstreamManager(world.bus.connection);
-  const { state } = await manager.streams.info(EVENTS_STREAM);
-  const ids: string[] = [];
-  for (let seq = state.first_seq; seq <= state.last_seq; seq++)
-    ids.push((await manager.streams.getMessage(EVENTS_STREAM, { seq }))?.json<StoredEvent>().id ?? 'missing');
-  return ids;
-}
-async function untilRelayed(): Promise<void> {
+/** Every event of the log is in JetStream once, in order. */
+async function expectRelayed(): Promise<void> {
   let logged: string[] = [];
   let found: string[] = [];
   for (const deadline = Date.now() + 20_000; Date.now() < deadline; await sleep(200)) {
     logged = (await world.log.readAll({ after: { txid: '0', position: '0' }, limit: 10_000 })).events.map(
       ({ id }) => id,
     );
-    found = await relayed().catch(() => []);
+    found = await eventsInStream(world.bus).catch(() => []);
     if (found.length === logged.length) break;
   }
   expect(found).toEqual(logged);
@@ -75,7 +66,7 @@ describe('Postgres killed', () => {
     }
     expect(texts(await world.events(first?.id ?? '')).at(-1)).toMatch(/^You said: are you there/);
     expect(await checkLog(world.pool)).toEqual([]);
-    await untilRelayed();
+    await expectRelayed();
   }, 90_000);
 });
 
@@ -92,7 +83,7 @@ describe('NATS killed', () => {
       expect(Date.now()).toBeLessThan(deadline);
     }
     await world.until(sessions[0]?.id ?? '', idle(2));
-    await untilRelayed();
+    await expectRelayed();
   }, 60_000);
 
   it('a tool call whose answer was lost with it is asked for again, under its own id', async () => {
@@ -118,22 +109,20 @@ describe('NATS killed', () => {
 });
 
 describe('JetStream emptied under traffic', () => {
-  it.each(['purged', 'deleted'])(
-    'is filled again when it was %s and goes on being written at once',
+  it.each(['purge', 'delete'] as const)(
+    'is filled again after a %s and goes on being written at once',
     async (how) => {
-      await untilRelayed();
+      await expectRelayed();
       const operator = await world.nats.connect('session');
-      const manager = await jetstreamManager(operator.connection);
       const session = await world.createSession();
       await world.send(session.id, [say('SLOW[30]')]);
-      if (how === 'purged') await manager.streams.purge(EVENTS_STREAM);
-      else await manager.streams.delete(EVENTS_STREAM);
+      await spoilEventsStream(operator, how);
       for (let n = 0; n < 20; n++) {
         await world.send(session.id, [say(`m${n}`)]);
         await sleep(100);
       }
       await world.until(session.id, idle());
-      await untilRelayed();
+      await expectRelayed();
       await operator.close();
     },
     60_000,
