@@ -59,10 +59,12 @@ const events = log(
   ['session.error', { error: { type: 'unknown_error', message: 'no', retry_status: { type: 'exhausted' } } }],
   ['session.updated', { title: 'New' }],
 );
-const frames = events.flatMap((event): ChatFrame[] => {
-  const wire = wireFrame(event);
-  return wire === undefined ? [] : [{ version: event.version, event: wire }];
-});
+const framesOf = (list: readonly SessionEvent[]) =>
+  list.flatMap((event): ChatFrame[] => {
+    const wire = wireFrame(event);
+    return wire === undefined ? [] : [{ version: event.version, event: wire }];
+  });
+const frames = framesOf(events);
 const projected = events.reduce<SessionView | undefined>(evolveSessionView, undefined) as SessionView;
 const start = () => startChat(sessionResource(projected, projected.updatedAt));
 const delta = (id: string, piece: string): ChatFrame => ({
@@ -88,7 +90,14 @@ describe('the chat fold', () => {
     expect(chat.items).toMatchObject([
       { kind: 'message', id: 'sevt_2', from: 'user' },
       { kind: 'message', id: 'sevt_8', from: 'agent' },
-      { kind: 'tool', id: 'sevt_9', name: 'bash', permission: 'ask', confirmed: 'allow', result: { isError: false } },
+      {
+        kind: 'tool',
+        id: 'sevt_9',
+        name: 'bash',
+        permission: 'ask',
+        confirmed: 'allow',
+        result: { at: events[13]?.recordedAt, isError: false },
+      },
       { kind: 'note', note: 'compacted' },
       { kind: 'error', error: { message: 'no' } },
     ]);
@@ -113,6 +122,20 @@ describe('the chat fold', () => {
     chat = foldChat(chat, [opened('sevt_8'), delta('sevt_8', 'I will'), delta('sevt_other', 'x')]);
     expect(chat.open).toEqual({ id: 'sevt_8', text: 'I will' });
     expect(foldChat(chat, frames).open).toBeNull();
+  });
+
+  it('draws attempts that the platform repeats as one failure, and a later one as another', () => {
+    const failures = log(
+      ['session.created', events[0]?.data ?? {}],
+      ...(['retrying', 'retrying', 'exhausted', 'retrying'] as const).flatMap((type, i): [string, object][] => [
+        ['session.status_running', {}],
+        ['session.error', { error: { type: 'unknown_error', message: `no ${i}`, retry_status: { type } } }],
+      ]),
+    );
+    expect(foldChat(start(), framesOf(failures)).items).toMatchObject([
+      { kind: 'error', id: 'sevt_3', attempts: 3, error: { message: 'no 2' } },
+      { kind: 'error', id: 'sevt_9', attempts: 1, error: { message: 'no 3' } },
+    ]);
   });
 
   it('passes over types that it does not know', () => {

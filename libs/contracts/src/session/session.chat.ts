@@ -18,7 +18,14 @@ export type ChatItem =
       readonly content: readonly ContentBlock[];
     }
   | ToolItem
-  | { readonly kind: 'error'; readonly id: string; readonly at: string | null; readonly error: SessionError }
+  | {
+      readonly kind: 'error';
+      readonly id: string;
+      readonly at: string | null;
+      /** The newest of a row of failures that nothing came between. */
+      readonly error: SessionError;
+      readonly attempts: number;
+    }
   | {
       readonly kind: 'note';
       readonly id: string;
@@ -36,7 +43,11 @@ export interface ToolItem {
   readonly custom: boolean;
   readonly permission: 'allow' | 'ask' | 'deny';
   readonly confirmed: 'allow' | 'deny' | null;
-  readonly result: { readonly content: readonly ContentBlock[]; readonly isError: boolean } | null;
+  readonly result: {
+    readonly at: string | null;
+    readonly content: readonly ContentBlock[];
+    readonly isError: boolean;
+  } | null;
 }
 
 /** What a chat page draws. */
@@ -133,13 +144,13 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
       changeTool(draft, event['tool_use_id'], { confirmed: event['result'] as 'allow' | 'deny' });
       return;
     case 'agent.tool_result':
-      changeTool(draft, event['tool_use_id'], { result: { content, isError: event['is_error'] === true } });
+      changeTool(draft, event['tool_use_id'], { result: { at, content, isError: event['is_error'] === true } });
       return;
     case 'user.custom_tool_result':
-      changeTool(draft, event['custom_tool_use_id'], { result: { content, isError: event['is_error'] === true } });
+      changeTool(draft, event['custom_tool_use_id'], { result: { at, content, isError: event['is_error'] === true } });
       return;
     case 'session.error':
-      draft.items.push({ kind: 'error', id, at, error: event['error'] as SessionError });
+      addError(draft, id, at, event['error'] as SessionError);
       return;
     case 'user.interrupt':
       draft.items.push({ kind: 'note', id, at, note: 'interrupted' });
@@ -160,6 +171,14 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
     default:
       return;
   }
+}
+
+/** Attempts that the platform repeats by itself are one entry: the newest failure, and how many there were. */
+function addError(draft: Draft, id: string, at: string | null, error: SessionError): void {
+  const last = draft.items.at(-1);
+  if (last?.kind === 'error' && last.error.retry_status.type === 'retrying')
+    draft.items[draft.items.length - 1] = { ...last, at, error, attempts: last.attempts + 1 };
+  else draft.items.push({ kind: 'error', id, at, error, attempts: 1 });
 }
 
 function changeTool(draft: Draft, id: unknown, change: Partial<ToolItem>): void {
