@@ -19,4 +19,5 @@ export * from './wire/common.ts';
 export * from './wire/environments.ts';
 export * from './wire/events.ts';
 export * from './wire/limits.ts';
+export * from './wire/platform.ts';
 export * from './wire/sessions.ts';

@@ -158,6 +158,9 @@ export class CatalogueReader {
     if (agentId !== undefined) add((n) => `agent_id = $${n}`, agentId);
     if (agentVersion !== undefined) add((n) => `agent_version = $${n}`, agentVersion);
     if (statuses.length > 0) add((n) => `status = any ($${n})`, statuses);
+    if (query.flag('x_needs_action')) where.push('needs_action');
+    const text = query.one('x_text');
+    if (text !== undefined) add((n) => `position(lower($${n}) in lower(concat_ws(' ', title, id))) > 0`, text);
     const page = await this.#list<SessionView>({
       list: 'sessions',
       table: 'sessions',

@@ -4,6 +4,7 @@ import {
   type ChildCredential,
   LIMITS,
   newId,
+  type PlatformStatus,
   type ServiceBeat,
 } from '@holdfast/contracts';
 import type pg from 'pg';
@@ -164,11 +165,19 @@ export function platformOperations(parts: {
       path: '/v1/x/status',
       id: 'platformStatus',
       summary: 'Services, queue depth, relay lag and sandboxes.',
-      handle: async (exchange) => {
+      handle: async (exchange): Promise<PlatformStatus> => {
         const { workspaceId } = exchange.principal;
-        const [sessions, sandboxes, deadLetters] = await Promise.all([
+        const [sessions, needingAction, pending, sandboxes, deadLetters] = await Promise.all([
           pool.query<{ status: string; amount: number }>(
             'select status, count(*)::integer as amount from sessions where workspace_id = $1 and archived_at is null group by status',
+            [workspaceId],
+          ),
+          pool.query<{ amount: number }>(
+            'select count(*)::integer as amount from sessions where workspace_id = $1 and needs_action',
+            [workspaceId],
+          ),
+          pool.query<{ amount: number }>(
+            `select coalesce(sum(jsonb_array_length(view->'pending')), 0)::integer as amount from sessions where workspace_id = $1 and status in ('running', 'rescheduling')`,
             [workspaceId],
           ),
           pool.query<{ status: string; amount: number }>(
@@ -177,10 +186,6 @@ export function platformOperations(parts: {
           ),
           parts.deadLetters(),
         ]);
-        const pending = await pool.query<{ amount: number }>(
-          `select coalesce(sum(jsonb_array_length(view->'pending')), 0)::integer as amount from sessions where workspace_id = $1 and status in ('running', 'rescheduling')`,
-          [workspaceId],
-        );
         const beats = parts.beats();
         const relay = beats.find((beat) => beat.service === 'session' && beat.figures['relay_leading'] === true);
         return {
@@ -193,9 +198,9 @@ export function platformOperations(parts: {
             figures: beat.figures,
           })),
           sessions: Object.fromEntries(sessions.rows.map((row) => [row.status, row.amount])),
+          sessions_needing_action: needingAction.rows[0]?.amount ?? 0,
           queued_messages: pending.rows[0]?.amount ?? 0,
-          relay:
-            relay === undefined ? null : { instance: relay.instance, lag_ms: relay.figures['relay_lagMs'] ?? null },
+          relay: relay === undefined ? null : { instance: relay.instance, lag_ms: lagOf(relay) },
           dead_letters: deadLetters,
           sandboxes: Object.fromEntries(sandboxes.rows.map((row) => [row.status, row.amount])),
         };
@@ -229,4 +234,9 @@ export function platformOperations(parts: {
       }),
     }),
   ];
+}
+
+function lagOf(relay: ServiceBeat): number | null {
+  const lagMs = relay.figures['relay_lagMs'];
+  return typeof lagMs === 'number' ? lagMs : null;
 }

@@ -7,6 +7,7 @@ import {
   type SendEventsReply,
   type Session,
   sendEventsBody,
+  type TimelinePage,
   UNSUPPORTED_CLIENT_EVENTS,
   unsupportedToolFault,
   updateSessionBody,
@@ -122,6 +123,8 @@ export function sessionOperations(parts: {
         'created_at[lte]',
         'created_at[gt]',
         'created_at[lt]',
+        'x_needs_action',
+        'x_text',
       ],
       handle: (exchange) => reader.sessions(exchange.principal.workspaceId, exchange.query),
     }),
@@ -248,7 +251,7 @@ export function sessionOperations(parts: {
       id: 'sessionTimeline',
       summary: 'The session’s log as it is stored, internal events too.',
       query: ['after', 'limit'],
-      handle: async (exchange) => {
+      handle: async (exchange): Promise<TimelinePage> => {
         const id = pathId(exchange, 'session');
         await reader.sessionView(exchange.principal.workspaceId, id);
         const after = exchange.query.integer('after', { min: 0, max: 2 ** 31 - 1 }) ?? 0;

@@ -76,4 +76,13 @@ create index sessions_at_work on sessions (id) where status in ('running', 'resc
 create index sessions_of_environment on sessions (environment_id) where archived_at is null;
 `,
   },
+  {
+    // Few sessions wait for somebody among many that are idle; the view of each would have to be read to find them.
+    name: 'SessionsNeedAction1764000003000',
+    sql: `
+alter table sessions add column needs_action boolean not null
+  generated always as (status = 'idle' and coalesce(view->'stopReason'->>'type', '') = 'requires_action') stored;
+create index sessions_needing_action on sessions (workspace_id, created_at, id) where needs_action;
+`,
+  },
 ];
