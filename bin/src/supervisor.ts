@@ -286,6 +286,7 @@ function startServices(current: Settings): void {
       'dashboard',
       dashboard,
       {
+        ...passThrough(/^DASHBOARD_ALLOWED_HOSTS$/),
         HOSTNAME: '127.0.0.1',
         PORT: String(ports.dashboard),
         GATEWAY_API_URL: `http://127.0.0.1:${ports.api}`,
