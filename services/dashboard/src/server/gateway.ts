@@ -1,3 +1,4 @@
+import { newId } from '@holdfast/contracts';
 import { cookies } from 'next/headers';
 import { COOKIE, GATEWAY_API_URL, isAllowedHost } from './config.ts';
 
@@ -16,9 +17,22 @@ const FORWARDED = [
 /** Answer headers that a browser or an SDK needs. */
 const RETURNED = ['content-type', 'cache-control', 'request-id', 'retry-after', 'x-should-retry', 'x-accel-buffering'];
 
+const NO_CREDENTIAL = 'Send an API key, as "x-api-key" or as "Authorization: Bearer", or sign in.';
+/** The browser opens nothing that comes from the API as a page of this origin. */
+const API_HEADERS = {
+  'x-content-type-options': 'nosniff',
+  'content-security-policy': "default-src 'none'; frame-ancestors 'none'; sandbox",
+};
+/** An SSE comment: every parser skips it. */
+const OPENING = new TextEncoder().encode(':\n\n');
+
 /** The wire contract's error envelope, for what the dashboard refuses itself. */
 export function refusal(status: number, type: string, message: string): Response {
-  return Response.json({ type: 'error', error: { type, message } }, { status });
+  const request_id = newId('request');
+  return Response.json(
+    { type: 'error', request_id, error: { type, message } },
+    { status, headers: { 'request-id': request_id } },
+  );
 }
 
 /**
@@ -57,7 +71,7 @@ export async function forward(request: Request, path: string): Promise<Response>
   }
   if (!headers.has('x-api-key') && !headers.has('authorization')) {
     const token = (await cookies()).get(COOKIE)?.value;
-    if (token === undefined) return refusal(401, 'authentication_error', 'You are not signed in.');
+    if (token === undefined) return refusal(401, 'authentication_error', NO_CREDENTIAL);
     headers.set('x-api-key', token);
   }
   const { search } = new URL(request.url);
@@ -73,14 +87,24 @@ export async function forward(request: Request, path: string): Promise<Response>
 export async function toGateway(path: string, init: RequestInit & { duplex?: 'half' }): Promise<Response> {
   try {
     const answer = await fetch(GATEWAY_API_URL + path, { ...init, redirect: 'manual', cache: 'no-store' });
-    const headers = new Headers({ 'x-content-type-options': 'nosniff' });
+    const headers = new Headers(API_HEADERS);
     for (const name of RETURNED) {
       const value = answer.headers.get(name);
       if (value !== null) headers.set(name, value);
     }
-    return new Response(answer.body, { status: answer.status, headers });
+    return new Response(opened(answer), { status: answer.status, headers });
   } catch (error) {
     if (init.signal?.aborted === true) throw error;
     return refusal(503, 'overloaded_error', 'The API cannot be reached right now.');
   }
+}
+
+/** Headers leave with the first bytes, so an event stream that has nothing to say yet begins with a comment. */
+function opened(answer: Response): ReadableStream<Uint8Array> | null {
+  if (answer.headers.get('content-type')?.startsWith('text/event-stream') !== true) return answer.body;
+  return (
+    answer.body?.pipeThrough(
+      new TransformStream<Uint8Array, Uint8Array>({ start: (controller) => controller.enqueue(OPENING) }),
+    ) ?? null
+  );
 }
