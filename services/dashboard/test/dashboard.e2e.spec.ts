@@ -1,5 +1,7 @@
-import { mkdirSync } from 'node:fs';
+import { execFile } from 'node:child_process';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { launchChromium, startPlatform, type TestPlatform } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import type { Browser, BrowserContext, Locator, Page } from 'playwright-core';
@@ -14,9 +16,11 @@ let page: Page;
 const faults: string[] = [];
 
 beforeAll(async () => {
-  platform = await startPlatform();
+  platform = await startPlatform({ DASHBOARD_ALLOWED_HOSTS: 'dashboard.example' });
   browser = await launchChromium();
   context = await browser.newContext({ viewport: { width: 1280, height: 800 }, baseURL: platform.dashboardUrl });
+  // As browsers have it on every address but https and localhost.
+  await context.addInitScript(() => Reflect.deleteProperty(Crypto.prototype, 'randomUUID'));
   page = await context.newPage();
   page.setDefaultTimeout(10_000);
   page.on('pageerror', (error) => faults.push(String(error)));
@@ -41,6 +45,16 @@ async function say(text: string): Promise<void> {
   await page.keyboard.press('Enter');
 }
 const log = () => page.getByRole('log');
+const sessionId = () => new URL(page.url()).pathname.split('/')[2] ?? '';
+/** Sends events as another client of the session. */
+async function sendFromElsewhere(text: string): Promise<void> {
+  const sent = await fetch(`${platform.apiUrl}/v1/sessions/${sessionId()}/events`, {
+    method: 'POST',
+    headers: { 'x-api-key': platform.apiKey, 'content-type': 'application/json' },
+    body: JSON.stringify({ events: [{ type: 'user.message', content: [{ type: 'text', text }] }] }),
+  });
+  expect(sent.status).toBe(200);
+}
 /** Waits until it is to be seen. */
 const expectSeen = (locator: Locator) => expect(locator.waitFor()).resolves.toBeUndefined();
 const expectGone = (locator: Locator) => expect(locator.waitFor({ state: 'hidden' })).resolves.toBeUndefined();
@@ -88,11 +102,19 @@ describe('signing in', () => {
     expect((await post({ origin: 'null' })).status).toBe(403);
     expect((await post({ 'sec-fetch-site': 'cross-site' })).status).toBe(403);
     expect((await post({ origin: platform.dashboardUrl })).status).toBe(400);
-    const page403 = await context.request.get('/agents', { headers: { host: 'evil.example' } });
-    expect(page403.status()).toBe(403);
+    for (const [host, status] of [
+      ['evil.example', 403],
+      ['dashboard.example:8443', 200],
+    ] as const)
+      expect((await context.request.get('/agents', { headers: { host } })).status()).toBe(status);
     const policy = (await context.request.get('/agents')).headers()['content-security-policy'] ?? '';
     expect(policy).toMatch(/script-src 'self' 'nonce-\w+' 'strict-dynamic'/);
     expect(policy).toContain("img-src 'self' data:");
+    const answer = await context.request.get('/api/v1/agents');
+    expect(answer.headers()).toMatchObject({
+      'content-security-policy': expect.stringContaining('sandbox'),
+      'x-content-type-options': 'nosniff',
+    });
   });
 });
 
@@ -116,6 +138,7 @@ describe('agents', () => {
     await page.getByLabel('Instructions', { exact: true }).fill('Be very brief.');
     await page.getByRole('button', { name: 'Save as a new version' }).click();
     await expectSeen(page.getByText('Saved as version 2.'));
+    await expectSeen(page.getByText('Changed instructions'));
     await page.getByRole('button', { name: /^v1/ }).click();
     await expectSeen(page.getByText('This is version 1.'));
     await expect(page.getByLabel('Instructions', { exact: true }).inputValue()).resolves.toBe('Be brief.');
@@ -128,15 +151,18 @@ describe('a chat', () => {
     await page.goto('/sessions');
     await expectSeen(page.getByText('No sessions yet'));
     await picture('sessions-empty');
-    await page.getByRole('button', { name: 'Start a session' }).first().click();
+    await page.getByRole('button', { name: 'New session' }).first().click();
     await page.getByLabel('First message').fill('RUN[echo from the $((40+2))th sandbox]');
     await picture('start');
     await page.getByRole('button', { name: 'Start', exact: true }).click();
     await page.waitForURL('**/sessions/sesn_*');
     await expectSeen(page.getByText('Allow this call?'));
     await picture('chat-approval');
-    await page.getByRole('button', { name: 'Allow', exact: true }).click();
+    await expectSeen(page.getByRole('link', { name: 'Sessions 1 wait for you' }));
+    await page.getByRole('button', { name: 'Allow', exact: true }).press('Enter');
     await expectSeen(page.getByLabel('done'));
+    // Where the form was there is nothing now: the keyboard goes on in the message box.
+    await expectSeen(page.locator('#composer:focus'));
     await page.getByText('bash', { exact: true }).click();
     await expectSeen(page.getByText('from the 42th sandbox', { exact: true }));
     await picture('chat-tool');
@@ -165,8 +191,7 @@ describe('a chat', () => {
     await expectSeen(page.getByText('Reconnecting…'));
     await expectSeen(page.getByText('Idle', { exact: true }));
     await expectGone(page.getByText('Reconnecting…'));
-    const id = page.url().split('/').pop() ?? '';
-    const list = await fetch(`${platform.apiUrl}/v1/sessions/${id}/events?types[]=agent.message`, {
+    const list = await fetch(`${platform.apiUrl}/v1/sessions/${sessionId()}/events?types[]=agent.message`, {
       headers: { 'x-api-key': platform.apiKey },
     });
     const { data } = (await list.json()) as { data: { content: { text: string }[] }[] };
@@ -186,7 +211,14 @@ describe('a chat', () => {
     await say('and then this');
     await expectSeen(page.getByText('queued', { exact: true }));
     await picture('chat-queued');
-    await page.getByRole('button', { name: 'Interrupt' }).click();
+    // Who reads further up is left there, and told that there is more.
+    await log().evaluate((node) => node.parentElement?.scrollTo(0, 0));
+    await expectSeen(page.getByRole('button', { name: 'Go to the end' }));
+    await page.waitForTimeout(400);
+    expect(await log().evaluate((node) => node.parentElement?.scrollTop)).toBe(0);
+    await page.getByRole('button', { name: 'Go to the end' }).click();
+    await expectGone(page.getByRole('button', { name: 'Go to the end' }));
+    await page.getByLabel('Message', { exact: true }).press('Escape');
     await expectSeen(page.getByText('Interrupted', { exact: true }));
     await expectGone(page.getByText('queued', { exact: true }));
     await expectSeen(page.getByText('Idle', { exact: true }));
@@ -211,13 +243,88 @@ describe('a chat', () => {
     await picture('chat-error');
   });
 
-  it('has a timeline with every event of the log', async () => {
+  it('gives its connection back while nobody looks, and then goes on', async () => {
+    const look = (state: 'hidden' | 'visible') =>
+      page.evaluate((value) => {
+        Object.defineProperty(document, 'visibilityState', { value, configurable: true });
+        Object.defineProperty(document, 'hidden', { value: value === 'hidden', configurable: true });
+        document.dispatchEvent(new Event('visibilitychange'));
+      }, state);
+    const cut = page.waitForEvent('requestfailed', (request) => request.url().includes('/events/stream'));
+    await look('hidden');
+    await cut;
+    await sendFromElsewhere('said while nobody looked');
+    expect(await page.getByText('said while nobody looked').count()).toBe(0);
+    await look('visible');
+    await expectSeen(page.getByText('You said: said while nobody looked'));
+  });
+
+  it('shows the same in two tabs, and takes a word from either', async () => {
+    const other = await context.newPage();
+    await other.goto(page.url());
+    await say('RUN[echo both]');
+    await other.getByRole('button', { name: 'Allow', exact: true }).click();
+    await expectGone(page.getByText('Allow this call?'));
+    for (const tab of [page, other]) await expectSeen(tab.getByText('The last result was: both'));
+    await other.close();
+  });
+
+  it('says that the API is away, and opens when it is back', async () => {
+    await page.route('**/api/v1/sessions/sesn_*', (route) => route.abort());
+    await page.reload();
+    await expectSeen(page.getByText('The API cannot be reached. Trying again…'));
+    await page.unroute('**/api/v1/sessions/sesn_*');
+    await expectSeen(log());
+    await page.goto('/sessions/sesn_00000000000000000000000000000000');
+    await expectSeen(page.getByText('There is no session'));
+    await page.goBack();
+    await expectSeen(log());
+  });
+
+  it('is renamed, and driven by the commands that it shows', async () => {
+    await page.getByRole('button', { name: 'More actions' }).click();
+    await page.getByRole('menuitem', { name: 'Rename' }).click();
+    await page.getByLabel('Title').fill('Renamed here');
+    await page.keyboard.press('Enter');
+    await expectSeen(page.getByRole('heading', { name: 'Renamed here' }));
+    await page.getByRole('button', { name: 'More actions' }).click();
+    await page.getByRole('menuitem', { name: 'Details and API' }).click();
+    await picture('details');
+    const shown = async (language: string): Promise<string> => {
+      await page.getByRole('tab', { name: language }).click();
+      return (await page.getByRole('tabpanel').locator('pre').textContent()) ?? '';
+    };
+    const env = { ...process.env, HOLDFAST_API_KEY: platform.apiKey };
+    const run = promisify(execFile);
+    const curl = (await shown('curl')).split('# Follow it')[0] ?? '';
+    expect(JSON.parse((await run('bash', ['-c', curl], { env })).stdout)).toMatchObject({
+      data: [{ type: 'user.message', processed_at: null }],
+    });
+    await expectSeen(page.getByText('You said: Hello').first());
+    const typescript = ['--input-type=module-typescript', '--eval', await shown('TypeScript')];
+    expect((await run(process.execPath, typescript, { env, timeout: 20_000 })).stdout).toContain('You said: Hello');
+    await page.keyboard.press('Escape');
+    await expectGone(page.getByRole('dialog'));
+  });
+
+  it('has a timeline with every event of the log, also those that come', async () => {
     await page.getByRole('link', { name: 'Timeline' }).click();
     await expectSeen(page.getByText('session.created', { exact: true }).first());
     await page.getByText('agent.tool_result').first().click();
-    await page.getByLabel('Filter by type').fill('tool');
+    await page.getByLabel('Filter events').fill('agent.tool_result');
     await expectGone(page.getByText('session.created', { exact: true }).first());
     await picture('timeline');
+    await page.getByLabel('Filter events').fill('said after the page was there');
+    await sendFromElsewhere('said after the page was there');
+    await expectSeen(page.getByText('agent.message', { exact: true }));
+    const [download] = await Promise.all([
+      page.waitForEvent('download'),
+      page.getByRole('button', { name: 'Download' }).click(),
+    ]);
+    const lines = readFileSync(await download.path(), 'utf8')
+      .trimEnd()
+      .split('\n');
+    expect(lines.map((line) => (JSON.parse(line) as { version: number }).version)).toEqual(lines.map((_, i) => i + 1));
     await page.getByRole('link', { name: 'Chat' }).click();
   });
 
@@ -230,25 +337,68 @@ describe('a chat', () => {
 });
 
 describe('the other pages', () => {
-  it('list sessions with their status', async () => {
+  it('list sessions with their status, by view, agent and text, and go back through that', async () => {
     await page.goto('/sessions');
     await expectSeen(page.getByText('No sessions yet'));
-    await page.getByRole('button', { name: 'With archived' }).click();
-    await expectSeen(page.getByText('Archived', { exact: true }));
+    await page.getByRole('button', { name: 'Archived' }).click();
+    const row = page.getByRole('listitem').filter({ hasText: 'Renamed here' });
+    await expectSeen(row.getByText('Archived', { exact: true }));
     await picture('sessions');
+    await page.keyboard.press('/');
+    await page.keyboard.type('no such title');
+    await expectSeen(page.getByText('No session matches this filter'));
+    await page.getByRole('searchbox').fill('RENAMED');
+    await expectSeen(row);
+    await page.getByLabel('Agent', { exact: true }).selectOption('Tester');
+    await page.waitForURL(/view=archived&q=RENAMED&agent=agent_/);
+    await expectSeen(row);
+    await page.getByRole('button', { name: 'Needs you' }).click();
+    await expectSeen(page.getByText('No session matches this filter'));
+    await page.goBack();
+    await expectSeen(row);
+    await page.reload();
+    await expectSeen(row);
+    await expect(page.getByRole('searchbox').inputValue()).resolves.toBe('RENAMED');
   });
 
   it('show status', async () => {
     await page.goto('/status');
-    await expectSeen(page.getByRole('cell', { name: 'session', exact: true }).first());
+    await expectSeen(page.getByText('All services report'));
+    for (const name of ['gateway-api', 'sandbox', 'session'])
+      await expectSeen(page.getByRole('listitem').filter({ hasText: name }));
     await picture('status');
-    await page.emulateMedia({ colorScheme: 'dark' });
+  });
+
+  it('are as dark as they were chosen to be', async () => {
+    const paper = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+    const light = await paper();
+    await page.getByRole('button', { name: 'Appearance' }).click();
+    await page.getByRole('menuitemradio', { name: 'Dark' }).click();
+    expect(await paper()).not.toBe(light);
+    await page.reload();
+    expect(await paper()).not.toBe(light);
     await picture('status-dark');
+    await page.getByRole('button', { name: 'Appearance' }).click();
+    await page.getByRole('menuitemradio', { name: 'As the system' }).click();
+    expect(await paper()).toBe(light);
+  });
+
+  it('fit a phone, and are reached from its menu', async () => {
     await page.setViewportSize({ width: 390, height: 800 });
-    await page.goto('/agents');
-    await expectSeen(page.getByText('Tester'));
-    await picture('agents-dark-phone');
-    await page.emulateMedia({ colorScheme: 'light' });
+    const agent = await page.request.get('/api/v1/agents');
+    const { data } = (await agent.json()) as { data: { id: string }[] };
+    for (const place of ['/sessions', '/agents', '/agents/new', `/agents/${data[0]?.id}`, '/environments', '/keys']) {
+      await page.goto(place);
+      await expectSeen(page.getByRole('heading', { level: 1 }));
+      const [wanted, given] = await page
+        .getByRole('main')
+        .evaluate((main) => [main.scrollWidth, Math.min(main.clientWidth, innerWidth)]);
+      expect([place, wanted]).toEqual([place, given]);
+      await picture(`phone${place.replaceAll('/', '-')}`);
+    }
+    await page.getByRole('button', { name: 'Menu' }).click();
+    await page.getByRole('menuitem', { name: 'Status' }).click();
+    await page.waitForURL('**/status');
     await page.setViewportSize({ width: 1280, height: 800 });
   });
 
@@ -278,7 +428,7 @@ describe('the other pages', () => {
     await expectSeen(other.getByRole('heading', { name: 'Sessions' }));
     const row = page.getByRole('listitem').filter({ hasText: 'second' });
     await row.getByRole('button', { name: 'Revoke' }).click();
-    await page.getByRole('dialog').getByRole('button', { name: 'Revoke' }).click();
+    await page.getByRole('alertdialog').getByRole('button', { name: 'Revoke' }).click();
     await expectSeen(row.getByText('Revoked'));
     await other.waitForURL(/sign-in\?next=/);
     await other.context().close();
@@ -291,15 +441,33 @@ describe('the other pages', () => {
     expect(new URL(page.url()).pathname).toBe('/sign-in');
   });
 
-  it('start a session by the short form on this port, with a key', async () => {
+  it('start a session by the short form on this port, with a key, and say what is wrong with it', async () => {
     const agents = await fetch(`${platform.apiUrl}/v1/agents`, { headers: { 'x-api-key': platform.apiKey } });
     const agent = ((await agents.json()) as { data: { id: string }[] }).data[0]?.id;
-    const made = await fetch(`${platform.dashboardUrl}/api/sessions`, {
-      method: 'POST',
-      headers: { authorization: `Bearer ${platform.apiKey}`, 'content-type': 'application/json' },
-      body: JSON.stringify({ agent_id: agent, prompt: 'hello' }),
+    const start = async (body: string, headers: Record<string, string>) => {
+      const answer = await fetch(`${platform.dashboardUrl}/api/sessions`, { method: 'POST', headers, body });
+      return [answer.status, await answer.json()] as [number, { id: string; error: { message: string } }];
+    };
+    const key = { authorization: `Bearer ${platform.apiKey}`, 'content-type': 'application/json' };
+    const [status, made] = await start(JSON.stringify({ agent_id: agent }), key);
+    expect([status, made]).toMatchObject([200, { type: 'session', status: 'idle' }]);
+    for (const [body, headers, refused] of [
+      ['{}', key, [400, { error: { message: expect.stringContaining('agent_id') } }]],
+      ['{', key, [400, { error: { type: 'invalid_request_error' } }]],
+      ['{"agent_id":"agent_none"}', key, [404, { error: { type: 'not_found_error' } }]],
+      ['{}', { 'x-api-key': 'hf_wrong' }, [401, { error: { type: 'authentication_error' } }]],
+      ['{}', {}, [401, { error: { message: expect.stringContaining('API key') } }]],
+    ] as const)
+      expect(await start(body, headers)).toMatchObject(refused);
+    const elsewhere = await fetch(`${platform.dashboardUrl}/api/elsewhere`, { method: 'PUT', headers: key });
+    expect([elsewhere.status, await elsewhere.json()]).toMatchObject([404, { error: { type: 'not_found_error' } }]);
+    // A session that says nothing yet opens its stream all the same.
+    const stream = await fetch(`${platform.dashboardUrl}/api/v1/sessions/${made.id}/events/stream`, {
+      headers: key,
+      signal: AbortSignal.timeout(5_000),
     });
-    expect(await made.json()).toMatchObject({ type: 'session' });
+    expect(stream.headers.get('content-type')).toMatch('text/event-stream');
+    await stream.body?.cancel();
   });
 
   it('had no fault in the browser', () => {

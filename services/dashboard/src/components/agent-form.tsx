@@ -10,10 +10,18 @@ import {
 import { useQuery } from '@tanstack/react-query';
 import { useId, useState } from 'react';
 import { api, messageOf } from '../lib/api.ts';
-import { Button, Field, Input, Select, TextArea } from './ui.tsx';
+import { Button, Field, FormError, Input, Select, TextArea } from './ui.tsx';
 
 type Permission = 'off' | 'always_allow' | 'always_ask';
 const OFFERED = BUILTIN_TOOLS.filter((name) => name !== 'web_search');
+const EXAMPLE = [
+  {
+    type: 'custom',
+    name: 'get_weather',
+    description: 'The weather in a city, now.',
+    input_schema: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] },
+  },
+];
 const ABOUT: Readonly<Partial<Record<BuiltinTool, string>>> = {
   bash: 'run commands',
   read: 'read files',
@@ -109,14 +117,14 @@ export function AgentForm(props: {
 
   return (
     <form
-      className="space-y-5"
+      className="min-w-0"
       onSubmit={(event) => {
         event.preventDefault();
         submit();
       }}
     >
-      <fieldset disabled={props.disabled === true} className="space-y-5">
-        <div className="grid gap-5 sm:grid-cols-2">
+      <fieldset disabled={props.disabled === true} className="min-w-0 space-y-5 p-5">
+        <div className="grid grid-cols-1 gap-5 sm:grid-cols-2">
           <Field label="Name" error={faults['name']}>
             <Input value={name} onChange={(event) => setName(event.target.value)} required maxLength={256} />
           </Field>
@@ -143,17 +151,21 @@ export function AgentForm(props: {
           <Input value={description} onChange={(event) => setDescription(event.target.value)} maxLength={4096} />
         </Field>
         <Field label="Instructions" hint="The system prompt." error={faults['system']}>
-          <TextArea rows={8} value={system} onChange={(event) => setSystem(event.target.value)} />
+          <TextArea
+            className="field-sizing-content max-h-[60dvh] min-h-40"
+            value={system}
+            onChange={(event) => setSystem(event.target.value)}
+          />
         </Field>
-        <div className="space-y-2">
+        <div role="group" aria-label="Tools" className="space-y-2">
           <p className="text-sm font-medium">Tools</p>
           <div className="divide-y rounded-lg border">
             {OFFERED.map((tool) => (
               <div key={tool} className="flex items-center gap-3 px-3 py-1.5 text-sm">
-                <code className="w-24 font-mono">{tool}</code>
-                <span className="flex-1 text-soft">{ABOUT[tool]}</span>
+                <code className="w-20 shrink-0 font-mono text-xs">{tool}</code>
+                <span className="min-w-0 flex-1 truncate text-soft">{ABOUT[tool]}</span>
                 <Select
-                  className="h-8 w-32"
+                  className="w-32 shrink-0"
                   aria-label={`May the agent use ${tool}?`}
                   value={permissions[tool]}
                   onChange={(event) => setPermissions({ ...permissions, [tool]: event.target.value as Permission })}
@@ -169,11 +181,23 @@ export function AgentForm(props: {
         <Field
           label="Custom tools"
           error={faults['custom'] ?? faults['tools']}
-          hint="A JSON list of {type: &quot;custom&quot;, name, description, input_schema}; your client, or you in the chat, answer them."
+          hint={
+            <>
+              A JSON list; your client answers their calls, or you do in the chat.{' '}
+              {customText === '' ? (
+                <button
+                  type="button"
+                  className="text-accent underline underline-offset-2"
+                  onClick={() => setCustomText(JSON.stringify(EXAMPLE, null, 2))}
+                >
+                  Insert an example
+                </button>
+              ) : null}
+            </>
+          }
         >
           <TextArea
-            rows={customText === '' ? 2 : 8}
-            className="font-mono text-xs"
+            className="field-sizing-content max-h-[60dvh] min-h-16 font-mono text-xs"
             value={customText}
             placeholder="[]"
             onChange={(event) => setCustomText(event.target.value)}
@@ -181,15 +205,15 @@ export function AgentForm(props: {
           />
         </Field>
       </fieldset>
-      {props.error == null ? null : (
-        <p role="alert" className="rounded-lg bg-bad-soft p-3 text-sm text-bad">
-          {messageOf(props.error)}
-        </p>
-      )}
-      <div className="flex justify-end">
-        <Button look="primary" type="submit" busy={props.busy} disabled={props.disabled === true}>
-          {props.action}
-        </Button>
+      <div className="sticky bottom-0 space-y-3 rounded-b-xl border-t bg-panel px-5 py-3">
+        {props.error == null && faults['form'] === undefined ? null : (
+          <FormError text={faults['form'] ?? messageOf(props.error)} />
+        )}
+        <div className="flex justify-end">
+          <Button look="primary" type="submit" busy={props.busy} disabled={props.disabled === true}>
+            {props.action}
+          </Button>
+        </div>
       </div>
     </form>
   );

@@ -1,14 +1,18 @@
 'use client';
 import type { ChatItem, ContentBlock, ToolItem } from '@holdfast/contracts';
 import { AlertTriangle, Ban, Check, ChevronRight, CircleDashed, Clock, FileText, Loader2, X } from 'lucide-react';
-import { memo, useId, useState } from 'react';
-import { bytes, timeOfDay } from '../lib/format.ts';
+import { memo, type ReactNode, useId, useState } from 'react';
+import { bytes, dateTime, seconds, timeOfDay } from '../lib/format.ts';
+import { COMPOSER_ID } from './composer.tsx';
 import { Markdown } from './markdown.tsx';
-import { Button, cn, Input, TextArea } from './ui.tsx';
+import { Button, CopyButton, cn, Input, TextArea, useNow } from './ui.tsx';
 
 export type SendEvents = (events: readonly object[]) => Promise<void>;
-/** Longer texts begin folded, so that one paste does not fill the page. */
-const LONG_CHARS = 6_000;
+/** Longer texts of the user begin folded, so that one paste does not fill the page. */
+const LONG_CHARS = 3_000;
+/** Longer ones of the agent too, and as they are: as Markdown they would hold the page. */
+const HUGE_CHARS = 100_000;
+const FOLDED_CHARS = 1_200;
 
 export const ChatEntry = memo(function ChatEntry(props: {
   item: ChatItem;
@@ -24,18 +28,7 @@ export const ChatEntry = memo(function ChatEntry(props: {
     case 'tool':
       return <Tool item={item} awaited={props.awaited} running={props.sessionStatus === 'running'} send={props.send} />;
     case 'error':
-      return (
-        <div role="alert" className="flex gap-3 rounded-lg bg-bad-soft p-3 text-sm text-bad">
-          <AlertTriangle className="mt-0.5 size-4 shrink-0" aria-hidden />
-          <div className="min-w-0">
-            <p className="break-words">{item.error.message}</p>
-            <p className="mt-0.5 text-xs opacity-80">
-              {item.error.type.replaceAll('_', ' ')}
-              {item.error.retry_status.type === 'retrying' ? ' · trying again' : ''}
-            </p>
-          </div>
-        </div>
-      );
+      return <Failed item={item} />;
     case 'note':
       return <Note text={NOTES[item.note]} />;
   }
@@ -55,8 +48,52 @@ export function Note({ text }: { text: string }) {
   );
 }
 
+/** An attempt that is repeated is news; one that is not is an alarm. */
+function Failed({ item }: { item: Extract<ChatItem, { kind: 'error' }> }) {
+  const { error, attempts } = item;
+  const isRetried = error.retry_status.type === 'retrying';
+  return (
+    <div
+      role={isRetried ? 'status' : 'alert'}
+      className={cn('flex gap-3 rounded-lg p-3 text-sm', isRetried ? 'bg-warn-soft text-warn' : 'bg-bad-soft text-bad')}
+    >
+      <AlertTriangle className="mt-0.5 size-4 shrink-0" aria-hidden />
+      <div className="min-w-0">
+        <p className="[overflow-wrap:anywhere]">{error.message}</p>
+        <p className="mt-0.5 text-xs">
+          {error.type.replaceAll('_', ' ')}
+          {attempts > 1 ? ` · ${attempts} attempts` : ''}
+          {isRetried ? ' · trying again' : ''}
+          {item.at === null ? '' : ` · ${timeOfDay(item.at)}`}
+        </p>
+      </div>
+    </div>
+  );
+}
+
+/** That something is being done, and for how long. */
+export function Working(props: { since: string | null; text: string; className?: string }) {
+  return (
+    <p className={cn('flex items-center gap-2 text-xs text-soft', props.className)}>
+      <span className="size-2 animate-pulse rounded-full bg-accent" aria-hidden /> {props.text}…
+      {props.since === null ? null : <Elapsed since={props.since} />}
+    </p>
+  );
+}
+
+/** Time since then, once it is long enough to matter. */
+function Elapsed({ since }: { since: string }) {
+  const elapsed = (useNow(1_000) - Date.parse(since)) / 1_000;
+  return elapsed < 3 ? null : (
+    <span className="tabular-nums" aria-hidden>
+      {seconds(Math.floor(elapsed)).replace('.0', '')}
+    </span>
+  );
+}
+
 function Message({ item }: { item: Extract<ChatItem, { kind: 'message' }> }) {
   const mine = item.from !== 'agent';
+  const text = item.content.flatMap((block) => (block.type === 'text' ? [block.text] : [])).join('\n\n');
   return (
     <article aria-label={item.from} className={cn('group/message flex flex-col', mine && 'items-end')}>
       <div
@@ -69,12 +106,18 @@ function Message({ item }: { item: Extract<ChatItem, { kind: 'message' }> }) {
         ))}
       </div>
       {item.at === null ? null : (
-        <time
-          dateTime={item.at}
-          className="mt-1 text-[11px] text-soft opacity-0 transition-opacity group-hover/message:opacity-100"
-        >
-          {timeOfDay(item.at)}
-        </time>
+        <div className={cn('mt-1 flex h-6 items-center gap-1 text-xs text-soft', mine && 'flex-row-reverse')}>
+          <time dateTime={item.at} title={dateTime(item.at)}>
+            {timeOfDay(item.at)}
+          </time>
+          {text === '' ? null : (
+            <CopyButton
+              text={text}
+              label="Copy the message"
+              className="opacity-0 group-hover/message:opacity-100 focus-visible:opacity-100"
+            />
+          )}
+        </div>
       )}
     </article>
   );
@@ -82,8 +125,12 @@ function Message({ item }: { item: Extract<ChatItem, { kind: 'message' }> }) {
 
 function Block({ block, plain }: { block: ContentBlock; plain: boolean }) {
   if (block.type === 'text') {
-    if (block.text.length > LONG_CHARS) return <LongText text={block.text} />;
-    return plain ? <p className="break-words whitespace-pre-wrap">{block.text}</p> : <Markdown text={block.text} />;
+    if (block.text.length > (plain ? LONG_CHARS : HUGE_CHARS)) return <LongText text={block.text} />;
+    return plain ? (
+      <p className="[overflow-wrap:anywhere] whitespace-pre-wrap">{block.text}</p>
+    ) : (
+      <Markdown text={block.text} />
+    );
   }
   const { source } = block;
   if (block.type === 'image' && source.type === 'base64' && /^image\/(png|jpeg|gif|webp)$/.test(source.media_type)) {
@@ -111,8 +158,8 @@ function LongText({ text }: { text: string }) {
   const [open, setOpen] = useState(false);
   return (
     <div>
-      <pre className="font-sans break-words whitespace-pre-wrap">{open ? text : `${text.slice(0, 1_500)}…`}</pre>
-      <Button size="small" className="mt-2" onClick={() => setOpen(!open)}>
+      <p className="[overflow-wrap:anywhere] whitespace-pre-wrap">{open ? text : `${text.slice(0, FOLDED_CHARS)}…`}</p>
+      <Button size="small" className="mt-2" data-unfolds aria-expanded={open} onClick={() => setOpen(!open)}>
         {open ? 'Fold' : `Show all ${bytes(text.length)}`}
       </Button>
     </div>
@@ -132,27 +179,37 @@ function Tool(props: { item: ToolItem; awaited: boolean; running: boolean; send:
   const { item, awaited } = props;
   const asks = awaited && !item.custom && item.result === null && item.confirmed === null;
   const asksResult = awaited && item.custom && item.result === null;
+  const runs = item.result === null && props.running && !asks && !asksResult;
   return (
-    <div className={cn('overflow-hidden rounded-lg border bg-panel text-sm', (asks || asksResult) && 'border-warn')}>
+    <div
+      data-tool
+      className={cn(
+        'overflow-hidden rounded-lg border bg-panel text-sm [[data-tool]+&]:-mt-2.5',
+        (asks || asksResult) && 'border-warn',
+      )}
+    >
       <details className="group/tool" open={asks || asksResult ? true : undefined}>
-        <summary className="flex items-center gap-2.5 px-3 py-2 hover:bg-raised/60">
+        <summary className="flex items-center gap-2.5 px-3 py-2 -outline-offset-2 hover:bg-raised/60">
           <ChevronRight
             className="size-4 shrink-0 text-soft transition-transform group-open/tool:rotate-90"
             aria-hidden
           />
-          <ToolState item={item} waits={asks || asksResult} running={props.running} />
+          <ToolState item={item} waits={asks || asksResult} running={runs} />
           <code className="font-mono text-xs font-semibold">{item.name}</code>
           <span className="min-w-0 flex-1 truncate font-mono text-xs text-soft">{summary(item)}</span>
+          <span className="shrink-0 text-xs text-soft tabular-nums">
+            {runs && item.at !== null ? <Elapsed since={item.at} /> : duration(item)}
+          </span>
         </summary>
         <div className="border-t">
-          <Output title="Input" text={inputText(item)} />
+          <ToolInput item={item} />
           {item.result === null ? null : (
             <div className={cn('border-t', item.result.isError && 'bg-bad-soft')}>
               {item.result.content.length === 0 ? <p className="px-3 py-2 text-xs text-soft">No output</p> : null}
               {item.result.content.map((block, i) =>
                 block.type === 'text' ? (
                   // biome-ignore lint/suspicious/noArrayIndexKey: the blocks of a result never change
-                  <Output key={i} title={item.result?.isError === true ? 'Error' : 'Output'} text={block.text} />
+                  <Text key={i} title={item.result?.isError === true ? 'Error' : 'Output'} text={block.text} />
                 ) : (
                   // biome-ignore lint/suspicious/noArrayIndexKey: the blocks of a result never change
                   <div key={i} className="px-3 py-2">
@@ -170,6 +227,12 @@ function Tool(props: { item: ToolItem; awaited: boolean; running: boolean; send:
   );
 }
 
+/** How long a call took; of one that waited for somebody that says nothing. */
+function duration({ at, result, permission, custom }: ToolItem): string {
+  if (at === null || result === null || result.at === null || permission === 'ask' || custom) return '';
+  return seconds(Math.max(0, Date.parse(result.at) - Date.parse(at)) / 1_000);
+}
+
 function ToolState({ item, waits, running }: { item: ToolItem; waits: boolean; running: boolean }) {
   if (item.result?.isError === true)
     return item.confirmed === 'deny' ? (
@@ -183,87 +246,127 @@ function ToolState({ item, waits, running }: { item: ToolItem; waits: boolean; r
   return <CircleDashed className="size-4 text-soft" aria-label="not finished" />;
 }
 
-function inputText(item: ToolItem): string {
-  const { command, ...rest } = item.input;
-  if (typeof command === 'string' && Object.keys(rest).length === 0) return command;
-  return Object.entries(item.input)
-    .map(([name, value]) => `${name}: ${typeof value === 'string' ? value : JSON.stringify(value, null, 2)}`)
-    .join('\n');
+/** A call's input, field by field: a command as it is, a change as what goes and what comes. */
+function ToolInput({ item }: { item: ToolItem }) {
+  const fields = Object.entries(item.input);
+  if (fields.length === 0) return <p className="px-3 py-2 text-xs text-soft">No input</p>;
+  return fields.map(([name, value]) => (
+    <Text
+      key={name}
+      title={name.replaceAll('_', ' ')}
+      text={typeof value === 'string' ? value : JSON.stringify(value, null, 2)}
+      className={
+        item.name === 'edit' && !item.custom
+          ? name === 'old_string'
+            ? 'bg-bad-soft'
+            : name === 'new_string'
+              ? 'bg-accent-soft'
+              : ''
+          : ''
+      }
+    />
+  ));
 }
 
-function Output({ title, text }: { title: string; text: string }) {
+function Text(props: { title: string; text: string; className?: string }) {
   return (
-    <div className="px-3 py-2">
-      <p className="mb-1 text-[11px] font-medium tracking-wide text-soft uppercase">{title}</p>
+    <div className={cn('group/text relative px-3 py-2', props.className)}>
+      <p className="mb-1 text-[11px] font-medium tracking-wide text-soft uppercase">{props.title}</p>
       <pre className="max-h-80 overflow-auto font-mono text-xs leading-relaxed break-words whitespace-pre-wrap">
-        {text}
+        {props.text}
       </pre>
+      <CopyButton
+        text={props.text}
+        label={`Copy the ${props.title.toLowerCase()}`}
+        className="absolute top-1 right-1.5 opacity-0 group-hover/text:opacity-100 focus-visible:opacity-100"
+      />
     </div>
+  );
+}
+
+/** Sends what a call waits for. Its form goes with the answer, and the keyboard goes on in the message box. */
+function useAnswer(send: SendEvents): { busy: boolean; answer: (event: object) => Promise<void> } {
+  const [busy, setBusy] = useState(false);
+  const answer = async (event: object) => {
+    setBusy(true);
+    try {
+      await send([event]);
+      document.getElementById(COMPOSER_ID)?.focus();
+    } catch {
+      // The reason was shown; the form is still here.
+      setBusy(false);
+    }
+  };
+  return { busy, answer };
+}
+
+function Answer(props: { onSubmit: () => void; children: ReactNode }) {
+  return (
+    <form
+      className="space-y-2 border-t bg-warn-soft px-3 py-2.5"
+      onSubmit={(event) => {
+        event.preventDefault();
+        props.onSubmit();
+      }}
+    >
+      {props.children}
+    </form>
   );
 }
 
 function Approval(props: { id: string; name: string; send: SendEvents }) {
-  const [busy, setBusy] = useState(false);
+  const { busy, answer } = useAnswer(props.send);
   const [reason, setReason] = useState('');
-  const answer = async (result: 'allow' | 'deny') => {
-    setBusy(true);
-    try {
-      await props.send([
-        {
-          type: 'user.tool_confirmation',
-          tool_use_id: props.id,
-          result,
-          ...(result === 'deny' && reason.trim() !== '' ? { deny_message: reason.trim() } : {}),
-        },
-      ]);
-    } catch {
-      setBusy(false);
-    }
-  };
+  const confirm = (result: 'allow' | 'deny') =>
+    answer({
+      type: 'user.tool_confirmation',
+      tool_use_id: props.id,
+      result,
+      ...(result === 'deny' && reason.trim() !== '' ? { deny_message: reason.trim() } : {}),
+    });
   return (
-    <div className="flex flex-wrap items-center gap-2 border-t bg-warn-soft px-3 py-2.5">
-      <span className="text-sm text-warn">Allow this call?</span>
-      <Input
-        aria-label={`Why ${props.name} is denied`}
-        placeholder="Reason, if you deny it"
-        className="h-7 min-w-40 flex-1 text-xs"
-        maxLength={4096}
-        value={reason}
-        onChange={(event) => setReason(event.target.value)}
-      />
-      <Button size="small" disabled={busy} onClick={() => void answer('deny')}>
-        Deny
-      </Button>
-      <Button size="small" look="primary" busy={busy} onClick={() => void answer('allow')}>
-        Allow
-      </Button>
-    </div>
+    // Enter in the reason denies: who wrote why not means no.
+    <Answer onSubmit={() => void confirm('deny')}>
+      <div className="flex flex-wrap items-center gap-2">
+        <span className="mr-1 text-sm font-medium text-warn">Allow this call?</span>
+        <Input
+          aria-label={`Why ${props.name} is denied`}
+          placeholder="Reason, if you deny it"
+          className="h-8 min-w-44 flex-1 text-xs"
+          maxLength={4096}
+          value={reason}
+          onChange={(event) => setReason(event.target.value)}
+        />
+        <span className="flex gap-2 max-sm:w-full max-sm:justify-end">
+          <Button type="submit" className="h-8" disabled={busy}>
+            Deny
+          </Button>
+          <Button look="primary" className="h-8" busy={busy} onClick={() => void confirm('allow')}>
+            Allow
+          </Button>
+        </span>
+      </div>
+    </Answer>
   );
 }
 
 function CustomResult(props: { id: string; name: string; send: SendEvents }) {
-  const [busy, setBusy] = useState(false);
+  const { busy, answer } = useAnswer(props.send);
   const [text, setText] = useState('');
   const [isError, setIsError] = useState(false);
   const id = useId();
-  const answer = async () => {
-    setBusy(true);
-    try {
-      await props.send([
-        {
+  return (
+    <Answer
+      onSubmit={() =>
+        void answer({
           type: 'user.custom_tool_result',
           custom_tool_use_id: props.id,
           content: text === '' ? [] : [{ type: 'text', text }],
           ...(isError ? { is_error: true } : {}),
-        },
-      ]);
-    } catch {
-      setBusy(false);
-    }
-  };
-  return (
-    <div className="space-y-2 border-t bg-warn-soft px-3 py-2.5">
-      <label htmlFor={id} className="block text-sm text-warn">
+        })
+      }
+    >
+      <label htmlFor={id} className="block text-sm font-medium text-warn">
         {props.name} is a tool of the client. Its result:
       </label>
       <TextArea
@@ -272,15 +375,24 @@ function CustomResult(props: { id: string; name: string; send: SendEvents }) {
         className="font-mono text-xs"
         value={text}
         onChange={(event) => setText(event.target.value)}
+        onKeyDown={(event) => {
+          if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) event.currentTarget.form?.requestSubmit();
+        }}
       />
       <div className="flex items-center justify-between">
         <label className="flex items-center gap-2 text-xs">
-          <input type="checkbox" checked={isError} onChange={(event) => setIsError(event.target.checked)} /> It failed
+          <input
+            type="checkbox"
+            className="accent-accent"
+            checked={isError}
+            onChange={(event) => setIsError(event.target.checked)}
+          />{' '}
+          It failed
         </label>
-        <Button size="small" look="primary" busy={busy} onClick={() => void answer()}>
+        <Button look="primary" size="small" type="submit" busy={busy}>
           Send the result
         </Button>
       </div>
-    </div>
+    </Answer>
   );
 }

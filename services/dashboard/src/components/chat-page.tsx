@@ -1,22 +1,33 @@
 'use client';
-import type { Chat } from '@holdfast/contracts';
-import { ArrowDown, List, MoreHorizontal, Square } from 'lucide-react';
-import Link from 'next/link';
-import { useRouter } from 'next/navigation';
-import { DropdownMenu } from 'radix-ui';
-import { useCallback, useEffect, useLayoutEffect, useRef, useState, useSyncExternalStore } from 'react';
+import { type Chat, newId } from '@holdfast/contracts';
+import { ArrowDown, CloudOff } from 'lucide-react';
+import {
+  useCallback,
+  useDeferredValue,
+  useEffect,
+  useEffectEvent,
+  useLayoutEffect,
+  useRef,
+  useState,
+  useSyncExternalStore,
+} from 'react';
 import { toast } from 'sonner';
-import { api, apiPersistent, messageOf } from '../lib/api.ts';
+import { apiPersistent, messageOf } from '../lib/api.ts';
 import { number } from '../lib/format.ts';
-import { type Connection, SessionStream } from '../lib/session-stream.ts';
-import { ChatEntry, Note, type SendEvents } from './chat-items.tsx';
+import { SessionStream } from '../lib/session-stream.ts';
+import { ChatHeader } from './chat-header.tsx';
+import { ChatEntry, Note, type SendEvents, Working } from './chat-items.tsx';
 import { Composer } from './composer.tsx';
 import { Markdown } from './markdown.tsx';
-import { StatusBadge } from './status-badge.tsx';
-import { Button, buttonClass, Confirm, Failure, Loading } from './ui.tsx';
+import { Button, Failure } from './ui.tsx';
 
-/** So many entries are drawn at once; earlier ones on demand, so that the longest session stays quick. */
-const WINDOW = 150;
+/** So many entries are drawn at first, and so many more when somebody reads up; the longest session stays quick. */
+const WINDOW = 60;
+/** So near the beginning of what is drawn, more is. */
+const NEAR_START_PX = 600;
+/** So near the end, the reader is taken to be at it. */
+const NEAR_END_PX = 48;
+const BACK = { href: '/sessions', text: 'All sessions' };
 
 export function ChatPage({ id }: { id: string }) {
   const [stream] = useState(() => new SessionStream(id));
@@ -24,7 +35,7 @@ export function ChatPage({ id }: { id: string }) {
   const send = useCallback<SendEvents>(
     async (events) => {
       try {
-        await apiPersistent(`/v1/sessions/${id}/events`, { events }, crypto.randomUUID());
+        await apiPersistent(`/v1/sessions/${id}/events`, { events }, newId('command'));
       } catch (error) {
         toast.error(messageOf(error));
         throw error;
@@ -32,139 +43,100 @@ export function ChatPage({ id }: { id: string }) {
     },
     [id],
   );
-  if (failure !== null && chat === null) return <Failure error={failure} onRetry={() => location.reload()} />;
-  if (chat === null) return <Loading rows={8} />;
-  if (chat.view.deleted) return <Failure error={new Error('This session was deleted.')} />;
+  useTabTitle(chat);
+  if (failure !== null && chat === null)
+    return <Failure error={failure} onRetry={() => location.reload()} back={BACK} />;
+  if (chat === null) return <Opening isCut={connection === 'reconnecting'} />;
+  if (chat.view.deleted) return <Failure error={new Error('This session was deleted.')} back={BACK} />;
   return (
     <div className="flex min-h-0 flex-1 flex-col">
-      <Header chat={chat} connection={connection} send={send} />
+      <ChatHeader chat={chat} connection={connection} />
       {failure === null ? null : (
         <p role="alert" className="border-b bg-bad-soft px-4 py-2 text-sm text-bad">
           {failure.message}
         </p>
       )}
       <Conversation chat={chat} send={send} />
-      <Composer
-        sessionId={id}
-        running={chat.view.status === 'running' || chat.view.status === 'rescheduling'}
-        archived={chat.view.archivedAt !== null}
-        send={send}
-      />
+      <Composer view={chat.view} send={send} />
     </div>
   );
 }
 
-function Header({ chat, connection, send }: { chat: Chat; connection: Connection; send: SendEvents }) {
-  const { view } = chat;
-  const router = useRouter();
-  const [asking, setAsking] = useState<'archive' | 'delete' | null>(null);
-  const [busy, setBusy] = useState(false);
-  const running = view.status === 'running' || view.status === 'rescheduling';
-  const interrupt = useCallback(() => void send([{ type: 'user.interrupt' }]).catch(() => undefined), [send]);
-  const act = async () => {
-    setBusy(true);
-    try {
-      if (asking === 'delete') {
-        await api(`/v1/sessions/${view.id}`, { method: 'DELETE' });
-        router.push('/sessions');
-      } else await api(`/v1/sessions/${view.id}/archive`, { method: 'POST' });
-      setAsking(null);
-    } catch (error) {
-      toast.error(messageOf(error));
-    } finally {
-      setBusy(false);
-    }
-  };
-  const usage = view.usage;
-  return (
-    <header className="flex items-center gap-3 border-b bg-panel px-4 py-2.5">
-      <div className="min-w-0 flex-1">
-        <h1 className="truncate font-semibold">{view.title ?? 'Untitled session'}</h1>
-        <p className="truncate text-xs text-soft">
-          <Link className="hover:underline" href={`/agents/${view.agent.id}`}>
-            {view.agent.name} v{view.agent.version}
-          </Link>{' '}
-          · {view.agent.model.id} · {number(usage.input_tokens)} in, {number(usage.output_tokens)} out
-          {usage.x_cost_usd === undefined ? '' : ` · $${usage.x_cost_usd.toFixed(4)}`}
-        </p>
-      </div>
-      <span role="status" className="flex items-center gap-2">
-        {connection === 'reconnecting' || connection === 'connecting' ? (
-          <span className="text-xs text-warn">{connection === 'connecting' ? 'Connecting…' : 'Reconnecting…'}</span>
-        ) : null}
-        <StatusBadge status={view.status} needsYou={view.stopReason?.type === 'requires_action'} />
-      </span>
-      {running ? (
-        <Button size="small" onClick={interrupt}>
-          <Square className="size-3 fill-current" aria-hidden /> Interrupt
-        </Button>
-      ) : null}
-      <Link className={buttonClass('ghost', 'small')} href={`/sessions/${view.id}/timeline`}>
-        <List className="size-4" aria-hidden /> <span className="hidden sm:inline">Timeline</span>
-      </Link>
-      <DropdownMenu.Root>
-        <DropdownMenu.Trigger asChild>
-          <Button size="icon" look="ghost" aria-label="More actions">
-            <MoreHorizontal className="size-4" aria-hidden />
-          </Button>
-        </DropdownMenu.Trigger>
-        <DropdownMenu.Portal>
-          <DropdownMenu.Content
-            align="end"
-            sideOffset={4}
-            className="z-30 min-w-40 rounded-lg border bg-panel p-1 text-sm shadow-lg"
-          >
-            <Action onSelect={() => setAsking('archive')} disabled={view.archivedAt !== null || running}>
-              Archive
-            </Action>
-            <Action onSelect={() => setAsking('delete')} disabled={running}>
-              Delete
-            </Action>
-          </DropdownMenu.Content>
-        </DropdownMenu.Portal>
-      </DropdownMenu.Root>
-      <Confirm
-        open={asking !== null}
-        title={asking === 'delete' ? 'Delete this session?' : 'Archive this session?'}
-        about={
-          asking === 'delete'
-            ? 'Its sandbox and files are removed and it leaves every list. This cannot be undone.'
-            : 'It takes no more messages; its events stay readable. Its sandbox is removed. This cannot be undone.'
-        }
-        action={asking === 'delete' ? 'Delete' : 'Archive'}
-        busy={busy}
-        onConfirm={() => void act()}
-        onClose={() => setAsking(null)}
-      />
-    </header>
-  );
+/** Says in the tab's title what the session does, for whoever has many tabs open. */
+function useTabTitle(chat: Chat | null): void {
+  const view = chat?.view;
+  const title = view === undefined ? undefined : (view.title ?? 'Untitled session');
+  const mark =
+    view?.status === 'running' || view?.status === 'rescheduling'
+      ? '● '
+      : view?.status === 'idle' && view.stopReason?.type === 'requires_action'
+        ? '(!) '
+        : '';
+  useEffect(() => {
+    if (title !== undefined) document.title = `${mark}${title} · Holdfast`;
+  }, [mark, title]);
 }
 
-function Action(props: { onSelect: () => void; disabled: boolean; children: string }) {
+/** Before anything is known of the session: its outline, and why it takes so long. */
+function Opening({ isCut }: { isCut: boolean }) {
   return (
-    <DropdownMenu.Item
-      className="rounded-md px-2.5 py-1.5 outline-none data-[disabled]:opacity-50 data-[highlighted]:bg-raised"
-      onSelect={props.onSelect}
-      disabled={props.disabled}
-    >
-      {props.children}
-    </DropdownMenu.Item>
+    <div role="status" aria-label="Loading" className="flex flex-1 flex-col">
+      <div className="h-[4.25rem] border-b bg-panel p-4">
+        <div className="h-4 w-56 max-w-full animate-pulse rounded bg-raised" />
+        <div className="mt-2 h-3 w-80 max-w-full animate-pulse rounded bg-raised" />
+      </div>
+      <div className="mx-auto w-full max-w-3xl flex-1 space-y-6 px-4 py-6">
+        {isCut ? (
+          <p className="flex items-center justify-center gap-2 rounded-lg bg-warn-soft p-3 text-sm text-warn">
+            <CloudOff className="size-4" aria-hidden /> The API cannot be reached. Trying again…
+          </p>
+        ) : null}
+        <div className="ml-auto h-10 w-1/2 animate-pulse rounded-2xl bg-raised" />
+        <div className="h-4 w-11/12 animate-pulse rounded bg-raised" />
+        <div className="h-4 w-4/5 animate-pulse rounded bg-raised" />
+        <div className="h-9 w-full animate-pulse rounded-lg bg-raised" />
+      </div>
+    </div>
   );
 }
 
 function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
   const area = useRef<HTMLDivElement>(null);
   const atEnd = useRef(true);
-  const [away, setAway] = useState(false);
-  const [drawn, setDrawn] = useState(WINDOW);
+  /** The first entry that is drawn; null while the end is followed, when it is the newest few. */
+  const [from, setFrom] = useState<number | null>(null);
+  const heldFromEnd = useRef<number | null>(null);
   const { view } = chat;
   const awaited = view.stopReason?.type === 'requires_action' ? view.stopReason.event_ids : [];
-  const hidden = Math.max(0, chat.items.length - drawn);
+  const newest = Math.max(0, chat.items.length - WINDOW);
+  const hidden = from ?? newest;
 
   const toEnd = useCallback(() => {
     const box = area.current;
     if (box !== null) box.scrollTop = box.scrollHeight;
   }, []);
+  const showEarlier = () => {
+    const box = area.current;
+    if (box === null || hidden === 0 || heldFromEnd.current !== null) return;
+    heldFromEnd.current = box.scrollHeight - box.scrollTop;
+    setFrom(Math.max(0, hidden - WINDOW));
+  };
+  const look = useEffectEvent(() => {
+    const box = area.current;
+    if (box === null) return;
+    atEnd.current = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX;
+    // What is being read stays where it is, however much comes after it.
+    setFrom((known) => (atEnd.current ? null : (known ?? newest)));
+    if (!atEnd.current && box.scrollTop < NEAR_START_PX) showEarlier();
+  });
+  // What is put above the reader must not move what is being read.
+  // biome-ignore lint/correctness/useExhaustiveDependencies: runs once more is drawn
+  useLayoutEffect(() => {
+    const box = area.current;
+    if (box === null || heldFromEnd.current === null) return;
+    box.scrollTop = box.scrollHeight - heldFromEnd.current;
+    heldFromEnd.current = null;
+  }, [from]);
   // Follows the end while the reader is there, and leaves somebody who reads further up in peace.
   // biome-ignore lint/correctness/useExhaustiveDependencies: runs whenever something was drawn
   useLayoutEffect(() => {
@@ -173,37 +145,34 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
   useEffect(() => {
     const box = area.current;
     if (box === null) return undefined;
-    const grown = new ResizeObserver(() => atEnd.current && toEnd());
+    const grown = new ResizeObserver(() => (atEnd.current ? toEnd() : look()));
+    grown.observe(box);
     for (const child of box.children) grown.observe(child);
-    return () => grown.disconnect();
+    const onScroll = () => look();
+    box.addEventListener('scroll', onScroll);
+    return () => {
+      grown.disconnect();
+      box.removeEventListener('scroll', onScroll);
+    };
   }, [toEnd]);
-
-  const showEarlier = () => {
-    const box = area.current;
-    const fromEnd = box === null ? 0 : box.scrollHeight - box.scrollTop;
-    setDrawn(drawn + WINDOW);
-    requestAnimationFrame(() => {
-      if (box !== null) box.scrollTop = box.scrollHeight - fromEnd;
-    });
-  };
 
   return (
     <div className="relative min-h-0 flex-1">
       <div
         ref={area}
         className="h-full overflow-y-auto"
-        onScroll={({ currentTarget: box }) => {
-          atEnd.current = box.scrollHeight - box.scrollTop - box.clientHeight < 48;
-          setAway(!atEnd.current);
+        // Who unfolds something wants to see it, not the end that it pushes down.
+        onClickCapture={({ target }) => {
+          if (target instanceof Element && target.closest('summary, [data-unfolds]') !== null) atEnd.current = false;
         }}
       >
         <div role="log" aria-label="Conversation" className="mx-auto flex max-w-3xl flex-col gap-4 px-4 py-6">
           {hidden > 0 ? (
             <Button size="small" className="self-center" onClick={showEarlier}>
-              Show {number(Math.min(WINDOW, hidden))} of {number(hidden)} earlier entries
+              {number(hidden)} earlier entries
             </Button>
           ) : null}
-          {chat.items.length === 0 && chat.queued.length === 0 ? (
+          {chat.items.length === 0 && chat.queued.length === 0 && view.status === 'idle' ? (
             <p className="py-16 text-center text-sm text-soft">Nothing was said yet. Write the first message below.</p>
           ) : null}
           {chat.items.slice(hidden).map((item) => (
@@ -216,34 +185,43 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
             />
           ))}
           {chat.open !== null && chat.open.text !== '' ? (
-            <article aria-label="agent" aria-busy="true">
-              <Markdown text={chat.open.text} />
-            </article>
+            <OpenMessage text={chat.open.text} />
           ) : view.status === 'running' ? (
-            <p className="flex items-center gap-2 text-sm text-soft">
-              <span className="size-2 animate-pulse rounded-full bg-accent" aria-hidden /> Working…
-            </p>
+            <Working since={view.runningSince} text="Working" />
           ) : view.status === 'rescheduling' ? (
             <Note text="The model did not answer; the platform tries again by itself" />
           ) : null}
           {chat.queued.map((item) => (
-            <div key={item.id} className="opacity-60">
+            <div key={item.id} className="opacity-70">
               <ChatEntry item={item} sessionStatus="" awaited={false} send={send} />
-              <p className="mt-1 text-right text-[11px] text-soft">queued</p>
+              <p className="mt-1 text-right text-xs text-soft">queued</p>
             </div>
           ))}
         </div>
       </div>
-      {away ? (
+      {from === null ? null : (
         <Button
           size="icon"
-          className="absolute right-6 bottom-4 rounded-full shadow"
+          className="absolute bottom-4 left-1/2 -translate-x-1/2 rounded-full shadow-md"
           aria-label="Go to the end"
-          onClick={toEnd}
+          onClick={() => {
+            atEnd.current = true;
+            toEnd();
+          }}
         >
           <ArrowDown className="size-4" aria-hidden />
         </Button>
-      ) : null}
+      )}
     </div>
+  );
+}
+
+/** What the model has written so far; drawn as often as there is time for, so that a long answer never holds the page. */
+function OpenMessage({ text }: { text: string }) {
+  return (
+    <article aria-label="agent" aria-busy="true">
+      <Markdown text={useDeferredValue(text)} />
+      <Working since={null} text="Writing" className="mt-1 h-6" />
+    </article>
   );
 }

@@ -1,17 +1,27 @@
 'use client';
-import { SendHorizontal } from 'lucide-react';
+import type { SessionView } from '@holdfast/contracts';
+import { SendHorizontal, Square } from 'lucide-react';
 import { type KeyboardEvent, useEffect, useRef, useState } from 'react';
 import type { SendEvents } from './chat-items.tsx';
 import { Button } from './ui.tsx';
 
+/** Where the keyboard goes when what had it is gone. */
+export const COMPOSER_ID = 'composer';
+const MAX_HEIGHT_PX = 240;
+
 /** The message box. A draft survives a reload, and is kept until its message is stored. */
-export function Composer(props: { sessionId: string; running: boolean; archived: boolean; send: SendEvents }) {
-  const place = `draft:${props.sessionId}`;
+export function Composer({ view, send }: { view: SessionView; send: SendEvents }) {
+  const draft = `draft:${view.id}`;
   const box = useRef<HTMLTextAreaElement>(null);
   // Drawn in the browser only, once the session is known.
-  const [text, setText] = useState(() => sessionStorage.getItem(place) ?? '');
+  const [text, setText] = useState(() => sessionStorage.getItem(draft) ?? '');
   const [busy, setBusy] = useState(false);
+  /** When the turn began that is being interrupted. */
+  const [interrupted, setInterrupted] = useState<string | null>(null);
   const [steer, setSteer] = useState(false);
+  const isRunning = view.status === 'running' || view.status === 'rescheduling';
+  const isInterrupting = isRunning && interrupted !== null && interrupted === view.runningSince;
+  const isWaiting = view.status === 'idle' && view.stopReason?.type === 'requires_action';
 
   useEffect(() => {
     box.current?.focus();
@@ -21,14 +31,14 @@ export function Composer(props: { sessionId: string; running: boolean; archived:
     const area = box.current;
     if (area === null) return;
     area.style.height = 'auto';
-    area.style.height = `${Math.min(area.scrollHeight, 240)}px`;
+    area.style.height = `${Math.min(area.scrollHeight, MAX_HEIGHT_PX)}px`;
   }, [text]);
 
   const change = (value: string) => {
     setText(value);
     try {
-      if (value === '') sessionStorage.removeItem(place);
-      else sessionStorage.setItem(place, value);
+      if (value === '') sessionStorage.removeItem(draft);
+      else sessionStorage.setItem(draft, value);
     } catch {
       // The store is full or refused: the draft lives as long as the page.
     }
@@ -37,11 +47,11 @@ export function Composer(props: { sessionId: string; running: boolean; archived:
     if (busy || text.trim() === '') return;
     setBusy(true);
     try {
-      await props.send([
+      await send([
         {
           type: 'user.message',
           content: [{ type: 'text', text }],
-          ...(steer && props.running ? { x_steer: true } : {}),
+          ...(steer && isRunning ? { x_steer: true } : {}),
         },
       ]);
       change('');
@@ -52,13 +62,25 @@ export function Composer(props: { sessionId: string; running: boolean; archived:
       box.current?.focus();
     }
   };
+  const interrupt = async () => {
+    if (!isRunning || isInterrupting) return;
+    setInterrupted(view.runningSince);
+    try {
+      await send([{ type: 'user.interrupt' }]);
+    } catch {
+      setInterrupted(null);
+    }
+    box.current?.focus();
+  };
   const onKeyDown = (event: KeyboardEvent) => {
-    if (event.key !== 'Enter' || event.shiftKey || event.nativeEvent.isComposing) return;
+    if (event.nativeEvent.isComposing) return;
+    if (event.key === 'Escape') void interrupt();
+    if (event.key !== 'Enter' || event.shiftKey) return;
     event.preventDefault();
     void submit();
   };
 
-  if (props.archived) {
+  if (view.archivedAt !== null) {
     return (
       <p className="border-t bg-panel p-4 text-center text-sm text-soft">
         This session is archived and takes no more messages.
@@ -74,27 +96,51 @@ export function Composer(props: { sessionId: string; running: boolean; archived:
       }}
     >
       <div className="mx-auto max-w-3xl">
-        <div className="flex items-end gap-2 rounded-xl border bg-page p-1.5 focus-within:border-accent">
+        <div className="flex items-end gap-1.5 rounded-xl border border-edge bg-page p-1.5 focus-within:border-accent focus-within:ring-1 focus-within:ring-accent">
           <textarea
             ref={box}
+            id={COMPOSER_ID}
             rows={1}
             aria-label="Message"
-            placeholder={props.running ? 'Write on; it waits for the running turn' : 'Write a message'}
-            className="max-h-60 min-h-9 flex-1 resize-none bg-transparent px-2 py-1.5 text-sm outline-none"
+            placeholder={
+              isWaiting ? 'Answer the call above first' : isRunning ? 'Write on; it waits its turn' : 'Write a message'
+            }
+            className="max-h-60 min-h-9 flex-1 resize-none bg-transparent px-2 py-1.5 text-sm outline-none placeholder:text-soft/90 placeholder:whitespace-nowrap"
             value={text}
             onChange={(event) => change(event.target.value)}
             onKeyDown={onKeyDown}
           />
+          {isRunning ? (
+            <Button busy={isInterrupting} aria-keyshortcuts="Escape" onClick={() => void interrupt()}>
+              {isInterrupting ? null : <Square className="size-3 fill-current" aria-hidden />}{' '}
+              <span className="max-sm:sr-only">Interrupt</span>
+            </Button>
+          ) : null}
           <Button look="primary" size="icon" type="submit" aria-label="Send" busy={busy} disabled={text.trim() === ''}>
             {busy ? null : <SendHorizontal className="size-4" aria-hidden />}
           </Button>
         </div>
-        <div className="mt-1.5 flex items-center justify-between gap-2 px-1 text-xs text-soft">
-          <span>Enter sends, Shift and Enter makes a new line</span>
-          {props.running ? (
-            <label className="flex items-center gap-1.5">
-              <input type="checkbox" checked={steer} onChange={(event) => setSteer(event.target.checked)} /> steer the
-              running turn
+        <div className="mt-1.5 flex items-center sm:min-h-5 justify-between gap-2 px-1 text-xs text-soft">
+          <span className="hidden sm:inline">
+            <kbd>Enter</kbd> sends, <kbd>Shift</kbd> <kbd>Enter</kbd> makes a new line
+            {isRunning ? (
+              <>
+                , <kbd>Esc</kbd> interrupts
+              </>
+            ) : null}
+          </span>
+          {isRunning ? (
+            <label
+              className="flex items-center gap-1.5"
+              title="The agent reads the message at its next step, without finishing the turn first"
+            >
+              <input
+                type="checkbox"
+                className="accent-accent"
+                checked={steer}
+                onChange={(event) => setSteer(event.target.checked)}
+              />{' '}
+              steer the running turn
             </label>
           ) : null}
         </div>

@@ -12,6 +12,8 @@ import {
   Confirm,
   Empty,
   Field,
+  FormError,
+  Id,
   Input,
   Modal,
   PageHeader,
@@ -46,19 +48,21 @@ export function EnvironmentsPage() {
         <Paged list={list} empty={<Empty icon={<Server />} title="No environments yet" />}>
           <ul className="divide-y">
             {list.items.map((environment) => (
-              <li key={environment.id} className="flex items-center gap-4 px-4 py-3">
+              <li key={environment.id} className="flex items-center gap-4 px-4 py-2.5">
                 <span className="min-w-0 flex-1">
-                  <span className="block truncate font-medium">{environment.name}</span>
-                  <span className="block truncate font-mono text-xs text-soft">{environment.id}</span>
+                  <span className="flex items-center gap-2">
+                    <span className="truncate text-sm font-medium">{environment.name}</span>
+                    <Badge tone={environment.config.networking.type === 'limited' ? 'good' : 'neutral'}>
+                      {environment.config.networking.type}
+                    </Badge>
+                  </span>
+                  <span className="block truncate text-xs leading-6 text-soft">
+                    {environment.config.networking.type === 'unrestricted'
+                      ? 'Any public address'
+                      : environment.config.networking.allowed_hosts.join(', ') || 'No network'}
+                  </span>
                 </span>
-                <span className="hidden min-w-0 max-w-sm truncate text-sm text-soft sm:block">
-                  {environment.config.networking.type === 'unrestricted'
-                    ? 'any public address'
-                    : environment.config.networking.allowed_hosts.join(', ') || 'no network'}
-                </span>
-                <Badge tone={environment.config.networking.type === 'limited' ? 'good' : 'neutral'}>
-                  {environment.config.networking.type}
-                </Badge>
+                <Id id={environment.id} className="hidden lg:inline-flex" />
                 <span className="hidden w-24 text-right text-sm text-soft sm:block">
                   <Time at={environment.created_at} />
                 </span>
@@ -142,11 +146,7 @@ function EnvironmentForm({ onDone }: { onDone: () => void }) {
           />
         </Field>
       ) : null}
-      {create.isError ? (
-        <p role="alert" className="rounded-lg bg-bad-soft p-3 text-sm text-bad">
-          {messageOf(create.error)}
-        </p>
-      ) : null}
+      {create.isError ? <FormError text={messageOf(create.error)} /> : null}
       <div className="flex justify-end">
         <Button look="primary" type="submit" busy={create.isPending}>
           Create

@@ -1,12 +1,26 @@
 'use client';
 import type { ApiKeyResource } from '@holdfast/contracts';
 import { useMutation, useQueryClient } from '@tanstack/react-query';
-import { Copy, KeyRound, Plus } from 'lucide-react';
+import { KeyRound, Plus } from 'lucide-react';
 import { useState } from 'react';
 import { toast } from 'sonner';
 import { api, messageOf } from '../lib/api.ts';
 import { Paged, usePages } from './paged.tsx';
-import { Badge, Button, Confirm, Empty, Field, Input, Modal, PageHeader, Panel, Time } from './ui.tsx';
+import {
+  Badge,
+  Button,
+  Confirm,
+  CopyButton,
+  cn,
+  Empty,
+  Field,
+  FormError,
+  Input,
+  Modal,
+  PageHeader,
+  Panel,
+  Time,
+} from './ui.tsx';
 
 export function KeysPage() {
   const client = useQueryClient();
@@ -22,7 +36,6 @@ export function KeysPage() {
       setMade(key);
       await refresh();
     },
-    onError: (error) => toast.error(messageOf(error)),
   });
   const revoke = useMutation({
     mutationFn: (id: string) => api(`/v1/x/api_keys/${id}/revoke`, { method: 'POST' }),
@@ -36,6 +49,7 @@ export function KeysPage() {
     setCreating(false);
     setMade(undefined);
     setName('');
+    create.reset();
   };
   return (
     <div className="mx-auto w-full max-w-4xl p-4 md:p-6">
@@ -48,13 +62,12 @@ export function KeysPage() {
         <Paged list={list} empty={<Empty icon={<KeyRound />} title="No API keys" />}>
           <ul className="divide-y">
             {list.items.map((key) => (
-              <li key={key.id} className="flex items-center gap-4 px-4 py-3">
-                <span className="min-w-0 flex-1">
-                  <span className="block truncate font-medium">{key.name}</span>
-                  <span className="block truncate font-mono text-xs text-soft">{key.hint}</span>
-                </span>
-                <span className="hidden text-sm text-soft sm:block">
-                  made <Time at={key.created_at} />
+              <li key={key.id} className="flex items-center gap-4 px-4 py-2.5">
+                <span className={cn('min-w-0 flex-1', key.revoked_at !== null && 'opacity-60')}>
+                  <span className="block truncate text-sm font-medium">{key.name}</span>
+                  <span className="block truncate text-xs text-soft">
+                    <span className="font-mono">{key.hint}</span> · created <Time at={key.created_at} />
+                  </span>
                 </span>
                 {key.revoked_at === null ? (
                   <Button size="small" onClick={() => setRevoking(key)}>
@@ -85,6 +98,7 @@ export function KeysPage() {
             <Field label="Name" hint="Who or what uses it.">
               <Input value={name} onChange={(event) => setName(event.target.value)} required maxLength={256} />
             </Field>
+            {create.isError ? <FormError text={messageOf(create.error)} /> : null}
             <div className="flex justify-end">
               <Button look="primary" type="submit" busy={create.isPending}>
                 Create
@@ -93,18 +107,11 @@ export function KeysPage() {
           </form>
         ) : (
           <div className="space-y-4">
-            <code className="block rounded-lg bg-raised p-3 font-mono text-sm break-all">{made}</code>
-            <div className="flex justify-end gap-2">
-              <Button
-                onClick={() =>
-                  void navigator.clipboard.writeText(made).then(
-                    () => toast.success('Copied.'),
-                    () => toast.error('The browser refused; select the key and copy it.'),
-                  )
-                }
-              >
-                <Copy className="size-4" aria-hidden /> Copy
-              </Button>
+            <div className="flex items-start gap-2 rounded-lg bg-raised p-3">
+              <code className="min-w-0 flex-1 font-mono text-sm break-all">{made}</code>
+              <CopyButton text={made} label="Copy the key" />
+            </div>
+            <div className="flex justify-end">
               <Button look="primary" onClick={close}>
                 Done
               </Button>

@@ -1,7 +1,8 @@
-import { memo } from 'react';
+import { type ComponentProps, memo, useRef } from 'react';
 import ReactMarkdown, { type Components } from 'react-markdown';
 import rehypeSanitize from 'rehype-sanitize';
 import remarkGfm from 'remark-gfm';
+import { CopyButton } from './ui.tsx';
 
 /** Links leave without a trace of this page; images of other hosts stay links, because loading one would tell its host. */
 const components: Components = {
@@ -18,7 +19,27 @@ const components: Components = {
         {alt === undefined || alt === '' ? 'image' : alt}
       </a>
     ),
+  pre: ({ children }) => <CodeBlock>{children}</CodeBlock>,
+  table: ({ children }) => (
+    <div className="table-box">
+      <table>{children}</table>
+    </div>
+  ),
 };
+
+function CodeBlock({ children }: Pick<ComponentProps<'pre'>, 'children'>) {
+  const block = useRef<HTMLPreElement>(null);
+  return (
+    <div className="group/code relative">
+      <pre ref={block}>{children}</pre>
+      <CopyButton
+        text={() => block.current?.textContent ?? ''}
+        label="Copy the code"
+        className="absolute top-1.5 right-1.5 bg-raised opacity-0 group-hover/code:opacity-100 focus-visible:opacity-100"
+      />
+    </div>
+  );
+}
 
 /** Text that nobody vouches for, as Markdown; HTML in it is shown as text. */
 export const Markdown = memo(function Markdown({ text }: { text: string }) {

@@ -1,8 +1,21 @@
 'use client';
 import { QueryClient, QueryClientProvider } from '@tanstack/react-query';
-import { type ReactNode, useState } from 'react';
+import { type CSSProperties, type ReactNode, useState } from 'react';
 import { Toaster } from 'sonner';
 import { ApiError } from '../lib/api.ts';
+
+/** The palette's, so that toasts follow the theme that was chosen here. */
+const TOAST_COLORS = {
+  '--normal-bg': 'var(--color-panel)',
+  '--normal-text': 'var(--color-ink)',
+  '--normal-border': 'var(--color-line)',
+  '--success-bg': 'var(--color-accent-soft)',
+  '--success-text': 'var(--color-accent)',
+  '--success-border': 'var(--color-line)',
+  '--error-bg': 'var(--color-bad-soft)',
+  '--error-text': 'var(--color-bad)',
+  '--error-border': 'var(--color-line)',
+} as CSSProperties;
 
 export function Providers({ children }: { children: ReactNode }) {
   const [client] = useState(
@@ -21,7 +34,7 @@ export function Providers({ children }: { children: ReactNode }) {
   return (
     <QueryClientProvider client={client}>
       {children}
-      <Toaster position="bottom-right" theme="system" richColors closeButton />
+      <Toaster position="bottom-right" closeButton richColors style={TOAST_COLORS} />
     </QueryClientProvider>
   );
 }

@@ -1,93 +1,97 @@
 'use client';
-import { useInfiniteQuery } from '@tanstack/react-query';
-import { ArrowLeft, ChevronRight } from 'lucide-react';
+import type { TimelinePage as LogPage, TimelineEntry } from '@holdfast/contracts';
+import { type InfiniteData, useInfiniteQuery, useQueryClient } from '@tanstack/react-query';
+import { ArrowLeft, ChevronRight, Download, Search } from 'lucide-react';
 import Link from 'next/link';
-import { useDeferredValue, useState } from 'react';
-import { api } from '../lib/api.ts';
-import { dateTime, number } from '../lib/format.ts';
-import { Badge, Button, buttonClass, Empty, Failure, Input, Loading, PageHeader, Panel } from './ui.tsx';
+import { memo, useDeferredValue, useEffect, useMemo, useState } from 'react';
+import { toast } from 'sonner';
+import { api, messageOf } from '../lib/api.ts';
+import { dateTime, number, offset } from '../lib/format.ts';
+import {
+  Badge,
+  Button,
+  buttonClass,
+  CopyButton,
+  Empty,
+  Failure,
+  Id,
+  Input,
+  Loading,
+  PageHeader,
+  Panel,
+} from './ui.tsx';
 
-interface LogEntry {
-  readonly id: string;
-  readonly version: number;
-  readonly type: string;
-  readonly recorded_at: string;
-  readonly data: unknown;
-  readonly metadata: unknown;
-}
-interface LogPage {
-  readonly data: readonly LogEntry[];
-  readonly next_after: number | null;
-}
+const PAGE_EVENTS = 500;
+const LOOK_MS = 2_000;
 
-/** The log as it is stored, internal events too. */
+/** The log as it is stored, internal events too; at its end it is looked at again and again. */
 export function TimelinePage({ id }: { id: string }) {
   const [filter, setFilter] = useState('');
   const wanted = useDeferredValue(filter.trim().toLowerCase());
-  const query = useInfiniteQuery({
-    queryKey: ['timeline', id],
-    initialPageParam: 0,
-    queryFn: ({ pageParam, signal }) =>
-      api<LogPage>(`/v1/sessions/${id}/x/timeline?limit=500&after=${pageParam}`, { signal }),
-    // The last page grows while the session lives: it is asked for again from its end.
-    getNextPageParam: (last) => last.next_after,
-  });
-  const entries = query.data?.pages.flatMap((page) => page.data) ?? [];
-  const shown = wanted === '' ? entries : entries.filter((entry) => entry.type.includes(wanted));
+  const { query, entries } = useTimeline(id);
+  const shown = useMemo(
+    () =>
+      wanted === ''
+        ? entries
+        : entries.filter((entry) => `${entry.type} ${JSON.stringify(entry)}`.toLowerCase().includes(wanted)),
+    [entries, wanted],
+  );
+  const download = useDownload(id, query);
+  const startedAt = entries[0]?.recorded_at;
+  if (query.isError && entries.length === 0)
+    return (
+      <Failure
+        error={query.error}
+        onRetry={() => void query.refetch()}
+        back={{ href: '/sessions', text: 'All sessions' }}
+      />
+    );
   return (
     <div className="mx-auto w-full max-w-5xl p-4 md:p-6">
-      <PageHeader title="Event timeline" about={<code className="font-mono text-xs">{id}</code>}>
+      <PageHeader
+        title="Event timeline"
+        about={
+          <span className="flex flex-wrap items-center gap-x-3">
+            <Id id={id} />
+            {startedAt === undefined ? null : `started ${dateTime(startedAt)}`}
+          </span>
+        }
+      >
         <Link className={buttonClass('plain')} href={`/sessions/${id}`}>
           <ArrowLeft className="size-4" aria-hidden /> Chat
         </Link>
-        <Button busy={query.isRefetching} onClick={() => void query.refetch()}>
-          Refresh
+        <Button busy={download.busy} onClick={() => void download.start()}>
+          {download.busy ? null : <Download className="size-4" aria-hidden />} Download
         </Button>
       </PageHeader>
-      <div className="mb-3 flex items-center gap-3">
-        <Input
-          type="search"
-          aria-label="Filter by type"
-          placeholder="Filter by type, for example tool"
-          className="max-w-xs"
-          value={filter}
-          onChange={(event) => setFilter(event.target.value)}
-        />
-        <span className="text-sm text-soft">
-          {number(shown.length)} of {number(entries.length)} events{query.hasNextPage ? ' so far' : ''}
+      <div className="mb-3 flex flex-wrap items-center gap-x-3 gap-y-2">
+        <div className="relative w-full sm:w-80">
+          <Search className="pointer-events-none absolute top-2.5 left-2.5 size-4 text-soft" aria-hidden />
+          <Input
+            type="search"
+            aria-label="Filter events"
+            placeholder="Type or content, for example tool"
+            className="pl-8.5"
+            value={filter}
+            onChange={(event) => setFilter(event.target.value)}
+          />
+        </div>
+        <span role="status" className="text-sm text-soft tabular-nums">
+          {wanted === '' ? '' : `${number(shown.length)} of `}
+          {number(entries.length)} events{query.hasNextPage ? ' so far' : ''}
         </span>
       </div>
       <Panel className="overflow-hidden">
         {query.isPending ? (
           <Loading />
-        ) : query.isError ? (
-          <Failure error={query.error} onRetry={() => void query.refetch()} />
         ) : shown.length === 0 ? (
-          <Empty icon={<ChevronRight />} title="No event matches" />
+          <Empty icon={<Search />} title="No event matches">
+            {query.hasNextPage ? <p>There are more events than were loaded.</p> : null}
+          </Empty>
         ) : (
           <ol className="divide-y">
             {shown.map((entry) => (
-              <li key={entry.id} className="[content-visibility:auto] [contain-intrinsic-size:auto_2.5rem]">
-                <details className="group">
-                  <summary className="flex items-center gap-3 px-4 py-2 text-sm hover:bg-raised/60">
-                    <ChevronRight
-                      className="size-4 shrink-0 text-soft transition-transform group-open:rotate-90"
-                      aria-hidden
-                    />
-                    <span className="w-10 shrink-0 text-right font-mono text-xs text-soft">{entry.version}</span>
-                    <Badge tone={toneOf(entry.type)} className="font-mono">
-                      {entry.type}
-                    </Badge>
-                    <span className="min-w-0 flex-1 truncate font-mono text-xs text-soft">{preview(entry.data)}</span>
-                    <time className="hidden shrink-0 text-xs text-soft sm:block" dateTime={entry.recorded_at}>
-                      {dateTime(entry.recorded_at)}
-                    </time>
-                  </summary>
-                  <pre className="max-h-[32rem] overflow-auto bg-raised/60 px-4 py-3 font-mono text-xs whitespace-pre-wrap break-all">
-                    {JSON.stringify(entry, null, 2)}
-                  </pre>
-                </details>
-              </li>
+              <Entry key={entry.id} entry={entry} startedAt={startedAt ?? entry.recorded_at} />
             ))}
           </ol>
         )}
@@ -101,6 +105,113 @@ export function TimelinePage({ id }: { id: string }) {
       </Panel>
     </div>
   );
+}
+
+const Entry = memo(function Entry({ entry, startedAt }: { entry: TimelineEntry; startedAt: string }) {
+  const [open, setOpen] = useState(false);
+  return (
+    <li className="[contain-intrinsic-size:auto_2.25rem] [content-visibility:auto]">
+      <details onToggle={(event) => setOpen(event.currentTarget.open)}>
+        <summary className="flex items-center gap-3 px-3 py-1.5 text-sm hover:bg-raised/60">
+          <ChevronRight
+            className={open ? 'size-4 shrink-0 rotate-90 text-soft' : 'size-4 shrink-0 text-soft'}
+            aria-hidden
+          />
+          <span className="w-9 shrink-0 text-right font-mono text-xs text-soft tabular-nums">{entry.version}</span>
+          <Badge tone={toneOf(entry.type)} className="shrink-0 font-mono">
+            {entry.type}
+          </Badge>
+          <span className="min-w-0 flex-1 truncate font-mono text-xs text-soft">{preview(entry.data)}</span>
+          <time
+            className="hidden shrink-0 font-mono text-xs text-soft tabular-nums sm:block"
+            dateTime={entry.recorded_at}
+            title={dateTime(entry.recorded_at)}
+          >
+            {offset(startedAt, entry.recorded_at)}
+          </time>
+        </summary>
+        {open ? (
+          <div className="relative">
+            <pre className="max-h-[32rem] overflow-auto border-t bg-raised/60 px-4 py-3 font-mono text-xs break-all whitespace-pre-wrap">
+              {JSON.stringify(entry, null, 2)}
+            </pre>
+            <CopyButton
+              text={JSON.stringify(entry, null, 2)}
+              label="Copy the event"
+              className="absolute top-2 right-2 bg-panel"
+            />
+          </div>
+        ) : null}
+      </details>
+    </li>
+  );
+});
+
+/** The pages that were asked for; the last one of the log grows while the session lives, and is read on from its end. */
+function useTimeline(id: string) {
+  const client = useQueryClient();
+  const query = useInfiniteQuery({
+    queryKey: ['timeline', id],
+    initialPageParam: 0,
+    queryFn: ({ pageParam, signal }) => readLog(id, pageParam, signal),
+    getNextPageParam: (last) => last.next_after,
+    // The log is only ever added to: what was read stays as it is.
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+  const entries = useMemo(() => query.data?.pages.flatMap((page) => page.data) ?? [], [query.data]);
+  const isAtEnd = query.data !== undefined && !query.hasNextPage;
+  const version = entries.at(-1)?.version ?? 0;
+  useEffect(() => {
+    if (!isAtEnd) return undefined;
+    const abort = new AbortController();
+    const look = async () => {
+      if (document.hidden) return;
+      const more = await readLog(id, version, abort.signal).catch(() => null);
+      if (more === null || more.data.length === 0) return;
+      client.setQueryData<InfiniteData<LogPage, number>>(['timeline', id], (known) =>
+        known === undefined || known.pages.at(-1)?.data.at(-1)?.version !== version
+          ? known
+          : { pages: [...known.pages, more], pageParams: [...known.pageParams, version] },
+      );
+    };
+    const timer = setInterval(() => void look(), LOOK_MS);
+    return () => {
+      clearInterval(timer);
+      abort.abort();
+    };
+  }, [client, id, isAtEnd, version]);
+  return { query, entries };
+}
+
+function readLog(id: string, after: number, signal?: AbortSignal): Promise<LogPage> {
+  return api<LogPage>(
+    `/v1/sessions/${id}/x/timeline?limit=${PAGE_EVENTS}&after=${after}`,
+    signal === undefined ? {} : { signal },
+  );
+}
+
+/** Saves the whole log as JSON lines, one event each. */
+function useDownload(id: string, query: ReturnType<typeof useTimeline>['query']) {
+  const [busy, setBusy] = useState(false);
+  const start = async () => {
+    setBusy(true);
+    try {
+      const pages = [...(query.data?.pages ?? [])];
+      for (let after = pages.at(-1)?.next_after; after != null; after = pages.at(-1)?.next_after)
+        pages.push(await readLog(id, after));
+      const lines = pages.flatMap((page) => page.data.map((entry) => `${JSON.stringify(entry)}\n`));
+      const link = document.createElement('a');
+      link.href = URL.createObjectURL(new Blob(lines, { type: 'application/x-ndjson' }));
+      link.download = `${id}.jsonl`;
+      link.click();
+      URL.revokeObjectURL(link.href);
+    } catch (error) {
+      toast.error(messageOf(error));
+    } finally {
+      setBusy(false);
+    }
+  };
+  return { busy, start };
 }
 
 function preview(data: unknown): string {

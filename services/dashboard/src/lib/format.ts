@@ -8,6 +8,7 @@ const relative = new Intl.RelativeTimeFormat('en', { numeric: 'auto', style: 'sh
 const absolute = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeStyle: 'medium' });
 const clock = new Intl.DateTimeFormat('en', { hour: '2-digit', minute: '2-digit' });
 const count = new Intl.NumberFormat('en');
+const short = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 });
 
 export function ago(at: string, now = Date.now()): string {
   const elapsed = (Date.parse(at) - now) / 1_000;
@@ -18,6 +19,15 @@ export function ago(at: string, now = Date.now()): string {
 export const dateTime = (at: string): string => absolute.format(new Date(at));
 export const timeOfDay = (at: string): string => clock.format(new Date(at));
 export const number = (value: number): string => count.format(value);
+export const compact = (value: number): string => short.format(value);
+/** Dollars; as many digits as a small sum needs to be seen. */
+export const dollars = (value: number): string => `$${value.toFixed(value >= 1 ? 2 : 4)}`;
+
+/** A prefix and the end: ids that were made one after the other differ only there. */
+export function shortId(id: string): string {
+  const mark = id.indexOf('_') + 1;
+  return id.length - mark <= 12 ? id : `${id.slice(0, mark)}…${id.slice(-8)}`;
+}
 
 export function bytes(value: number): string {
   if (value < 1_024) return `${value} B`;
@@ -25,6 +35,15 @@ export function bytes(value: number): string {
   return `${(value / 1_048_576).toFixed(1)} MiB`;
 }
 export function seconds(value: number): string {
+  if (value < 1) return `${Math.round(value * 1_000)} ms`;
   if (value < 60) return `${value.toFixed(value < 10 ? 1 : 0)} s`;
-  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  const whole = Math.round(value);
+  if (whole < 3_600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3_600)} h ${Math.floor((whole % 3_600) / 60)} min`;
+}
+
+/** How long after the beginning, to the millisecond where that matters. */
+export function offset(from: string, to: string): string {
+  const elapsedMs = Math.max(0, Date.parse(to) - Date.parse(from));
+  return elapsedMs < 60_000 ? `+${(elapsedMs / 1_000).toFixed(3)} s` : `+${seconds(elapsedMs / 1_000)}`;
 }

@@ -15,6 +15,15 @@ const SILENCE_MS = 45_000;
 const FIRST_RETRY_MS = 250;
 const LAST_RETRY_MS = 5_000;
 const DRAW_MS = 33;
+/** While more frames than this come between two looks the log is being replayed: it is drawn once, when it is there. */
+const REPLAY_FRAMES = 100;
+const MAX_HELD_LOOKS = 15;
+/**
+ * A browser opens six connections to one host, over all of its tabs: a tab that nobody sees gives its own back, and only
+ * looks in so often.
+ */
+const HIDDEN_HOLD_MS = 2_000;
+const HIDDEN_PAUSE_MS = 10_000;
 
 /**
  * One session as it happens: reads the event stream from the start of the log, folds it, and after any break goes on at
@@ -66,8 +75,12 @@ export class SessionStream {
       this.#draw();
       const view = this.#snapshot.chat?.view;
       if (view?.deleted === true || view?.status === 'terminated') return this.#change({ connection: 'ended' });
+      if (document.hidden) {
+        await pause(HIDDEN_PAUSE_MS, run.signal);
+        continue;
+      }
       this.#change({ connection: 'reconnecting' });
-      await new Promise((resolve) => setTimeout(resolve, retryMs * (0.75 + Math.random() / 2)));
+      await pause(retryMs * (0.75 + Math.random() / 2), run.signal);
       retryMs = Math.min(retryMs * 2, LAST_RETRY_MS);
     }
   }
@@ -78,6 +91,13 @@ export class SessionStream {
     const stop = () => connection.abort();
     run.signal.addEventListener('abort', stop);
     let watchdog = setTimeout(stop, SILENCE_MS);
+    let unseen: ReturnType<typeof setTimeout> | undefined;
+    const onVisibility = () => {
+      clearTimeout(unseen);
+      if (document.hidden) unseen = setTimeout(stop, HIDDEN_HOLD_MS);
+    };
+    document.addEventListener('visibilitychange', onVisibility);
+    onVisibility();
     try {
       const cursor = this.#snapshot.chat?.view.version ?? 0;
       const response = await fetch(
@@ -100,6 +120,8 @@ export class SessionStream {
       }
     } finally {
       clearTimeout(watchdog);
+      clearTimeout(unseen);
+      document.removeEventListener('visibilitychange', onVisibility);
       run.signal.removeEventListener('abort', stop);
     }
   }
@@ -107,7 +129,15 @@ export class SessionStream {
   /** Frames are folded in batches, so that a fast model or a long replay does not draw the page for each. */
   #add(frame: ChatFrame): void {
     this.#waiting.push(frame);
-    this.#drawing ??= setTimeout(() => this.#draw(), DRAW_MS);
+    if (this.#drawing === null) this.#look(0);
+  }
+
+  #look(held: number): void {
+    const before = this.#waiting.length;
+    this.#drawing = setTimeout(() => {
+      if (this.#waiting.length - before > REPLAY_FRAMES && held < MAX_HELD_LOOKS) this.#look(held + 1);
+      else this.#draw();
+    }, DRAW_MS);
   }
 
   #draw(): void {
@@ -129,4 +159,24 @@ export class SessionStream {
     this.#snapshot = { ...this.#snapshot, ...part };
     for (const listener of this.#listeners) listener();
   }
+}
+
+/** Waits; no longer than until the browser is online again or its tab is looked at. */
+function pause(waitMs: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const seen = () => {
+      if (!document.hidden) over();
+    };
+    const over = () => {
+      clearTimeout(timer);
+      window.removeEventListener('online', over);
+      document.removeEventListener('visibilitychange', seen);
+      signal.removeEventListener('abort', over);
+      resolve();
+    };
+    const timer = setTimeout(over, waitMs);
+    window.addEventListener('online', over);
+    document.addEventListener('visibilitychange', seen);
+    signal.addEventListener('abort', over);
+  });
 }

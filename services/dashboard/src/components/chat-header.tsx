@@ -1,0 +1,186 @@
+import type { Chat, SessionView } from '@holdfast/contracts';
+import { useMutation } from '@tanstack/react-query';
+import { ArrowLeft, List, MoreHorizontal } from 'lucide-react';
+import Link from 'next/link';
+import { useRouter } from 'next/navigation';
+import { DropdownMenu } from 'radix-ui';
+import { type ReactNode, useState } from 'react';
+import { toast } from 'sonner';
+import { api, messageOf } from '../lib/api.ts';
+import { compact, dateTime, dollars, number, seconds } from '../lib/format.ts';
+import type { Connection } from '../lib/session-stream.ts';
+import { MenuContent, MenuItem } from './menu.tsx';
+import { Snippets, sessionSnippets } from './snippets.tsx';
+import { StatusBadge } from './status-badge.tsx';
+import { Button, buttonClass, Confirm, Field, FormError, Id, Input, Modal, Time } from './ui.tsx';
+
+type Open = 'details' | 'rename' | 'archive' | 'delete' | null;
+
+export function ChatHeader({ chat, connection }: { chat: Chat; connection: Connection }) {
+  const { view } = chat;
+  const router = useRouter();
+  const [open, setOpen] = useState<Open>(null);
+  const close = () => setOpen(null);
+  const path = `/v1/sessions/${view.id}`;
+  const end = useMutation({
+    mutationFn: (how: 'archive' | 'delete') =>
+      how === 'delete' ? api(path, { method: 'DELETE' }) : api(`${path}/archive`, { method: 'POST' }),
+    onSuccess: (_, how) => {
+      close();
+      if (how === 'delete') router.push('/sessions');
+    },
+    onError: (error) => toast.error(messageOf(error)),
+  });
+  const isRunning = view.status === 'running' || view.status === 'rescheduling';
+  const { usage } = view;
+  return (
+    <header className="border-b bg-panel px-3 py-2 md:px-4">
+      <div className="flex items-center gap-2">
+        <Link
+          href="/sessions"
+          aria-label="All sessions"
+          className="-ml-1 rounded-lg p-1.5 text-soft hover:bg-raised hover:text-ink"
+        >
+          <ArrowLeft className="size-4" aria-hidden />
+        </Link>
+        <h1 className="min-w-0 truncate font-semibold">{view.title ?? 'Untitled session'}</h1>
+        <span role="status" className="flex flex-1 items-center gap-2">
+          <StatusBadge status={view.status} stopReason={view.stopReason} />
+          {connection === 'reconnecting' || connection === 'connecting' ? (
+            <span className="text-xs whitespace-nowrap text-warn">
+              {connection === 'connecting' ? 'Connecting…' : 'Reconnecting…'}
+            </span>
+          ) : null}
+        </span>
+        <Link className={buttonClass('ghost', 'small')} href={`/sessions/${view.id}/timeline`}>
+          <List className="size-4" aria-hidden /> <span className="sr-only sm:not-sr-only">Timeline</span>
+        </Link>
+        <DropdownMenu.Root>
+          <DropdownMenu.Trigger asChild>
+            <Button size="icon" look="ghost" className="size-7" aria-label="More actions">
+              <MoreHorizontal className="size-4" aria-hidden />
+            </Button>
+          </DropdownMenu.Trigger>
+          <MenuContent>
+            <MenuItem onSelect={() => setOpen('details')}>Details and API</MenuItem>
+            <MenuItem onSelect={() => setOpen('rename')} disabled={view.archivedAt !== null}>
+              Rename
+            </MenuItem>
+            <MenuItem onSelect={() => setOpen('archive')} disabled={view.archivedAt !== null || isRunning}>
+              Archive
+            </MenuItem>
+            <MenuItem className="text-bad" onSelect={() => setOpen('delete')} disabled={isRunning}>
+              Delete
+            </MenuItem>
+          </MenuContent>
+        </DropdownMenu.Root>
+      </div>
+      <p className="truncate pl-8 text-xs text-soft">
+        <Link className="hover:text-ink hover:underline" href={`/agents/${view.agent.id}`}>
+          {view.agent.name} v{view.agent.version}
+        </Link>{' '}
+        · {view.agent.model.id} ·{' '}
+        <span title={`${number(usage.input_tokens)} tokens in, ${number(usage.output_tokens)} out`}>
+          {compact(usage.input_tokens)} in, {compact(usage.output_tokens)} out
+        </span>
+        {usage.x_cost_usd === undefined ? '' : ` · ${dollars(usage.x_cost_usd)}`}
+      </p>
+      <Modal open={open === 'details'} onClose={close} title="Session" className="w-[min(44rem,calc(100vw-2rem))]">
+        <Details view={view} />
+      </Modal>
+      <Modal open={open === 'rename'} onClose={close} title="Rename the session">
+        <RenameForm path={path} title={view.title ?? ''} onDone={close} />
+      </Modal>
+      <Confirm
+        open={open === 'archive' || open === 'delete'}
+        title={open === 'delete' ? 'Delete this session?' : 'Archive this session?'}
+        about={
+          open === 'delete'
+            ? 'Its sandbox and files are removed and it leaves every list. This cannot be undone.'
+            : 'It takes no more messages; its events stay readable. Its sandbox is removed. This cannot be undone.'
+        }
+        action={open === 'delete' ? 'Delete' : 'Archive'}
+        busy={end.isPending}
+        onConfirm={() => end.mutate(open === 'delete' ? 'delete' : 'archive')}
+        onClose={close}
+      />
+    </header>
+  );
+}
+
+function Details({ view }: { view: SessionView }) {
+  const { usage } = view;
+  return (
+    <div className="space-y-5">
+      <dl className="grid grid-cols-[auto_minmax(0,1fr)] gap-x-6 gap-y-1.5 text-sm">
+        <Fact name="Id">
+          <Id id={view.id} />
+        </Fact>
+        <Fact name="Agent">
+          {view.agent.name} v{view.agent.version} <Id id={view.agent.id} />
+        </Fact>
+        <Fact name="Environment">
+          <Id id={view.environmentId} />
+        </Fact>
+        {view.contextKey === null ? null : <Fact name="Context">{view.contextKey}</Fact>}
+        <Fact name="Created">
+          {dateTime(view.createdAt)}, <Time at={view.createdAt} />
+        </Fact>
+        <Fact name="Active">{seconds(view.activeMs / 1_000)}</Fact>
+        <Fact name="Tokens">
+          {number(usage.input_tokens)} in, {number(usage.output_tokens)} out, {number(usage.cache_read_input_tokens)}{' '}
+          read from cache
+        </Fact>
+        <Fact name="Cost">
+          {usage.x_cost_usd === undefined ? 'The model gateway states none' : dollars(usage.x_cost_usd)}
+        </Fact>
+        {Object.entries(view.metadata).map(([name, value]) => (
+          <Fact key={name} name={name}>
+            {value}
+          </Fact>
+        ))}
+      </dl>
+      <div className="space-y-2">
+        <h2 className="text-sm font-medium">Drive it over the API</h2>
+        <p className="text-sm text-soft">With an API key of this workspace in HOLDFAST_API_KEY.</p>
+        <Snippets snippets={sessionSnippets(view.id)} />
+      </div>
+    </div>
+  );
+}
+
+function Fact(props: { name: string; children: ReactNode }) {
+  return (
+    <>
+      <dt className="text-soft">{props.name}</dt>
+      <dd className="min-w-0 [overflow-wrap:anywhere]">{props.children}</dd>
+    </>
+  );
+}
+
+function RenameForm(props: { path: string; title: string; onDone: () => void }) {
+  const [title, setTitle] = useState(props.title);
+  const rename = useMutation({
+    mutationFn: () => api(props.path, { body: { title: title.trim() === '' ? null : title.trim() } }),
+    onSuccess: props.onDone,
+  });
+  return (
+    <form
+      className="space-y-4"
+      onSubmit={(event) => {
+        event.preventDefault();
+        rename.mutate();
+      }}
+    >
+      <Field label="Title">
+        <Input value={title} onChange={(event) => setTitle(event.target.value)} maxLength={256} />
+      </Field>
+      {rename.isError ? <FormError text={messageOf(rename.error)} /> : null}
+      <div className="flex justify-end">
+        <Button look="primary" type="submit" busy={rename.isPending}>
+          Rename
+        </Button>
+      </div>
+    </form>
+  );
+}
