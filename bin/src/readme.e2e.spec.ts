@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { startPlatform, type TestPlatform } from '@holdfast/testing';
+import { pythonEnvironment, startPlatform, type TestPlatform } from '@holdfast/testing';
 import { afterAll, beforeAll, expect, it } from '@jest/globals';
 import { ROOT } from './settings.ts';
 
@@ -50,3 +50,9 @@ it('has a TypeScript example that works', async () => {
   const { stdout } = await run(process.execPath, [file], { env: env() });
   expect(stdout).toContain('Linux sandbox');
 }, 60_000);
+
+it('has a Python example that works', async () => {
+  const python = await pythonEnvironment('anthropic-2');
+  const { stdout } = await run(python, ['-c', block('python', 'Anthropic(')], { env: env() });
+  expect(stdout).toContain('Linux sandbox');
+}, 900_000);
