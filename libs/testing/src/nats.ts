@@ -53,7 +53,11 @@ export async function startNats(options: { dir?: string; port?: number } = {}): 
   const url = `nats://127.0.0.1:${port}`;
   const connect = (user: NatsUser): Promise<Bus> =>
     connectBus({ servers: url, user, password: passwords[user], name: `spec-${user}` });
-  const probe = await connect('session');
+  // Whoever else answers on that port is not this server.
+  const probe = await Promise.race([
+    connect('session'),
+    exited.then(() => Promise.reject(new Error(`nats-server ended at once; see ${join(dir, 'nats.log')}`))),
+  ]);
   await probe.close();
   const end = async (signal: NodeJS.Signals): Promise<void> => {
     child.kill(signal);

@@ -13,14 +13,22 @@ const run = promisify(execFile);
 /** `nobody` on every Linux: Postgres refuses to run as root. */
 const UNPRIVILEGED = 65_534;
 
-/** A free TCP port on loopback. */
+/** Below the range that outgoing connections take theirs from, which would take a port between the look and its use. */
+const FIRST_PORT = 12_000;
+const PORTS = 20_000;
+
+/** A free TCP port on loopback; by chance, so that workers and other runs hardly meet. */
 export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === 'string') throw new Error('no port');
-  return address.port;
+  for (;;) {
+    const port = FIRST_PORT + Math.floor(Math.random() * PORTS);
+    const server = createServer();
+    const free = await new Promise<boolean>((resolve) => {
+      server.once('error', () => resolve(false));
+      server.listen(port, '127.0.0.1', () => resolve(true));
+    });
+    await new Promise<void>((resolve) => server.close(() => resolve()));
+    if (free) return port;
+  }
 }
 
 /** The folder with initdb and postgres: the distribution's, else the embedded package's. */
