@@ -20,9 +20,9 @@ async function main(args: readonly string[]): Promise<number> {
     say(`${command} needs the services stopped; run bin/down first`);
     return 1;
   }
-  startSupervisor(run, buildId, true);
+  const supervisor = startSupervisor(run, buildId, true);
   try {
-    await untilReady(run, say);
+    await untilReady(run, say, supervisor);
     return maintain(settings, args);
   } finally {
     await down(settings);

@@ -6,6 +6,7 @@ import {
   existsSync,
   mkdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -88,16 +89,18 @@ export async function preparePostgres(settings: Settings): Promise<LocalPostgres
   mkdirSync(home, { recursive: true, mode: 0o755 });
   const dataDir = join(home, 'data');
   if (!existsSync(join(dataDir, 'PG_VERSION'))) {
-    rmSync(dataDir, { recursive: true, force: true });
-    mkdirSync(dataDir, { mode: 0o700 });
+    // Made beside and renamed: a half-made cluster would never start.
+    const fresh = `${dataDir}.new`;
+    for (const folder of [dataDir, fresh]) rmSync(folder, { recursive: true, force: true });
+    mkdirSync(fresh, { mode: 0o700 });
     const passwordFile = join(home, 'password');
     writeFileSync(passwordFile, derivedSecret(settings, 'postgres'), { mode: 0o600 });
-    if (user !== null) for (const path of [dataDir, passwordFile]) chownSync(path, user.uid, user.gid);
+    if (user !== null) for (const path of [fresh, passwordFile]) chownSync(path, user.uid, user.gid);
     await run(
       join(bin, 'initdb'),
       [
         '-D',
-        dataDir,
+        fresh,
         '-U',
         'postgres',
         '--auth=scram-sha-256',
@@ -108,8 +111,25 @@ export async function preparePostgres(settings: Settings): Promise<LocalPostgres
       { cwd: home, ...user },
     );
     rmSync(passwordFile);
+    renameSync(fresh, dataDir);
   }
   return { bin, dataDir, ...user };
+}
+
+/**
+ * Removes the lock of a Postgres that was killed when another program has its pid now, as after a reboot: Postgres would
+ * take that one for itself and never start.
+ */
+export function forgetForeignLock(dataDir: string): void {
+  const file = join(dataDir, 'postmaster.pid');
+  try {
+    const pid = readFileSync(file, 'utf8').split('\n')[0] ?? '';
+    if (!/^\d+$/.test(pid) || readFileSync(`/proc/${pid}/comm`, 'utf8').trim() === 'postgres') return;
+  } catch {
+    // No lock, or nobody has its pid: Postgres sees to that.
+    return;
+  }
+  rmSync(file);
 }
 
 export function superuserUrl(settings: Settings, database = 'postgres'): string {

@@ -11,7 +11,7 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /** What is recorded of a running process: enough to tell it from another that got its pid later. */
@@ -23,6 +23,8 @@ interface Facts {
 }
 
 const MAX_LOG_BYTES = 20 * 1024 * 1024;
+/** In every kept process' environment: which one it is and what it runs with. */
+const MARK = 'HOLDFAST_PROCESS';
 
 /** Start time of a process in the kernel's own unit; empty when it does not run. */
 function startTimeOf(pid: number): string {
@@ -41,6 +43,19 @@ function startTimeOf(pid: number): string {
   }
 }
 
+/** Its mark and its parent; null when it has none or may not be looked at. */
+function markOf(pid: number): { readonly mark: string; readonly parent: number } | null {
+  try {
+    const found = readFileSync(`/proc/${pid}/environ`, 'utf8')
+      .split('\0')
+      .find((entry) => entry.startsWith(`${MARK}=`));
+    const parent = /^PPid:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1];
+    return found === undefined ? null : { mark: found.slice(MARK.length + 1), parent: Number(parent) };
+  } catch {
+    return null;
+  }
+}
+
 /** `run/<name>.pid` and what belongs to it. */
 export class RunFolder {
   readonly dir: string;
@@ -55,8 +70,37 @@ export class RunFolder {
 
   record(name: string, pid: number, fingerprint: string): void {
     const facts: Facts = { pid, startTime: startTimeOf(pid), fingerprint };
-    writeFileSync(join(this.dir, `${name}.json`), JSON.stringify(facts));
-    writeFileSync(join(this.dir, `${name}.pid`), `${pid}\n`);
+    this.#write(`${name}.json`, JSON.stringify(facts));
+    this.#write(`${name}.pid`, `${pid}\n`);
+  }
+
+  /** Whole or not at all, also when the process is killed meanwhile. */
+  #write(file: string, text: string): void {
+    const path = join(this.dir, file);
+    writeFileSync(`${path}.new`, text);
+    renameSync(`${path}.new`, path);
+  }
+
+  /** The value that marks a process as the one of that name. */
+  mark(name: string, fingerprint: string): string {
+    return `${fingerprint} ${join(this.dir, name)}`;
+  }
+
+  /**
+   * Records processes of this folder that run and are not recorded: a supervisor can be killed between a start and its
+   * record. Only where /proc is.
+   */
+  recordStrays(): void {
+    if (process.platform !== 'linux') return;
+    for (const pid of readdirSync('/proc').map(Number)) {
+      const own = Number.isInteger(pid) ? markOf(pid) : null;
+      // What a kept process has started inherits its mark.
+      if (own === null || markOf(own.parent)?.mark === own.mark) continue;
+      const space = own.mark.indexOf(' ');
+      const [fingerprint, path] = [own.mark.slice(0, space), own.mark.slice(space + 1)];
+      const name = basename(path);
+      if (dirname(path) === this.dir && this.find(name) === null) this.record(name, pid, fingerprint);
+    }
   }
 
   forget(name: string): void {
@@ -169,6 +213,7 @@ export class Keeper {
       const left = this.#run.find(this.plan.name);
       if (left !== null && left.fingerprint !== this.plan.fingerprint)
         await endProcess(left.pid, this.plan.stopSignal, this.plan.stopGraceMs);
+      if (this.#stopping) return;
       const ended = left !== null && left.fingerprint === this.plan.fingerprint ? this.#adopt(left.pid) : this.#spawn();
       const how = await ended;
       this.#pid = null;
@@ -201,7 +246,7 @@ export class Keeper {
     const { uid, gid } = this.plan;
     const child: ChildProcess = spawn(this.plan.command, [...this.plan.args], {
       cwd: this.plan.cwd,
-      env: { ...this.plan.env },
+      env: { ...this.plan.env, [MARK]: this.#run.mark(this.plan.name, this.plan.fingerprint) },
       stdio: ['ignore', log, log],
       // A group of its own: a Ctrl-C in the terminal stops the supervisor, which stops the rest in order.
       detached: true,

@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -18,6 +18,7 @@ export async function down(settings: Settings): Promise<number> {
     await endProcess(supervisor.pid, 'SIGTERM', DRAIN_MS);
     stopped += 1;
   }
+  run.recordStrays();
   const order = (name: string): number =>
     ['dashboard', 'gateway-api', 'session', 'sandbox', 'demo-gateway', 'nats', 'postgres'].findIndex((base) =>
       name.startsWith(base),
@@ -50,7 +51,7 @@ export async function isReady(url: string): Promise<boolean> {
 }
 
 /** Starts a supervisor of its own session and leaves it; `serversOnly` = Postgres and NATS without any service. */
-export function startSupervisor(run: RunFolder, buildId: string, serversOnly = false): void {
+export function startSupervisor(run: RunFolder, buildId: string, serversOnly = false): ChildProcess {
   rmSync(join(run.dir, 'status.json'), { force: true });
   const log = openSync(run.logFile('supervisor'), 'a', 0o600);
   const child = spawn(process.execPath, [fileURLToPath(new URL('./supervisor.ts', import.meta.url))], {
@@ -60,11 +61,22 @@ export function startSupervisor(run: RunFolder, buildId: string, serversOnly = f
   });
   closeSync(log);
   child.unref();
+  return child;
 }
 
-/** Waits until the supervisor says ready and everything answers. @throws Error with what failed */
-export async function untilReady(run: RunFolder, say: (line: string) => void): Promise<void> {
+/**
+ * Waits until the supervisor says ready and everything answers. `started` is the supervisor that was just started, if one
+ * was. @throws Error with what failed
+ */
+export async function untilReady(
+  run: RunFolder,
+  say: (line: string) => void,
+  started: ChildProcess | null,
+): Promise<void> {
   for (let phase = ''; ; await sleep(100)) {
+    // Looked for before its status is read: its last word counts.
+    const ended = started === null || started.exitCode !== null || started.signalCode !== null;
+    const alive = run.find('supervisor') !== null || !ended;
     const status = readStatus(run);
     if (status !== null && status.phase !== phase) {
       phase = status.phase;
@@ -75,7 +87,6 @@ export async function untilReady(run: RunFolder, say: (line: string) => void): P
       run.find(name) !== null && (await isReady(url));
     if (status?.ready === true && (await Promise.all(Object.entries(status.health).map(answers))).every(Boolean))
       return;
-    if (status === null && run.find('supervisor') === null && phase !== '')
-      throw new Error(`the supervisor ended; see ${run.logFile('supervisor')}`);
+    if (!alive) throw new Error(`the supervisor ended; see ${run.logFile('supervisor')}`);
   }
 }

@@ -7,6 +7,7 @@ import { natsServerConfig } from '@holdfast/bus';
 import { findNatsServer } from './nats-server.ts';
 import {
   bootstrap,
+  forgetForeignLock,
   migrate,
   postgresAnswers,
   prepareDatabase,
@@ -55,6 +56,7 @@ function baseEnv(): Record<string, string> {
     'TZ',
     'NODE_EXTRA_CA_CERTS',
     'SSL_CERT_FILE',
+    'NODE_OPTIONS',
     'HTTPS_PROXY',
     'HTTP_PROXY',
     'NO_PROXY',
@@ -136,6 +138,7 @@ async function startPostgres(): Promise<void> {
   }
   status('starting Postgres');
   const local = await preparePostgres(settings);
+  if (folder.find('postgres') === null) forgetForeignLock(local.dataDir);
   const options = [
     `port=${settings.ports.postgres}`,
     'listen_addresses=127.0.0.1',
@@ -326,12 +329,19 @@ process.on('SIGINT', () => void stop('SIGINT'));
 process.on('unhandledRejection', (error) => {
   log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
 });
-if (folder.find('supervisor') !== null) {
+function refuseSecond(): void {
+  const first = folder.find('supervisor');
+  if (first === null || first.pid === process.pid) return;
   console.error('a supervisor runs already');
   process.exit(1);
 }
+refuseSecond();
 folder.record('supervisor', process.pid, serversOnly ? `${buildId} servers` : buildId);
+// Of two that began at once the later record stays.
+await sleep(100);
+refuseSecond();
 try {
+  folder.recordStrays();
   await refuseTakenPorts();
   await Promise.all([startPostgres(), startNats()]);
   await prepareSchema();

@@ -1,4 +1,4 @@
-import { execFileSync } from 'node:child_process';
+import { type ChildProcess, execFileSync } from 'node:child_process';
 import { existsSync, lstatSync, realpathSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline/promises';
@@ -90,6 +90,7 @@ async function up(settings: Settings, detach: boolean): Promise<void> {
   const buildId = build(say);
   ensureBubblewrap();
   const running = run.find('supervisor');
+  let started: ChildProcess | null = null;
   if (running !== null && running.fingerprint === buildId && readStatus(run)?.failed == null) {
     say(`runs already (supervisor pid ${running.pid})`);
   } else {
@@ -97,9 +98,9 @@ async function up(settings: Settings, detach: boolean): Promise<void> {
       say('the sources changed: restarting');
       await down(settings);
     }
-    startSupervisor(run, buildId);
+    started = startSupervisor(run, buildId);
   }
-  await untilReady(run, say);
+  await untilReady(run, say, started);
   say('ready');
   console.log(await welcome(settings, { key: 'HOLDFAST_API_KEY in .env' }));
   if (detach) return;
