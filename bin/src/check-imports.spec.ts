@@ -33,6 +33,7 @@ describe('the import rules', () => {
     ['services/session/src/a.ts', `import '@holdfast/bus'; import 'node:fs'; export * from './b.ts';`],
     ['services/session/src/a.int.spec.ts', `import '../../../bin/src/demo.ts';`],
     ['services/sandbox/src/a.ts', `import '@kubernetes/client-node';`],
+    ['bin/src/a.spec.ts', `import '../../services/session/src/config.ts';`],
     ['services/dashboard/src/a.tsx', `import 'react'; export const a = <p>from 'x'</p>;`],
     [
       'harnesses/runner/src/a.ts',
@@ -53,6 +54,7 @@ describe('the import rules', () => {
     ['services/session/src/a.ts', `import '@kubernetes/client-node';`, /may not import/],
     ['services/session/src/a.ts', `import '../../sandbox/src/b.ts';`, /leaves services\/session/],
     ['services/session/src/a.ts', `import '../../../bin/src/demo.ts';`, /leaves services\/session/],
+    ['bin/src/a.ts', `import '../../services/session/src/config.ts';`, /leaves bin/],
     ['services/session/src/a.ts', `import '@holdfast/testing';`, /may not import/],
     ['services/session/src/a.ts', `import './b.spec.ts';`, /only specs/],
     ['services/session/src/a.ts', `import '@holdfast/bus/src/bus.ts';`, /past the door/],
