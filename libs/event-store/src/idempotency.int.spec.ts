@@ -54,10 +54,15 @@ it('without a key gives a retry the attempt before it, once, and a first attempt
   await expect(find({ ...first, attempt: 2 })).resolves.toBe('cmd_2');
 });
 
-it('does not take a request of long ago for the attempt before a retry', async () => {
+it('does not take an equal request of 20 s ago for the attempt before a retry, but waits for each answer anew', async () => {
   const first = request();
-  await store(first, 'cmd_3', 61_000);
+  await store(first, 'cmd_3', 20_000);
   await expect(find({ ...first, attempt: 1 })).resolves.toBeNull();
+  const slow = request();
+  await store(slow, 'cmd_slow', 11_000);
+  await expect(find({ ...slow, attempt: 1 })).resolves.toBe('cmd_slow');
+  await pool.query(`update idempotency set created_at = created_at - interval '11 s' where command_id = 'cmd_slow'`);
+  await expect(find({ ...slow, attempt: 2 })).resolves.toBe('cmd_slow');
 });
 
 it('gives one of two retries at once the stored attempt', async () => {

@@ -2,8 +2,12 @@ import { AppError, type Idempotency } from '@holdfast/contracts';
 import type pg from 'pg';
 import type { CompanionStatement } from './append.ts';
 
-/** A retry without a key matches only an attempt that was written within this time before it (T5). */
-export const RETRY_WINDOW_MS = 60_000;
+/**
+ * A retry without a key matches only an attempt that was answered within this time before it (T5). It covers the longest
+ * that a gateway waits for a command and the SDKs' pause after it. What is still ambiguous: two equal messages within this
+ * time, of which the second one's first attempt was lost before it was stored; its retry gets the first one's answer.
+ */
+export const RETRY_WINDOW_MS = 15_000;
 
 /** Goes into the append of a command, so that its idempotency row commits together with its events. */
 export function idempotencyStatement(
@@ -53,7 +57,7 @@ export async function findRepeated(
   }
   if (idempotency.attempt === 0) return null;
   const { rows } = await pool.query<{ command_id: string }>(
-    `update idempotency set attempt = $3 where id = (
+    `update idempotency set attempt = $3, created_at = clock_timestamp() where id = (
        select id from idempotency
        where workspace_id = $1 and key is null and fingerprint = $2 and attempt = $3 - 1
          and created_at > clock_timestamp() - $4 * interval '1 millisecond'
