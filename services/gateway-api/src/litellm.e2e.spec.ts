@@ -168,8 +168,8 @@ describe.each(MODELS)('a session through LiteLLM, %s', (model) => {
   });
 
   it.each([
-    [400, 'model_request_failed_error', 'terminal'],
-    [402, 'billing_error', 'terminal'],
+    [400, 'model_request_failed_error', 'final'],
+    [402, 'billing_error', 'final'],
     [429, 'model_rate_limited_error', 'retried'],
     [500, 'model_request_failed_error', 'retried'],
     [503, 'model_overloaded_error', 'retried'],
@@ -180,7 +180,7 @@ describe.each(MODELS)('a session through LiteLLM, %s', (model) => {
       const mark = `ERR[${status}] ${id}`;
       const events = await turn(id, mark);
       const errors = ofType(events, 'session.error').map((event) => event['error']);
-      const statuses = fate === 'terminal' ? ['terminal'] : [...Array<string>(RETRIES).fill('retrying'), 'exhausted'];
+      const statuses = fate === 'final' ? ['exhausted'] : [...Array<string>(RETRIES).fill('retrying'), 'exhausted'];
       expect(errors).toMatchObject(statuses.map((retry) => ({ type, retry_status: { type: retry } })));
       expect(JSON.stringify(errors[0])).toContain(`the script asked for HTTP ${status}`);
       expect(prompts.filter((prompt) => prompt.includes(mark))).toHaveLength(statuses.length);

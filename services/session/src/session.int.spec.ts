@@ -189,7 +189,7 @@ describe('model failures', () => {
     const all = await world.until(session.id, idle());
     expect(types(all).filter((type) => type === 'span.model_request_start')).toHaveLength(1);
     expect(all.find(({ type }) => type === 'session.error')?.data).toMatchObject({
-      error: { retry_status: { type: 'terminal' } },
+      error: { retry_status: { type: 'exhausted' } },
     });
   });
 });

@@ -17,6 +17,7 @@ import {
   type IdSource,
   INTERRUPTED,
   nextStep,
+  stampsFirst,
   startTurn,
   type TurnBounds,
 } from './session.decider.ts';
@@ -241,6 +242,17 @@ describe('a message', () => {
         },
         { id: 'sevt_4', type: 'session.status_running', data: {} },
       );
+    given(created, message('a'))
+      .when((state) => stampsFirst(goOn(startTurn(state, { generation: 1, worker: 'w' }, ids()))(state)))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual([
+          'session.turn_started',
+          'session.message_processed',
+          'session.status_running',
+          'span.model_request_start',
+        ]);
+        expect(state).toMatchObject({ status: 'running', queue: [], owesStep: true });
+      });
     given(created, message('a'))
       .when(() => [])
       .thenState((state) => expect(follows(state)).toBe('start'));
@@ -497,7 +509,7 @@ describe('a model call that failed', () => {
         expect(state).toMatchObject({ status: 'idle', owesStep: false, retry: null });
       });
     given(...asking, message('b'))
-      .when((state) => goOn(failModelRequest(state, { ...failure, final: 'terminal' }, 'w', ids()))(state))
+      .when((state) => goOn(failModelRequest(state, { ...failure, final: 'exhausted' }, 'w', ids()))(state))
       .thenState((state, drafts) => {
         expect(types(drafts).slice(2)).toEqual([
           'session.turn_started',
@@ -610,7 +622,7 @@ describe('the bounds of a turn (T6)', () => {
         expect(types(drafts)).toEqual(['session.error', 'session.status_idle']);
         expect(drafts[0]?.data).toMatchObject({
           limit: 'output_tokens',
-          error: { type: 'tool_use_limit_reached_error', retry_status: { type: 'terminal' } },
+          error: { type: 'tool_use_limit_reached_error', retry_status: { type: 'exhausted' } },
         });
         expect(state.status).toBe('idle');
       });

@@ -237,6 +237,15 @@ export function startTurn(
   ];
 }
 
+/** The same events with the status after the stamps of the messages that the turn takes up, as the wire orders them. */
+export function stampsFirst(drafts: readonly Draft[]): Draft[] {
+  const at = drafts.findIndex(({ type }) => type === 'session.status_running');
+  if (at < 0) return [...drafts];
+  const end = drafts.findIndex(({ type }, n) => n > at && type !== 'session.message_processed');
+  const stamps = drafts.slice(at + 1, end < 0 ? drafts.length : end);
+  return [...drafts.slice(0, at), ...stamps, ...drafts.slice(at, at + 1), ...drafts.slice(at + 1 + stamps.length)];
+}
+
 /** Bounds of one message's turn (T6). Times in milliseconds. */
 export interface TurnBounds {
   readonly modelSteps: number;
@@ -402,13 +411,13 @@ export function limitReached(state: SessionState, limit: TurnLimit, worker: stri
         error: {
           type: 'tool_use_limit_reached_error',
           message: `The turn reached its bound on ${words[limit]} and was ended. Send another message to go on.`,
-          retry_status: { type: 'terminal' },
+          retry_status: { type: 'exhausted' },
         },
         limit,
       },
     }),
   );
-  drafts.push(endTurn(state, { type: 'end_turn' }, worker, ids));
+  drafts.push(endTurn(state, { type: 'retries_exhausted' }, worker, ids));
   return drafts;
 }
 
@@ -482,7 +491,7 @@ export function failModelRequest(
   failure: {
     type: SessionError['type'];
     message: string;
-    final: 'exhausted' | 'terminal' | null;
+    final: 'exhausted' | null;
     attempt: number;
     retryAt: string;
   },
@@ -557,6 +566,7 @@ export function recordCompaction(
 
 export function decideUpdate(state: SessionState, body: UpdateSessionBody, ids: IdSource): Draft[] {
   const agent = requireOpen(state);
+  requireNotRunning(state, 'updating');
   const change: { title?: string | null; metadata?: Record<string, string>; agent?: AgentSnapshot } = {};
   if (body.title !== undefined && (body.title ?? null) !== state.title) change.title = body.title ?? null;
   if (body.metadata != null) {
@@ -567,7 +577,6 @@ export function decideUpdate(state: SessionState, body: UpdateSessionBody, ids: 
     if (JSON.stringify(metadata) !== JSON.stringify(state.metadata)) change.metadata = metadata;
   }
   if (body.agent?.tools !== undefined) {
-    requireNotRunning(state, 'changing its tools');
     change.agent = { ...agent, tools: resolveTools(body.agent.tools) };
   }
   return Object.keys(change).length === 0 ? [] : [draft(ids, { type: 'session.updated', data: change })];

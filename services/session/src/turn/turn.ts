@@ -75,7 +75,7 @@ const DEFECT: Cut = {
   error: {
     type: 'unknown_error',
     message: 'Something went wrong on our side and the turn was ended. Send another message to go on.',
-    retry_status: { type: 'terminal' },
+    retry_status: { type: 'exhausted' },
   },
 };
 const LEFT_OUT = '[The oldest part of the conversation was too long for the model and is not in this summary.]\n';
@@ -322,7 +322,7 @@ export class Turn {
     await this.#commit((state, ids) => {
       if (state.interruptPending) return null;
       const attempt = (state.retry?.attempt ?? 0) + 1;
-      const final = !failure.retryable ? 'terminal' : attempt > settings.maxRetries ? 'exhausted' : null;
+      const final = !failure.retryable || attempt > settings.maxRetries ? 'exhausted' : null;
       const backoffMs =
         Math.min(MAX_BACKOFF_MS, settings.firstRetryMs * 2 ** (attempt - 1)) * (0.75 + Math.random() / 4);
       const retryAt = new Date(Date.now() + (failure.retryAfterMs ?? backoffMs)).toISOString();
