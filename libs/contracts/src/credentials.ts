@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { idSchema } from './ids.ts';
-import { text } from './wire/common.ts';
+import type { DeepReadonly } from './json.ts';
+import { text, timestamp } from './wire/common.ts';
 import { LIMITS } from './wire/limits.ts';
 
 /**
@@ -68,22 +69,21 @@ export const redeemLinkCommand = minted.extend({ session_id: idSchema('apiKey') 
 export type RedeemLinkCommand = z.infer<typeof redeemLinkCommand>;
 
 /** Reply of the commands that make a child credential. */
-export interface ChildCredential {
-  readonly id: string;
-  readonly expires_at: string;
-}
+export const childCredential = z.strictObject({ id: z.string(), expires_at: timestamp });
+export type ChildCredential = DeepReadonly<z.infer<typeof childCredential>>;
 
-/** An API key as `/v1/x/api_keys` shows it; `key` is there once, in the answer to its creation. */
-export interface ApiKeyResource {
-  readonly id: string;
-  readonly type: 'api_key';
-  readonly name: string;
-  readonly hint: string;
-  readonly created_at: string;
-  readonly expires_at: string | null;
-  readonly revoked_at: string | null;
-  readonly last_used_at: string | null;
-}
+/** An API key as `/v1/x/api_keys` shows it; the key itself is there once, in the answer to its creation. */
+export const apiKeyResource = z.strictObject({
+  id: z.string(),
+  type: z.literal('api_key'),
+  name: z.string(),
+  hint: z.string(),
+  created_at: timestamp,
+  expires_at: timestamp.nullable(),
+  revoked_at: timestamp.nullable(),
+  last_used_at: z.null(),
+});
+export type ApiKeyResource = DeepReadonly<z.infer<typeof apiKeyResource>>;
 
 /** Body of `CREDENTIAL_REVOKED`: this credential and its children are no longer valid. */
 export interface CredentialRevoked {

@@ -19,5 +19,6 @@ export * from './wire/common.ts';
 export * from './wire/environments.ts';
 export * from './wire/events.ts';
 export * from './wire/limits.ts';
+export * from './wire/models.ts';
 export * from './wire/platform.ts';
 export * from './wire/sessions.ts';

@@ -26,12 +26,13 @@ export const ERROR_TABLE: Readonly<Record<ErrorKind, ErrorRule>> = {
   'not-found': { httpStatus: 404, wireType: 'not_found_error', retryable: false, verdict: 'term', logLevel: 'debug' },
   rejected: {
     httpStatus: 409,
-    wireType: 'invalid_request_error',
+    wireType: 'conflict_error',
     retryable: false,
     verdict: 'term',
     logLevel: 'debug',
   },
-  conflict: { httpStatus: 409, wireType: 'invalid_request_error', retryable: false, verdict: 'nak', logLevel: 'info' },
+  // Somebody else was faster: trying again can help.
+  conflict: { httpStatus: 409, wireType: 'conflict_error', retryable: true, verdict: 'nak', logLevel: 'info' },
   exhausted: { httpStatus: 429, wireType: 'rate_limit_error', retryable: true, verdict: 'nak', logLevel: 'info' },
   unavailable: { httpStatus: 503, wireType: 'overloaded_error', retryable: true, verdict: 'nak', logLevel: 'warn' },
   defect: { httpStatus: 500, wireType: 'api_error', retryable: true, verdict: 'nak', logLevel: 'error' },

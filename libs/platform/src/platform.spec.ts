@@ -52,7 +52,12 @@ describe('redact', () => {
 describe('the error table', () => {
   it('has a rule for every kind; only what can pass later may be retried', () => {
     expect(Object.keys(ERROR_TABLE).sort()).toEqual([...ERROR_KINDS].sort());
-    expect(ERROR_KINDS.filter((kind) => ERROR_TABLE[kind].retryable)).toEqual(['exhausted', 'unavailable', 'defect']);
+    expect(ERROR_KINDS.filter((kind) => ERROR_TABLE[kind].retryable)).toEqual([
+      'conflict',
+      'exhausted',
+      'unavailable',
+      'defect',
+    ]);
   });
 });
 

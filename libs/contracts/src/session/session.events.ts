@@ -23,6 +23,11 @@ function queued(event: StoredEvent<string, unknown>, fields: object): WireEvent 
   return { id: event.id, type: event.type, processed_at: null, ...fields };
 }
 
+/** The policy that an evaluated permission comes from; a call that no policy was asked about has none. */
+function evaluationOf(permission: 'allow' | 'ask' | 'deny'): object {
+  return permission === 'deny' ? {} : { evaluation: { type: `always_${permission}` } };
+}
+
 const aggregate = 'session' as const;
 const schemaVersion = 1;
 
@@ -231,6 +236,7 @@ export const AgentToolUse = durableEvent({
       name: event.data.name,
       input: event.data.input,
       evaluated_permission: event.data.evaluated_permission,
+      ...evaluationOf(event.data.evaluated_permission),
     }),
 });
 export const AgentToolResult = durableEvent({

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { idSchema } from '../ids.ts';
-import { jsonValue } from '../json-schema.ts';
-import { metadata, metadataPatch, text } from './common.ts';
+import type { DeepReadonly } from '../json.ts';
+import { emptyYet, metadata, metadataPatch, naming, notYet, text, timestamp } from './common.ts';
 import { LIMITS } from './limits.ts';
 
 export const BUILTIN_TOOLS = ['bash', 'read', 'write', 'edit', 'glob', 'grep', 'web_fetch', 'web_search'] as const;
@@ -10,11 +10,18 @@ export type BuiltinTool = (typeof BUILTIN_TOOLS)[number];
 export const SANDBOX_TOOLS = ['bash', 'read', 'write', 'edit', 'glob', 'grep'] as const;
 export type SandboxTool = (typeof SANDBOX_TOOLS)[number];
 
-export const permissionPolicy = z.strictObject({ type: z.enum(['always_allow', 'always_ask']) });
+export const permissionPolicy = z.strictObject({
+  type: z.enum(['always_allow', 'always_ask'], { error: naming('auto') }),
+});
 export type PermissionPolicy = z.infer<typeof permissionPolicy>;
 
-const nullOnly = (name: string) => z.null({ error: `${name} is not supported yet; leave it out` }).optional();
-const hostList = z.array(text(255, 1)).min(1, 'is empty; leave it out instead').max(64);
+const hostName = z
+  .string()
+  .regex(
+    /^(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?$/,
+    'must be a host name, without scheme, port or path',
+  );
+const hostList = z.array(hostName).min(1).max(64);
 const toolConfig = z
   .strictObject({
     name: z.enum(BUILTIN_TOOLS),
@@ -25,11 +32,12 @@ const toolConfig = z
     allowed_domains: hostList.nullish(),
     blocked_domains: hostList.nullish(),
     max_content_tokens: z.int().min(1).max(1_000_000).nullish(),
-    url_sources: nullOnly('url_sources'),
-    user_location: nullOnly('user_location'),
+    url_sources: notYet('url_sources'),
+    user_location: notYet('user_location'),
   })
-  .refine((config) => config.type === undefined || config.type === config.name, {
-    message: 'type must be the same as name',
+  .refine(({ name, type = name }) => type === name, { message: 'type must be the same as name' })
+  .refine(({ name, enabled }) => name !== 'web_search' || enabled !== true, {
+    message: 'the tool "web_search" is not supported yet; leave it out or disable it',
   })
   .refine((config) => !(config.allowed_domains && config.blocked_domains), {
     message: 'allowed_domains and blocked_domains exclude each other',
@@ -47,7 +55,11 @@ const agentToolset = z.strictObject({
   default_config: z
     .strictObject({ enabled: z.boolean().nullish(), permission_policy: permissionPolicy.nullish() })
     .nullish(),
-  configs: z.array(toolConfig).max(BUILTIN_TOOLS.length).nullish(),
+  configs: z
+    .array(toolConfig)
+    .max(BUILTIN_TOOLS.length)
+    .refine((configs) => new Set(configs.map(({ name }) => name)).size === configs.length, 'names a tool twice')
+    .nullish(),
 });
 
 const customTool = z.strictObject({
@@ -57,7 +69,7 @@ const customTool = z.strictObject({
   input_schema: z.looseObject({ type: z.literal('object') }),
 });
 
-export const toolParam = z.discriminatedUnion('type', [agentToolset, customTool]);
+export const toolParam = z.discriminatedUnion('type', [agentToolset, customTool], { error: naming('mcp_toolset') });
 export type ToolParam = z.infer<typeof toolParam>;
 
 export const tools = z
@@ -86,47 +98,55 @@ export const modelParam = z.union([
     id: text(LIMITS.modelChars, 1),
     effort: z.union([effortLevel, z.strictObject({ type: effortLevel })]).nullish(),
     speed: z.literal('standard', { error: 'speed "fast" is not supported yet; use "standard"' }).nullish(),
+    inference_geo: notYet('inference_geo'),
   }),
 ]);
 
 /** A resolved model: always an object in responses. */
-export interface ModelConfig {
-  readonly id: string;
-  readonly effort: { readonly type: z.infer<typeof effortLevel> };
-  readonly speed: 'standard';
-}
-export function resolveModel(model: z.infer<typeof modelParam>): ModelConfig {
-  if (typeof model === 'string') return { id: model, effort: { type: 'high' }, speed: 'standard' };
-  const effort = model.effort ?? 'high';
-  return { id: model.id, effort: typeof effort === 'string' ? { type: effort } : effort, speed: 'standard' };
+const modelConfig = z.strictObject({
+  id: z.string(),
+  effort: z.strictObject({ type: effortLevel }),
+  speed: z.literal('standard'),
+});
+export type ModelConfig = DeepReadonly<z.infer<typeof modelConfig>>;
+
+/** An effort that is left out is that of the model it replaces, else `high`. */
+export function resolveModel(model: z.infer<typeof modelParam>, before?: ModelConfig): ModelConfig {
+  const given = typeof model === 'string' ? { id: model } : model;
+  const effort = given.effort ?? before?.effort ?? 'high';
+  return { id: given.id, effort: typeof effort === 'string' ? { type: effort } : effort, speed: 'standard' };
 }
 
-export interface ResolvedToolConfig {
-  readonly type: BuiltinTool;
-  readonly name: BuiltinTool;
-  readonly enabled: boolean;
-  readonly permission_policy: PermissionPolicy;
-  readonly allowed_domains?: readonly string[] | null;
-  readonly blocked_domains?: readonly string[] | null;
-  readonly max_content_tokens?: number | null;
-  readonly url_sources?: null;
-}
-export type ResolvedTool =
-  | {
-      readonly type: 'agent_toolset_20260401';
-      readonly default_config: { readonly enabled: boolean; readonly permission_policy: PermissionPolicy };
-      readonly configs: readonly ResolvedToolConfig[];
-    }
-  | {
-      readonly type: 'custom';
-      readonly name: string;
-      readonly description: string;
-      readonly input_schema: Readonly<Record<string, unknown>>;
-    };
+const resolvedToolConfig = z.strictObject({
+  type: z.enum(BUILTIN_TOOLS),
+  name: z.enum(BUILTIN_TOOLS),
+  enabled: z.boolean(),
+  permission_policy: permissionPolicy,
+  allowed_domains: z.array(z.string()).optional(),
+  blocked_domains: z.array(z.string()).optional(),
+  max_content_tokens: z.int().optional(),
+  /** `web_fetch` only: null, every source. */
+  url_sources: z.null().optional(),
+});
+export type ResolvedToolConfig = DeepReadonly<z.infer<typeof resolvedToolConfig>>;
+const resolvedTool = z.discriminatedUnion('type', [
+  z.strictObject({
+    type: z.literal('agent_toolset_20260401'),
+    default_config: z.strictObject({ enabled: z.boolean(), permission_policy: permissionPolicy }),
+    configs: z.array(resolvedToolConfig),
+  }),
+  z.strictObject({
+    type: z.literal('custom'),
+    name: z.string(),
+    description: z.string(),
+    input_schema: z.looseObject({ type: z.literal('object') }),
+  }),
+]);
+export type ResolvedTool = DeepReadonly<z.infer<typeof resolvedTool>>;
 
 /**
  * Resolves every `enabled` and `permission_policy` of a toolset, as responses echo them. `web_search` is not offered
- * yet and resolves as disabled; asking for it by name is refused by {@link unsupportedToolFault}.
+ * yet and resolves as disabled.
  */
 export function resolveTools(list: readonly ToolParam[]): ResolvedTool[] {
   return list.map((tool) => {
@@ -153,20 +173,8 @@ export function resolveTools(list: readonly ToolParam[]): ResolvedTool[] {
   });
 }
 
-/** Known to the wire contract, not built yet: refused by name rather than ignored. */
-export function unsupportedToolFault(list: readonly ToolParam[]): string | undefined {
-  for (const tool of list) {
-    if (tool.type !== 'agent_toolset_20260401') continue;
-    if (tool.configs?.some((config) => config.name === 'web_search' && config.enabled === true)) {
-      return 'the tool "web_search" is not supported yet; leave it out or disable it';
-    }
-  }
-  return undefined;
-}
-
-const emptyOnly = (name: string) => z.array(jsonValue).max(0, `${name} is not supported yet; leave it empty`).nullish();
 const executionIdentity = z
-  .strictObject({ type: z.literal('service_account', { error: 'execution_identity supports only service_account' }) })
+  .strictObject({ type: z.literal('service_account', { error: naming('aws_role') }) })
   .nullish();
 const harness = z
   .strictObject({ type: z.literal('native', { error: 'the only harness so far is "native"' }) })
@@ -178,9 +186,9 @@ export const createAgentBody = z.strictObject({
   description: text(LIMITS.descriptionChars).nullish(),
   system: text(LIMITS.systemChars).nullish(),
   tools: tools.nullish(),
-  mcp_servers: emptyOnly('mcp_servers'),
-  skills: emptyOnly('skills'),
-  multiagent: nullOnly('multiagent'),
+  mcp_servers: emptyYet('mcp_servers'),
+  skills: emptyYet('skills'),
+  multiagent: notYet('multiagent'),
   execution_identity: executionIdentity,
   harness,
   metadata: metadata.nullish(),
@@ -194,9 +202,9 @@ export const updateAgentBody = z.strictObject({
   description: text(LIMITS.descriptionChars).nullish(),
   system: text(LIMITS.systemChars).nullish(),
   tools: tools.nullish(),
-  mcp_servers: emptyOnly('mcp_servers'),
-  skills: emptyOnly('skills'),
-  multiagent: nullOnly('multiagent'),
+  mcp_servers: emptyYet('mcp_servers'),
+  skills: emptyYet('skills'),
+  multiagent: notYet('multiagent'),
   execution_identity: executionIdentity,
   harness,
   metadata: metadataPatch.nullish(),
@@ -204,28 +212,35 @@ export const updateAgentBody = z.strictObject({
 export type UpdateAgentBody = z.infer<typeof updateAgentBody>;
 
 /** The agent resource as the wire has it. */
-export interface Agent {
-  readonly id: string;
-  readonly type: 'agent';
-  readonly name: string;
-  readonly description: string | null;
-  readonly system: string | null;
-  readonly model: ModelConfig;
-  readonly tools: readonly ResolvedTool[];
-  readonly mcp_servers: readonly never[];
-  readonly skills: readonly never[];
-  readonly multiagent: null;
-  readonly execution_identity: { readonly type: 'service_account' };
-  readonly harness: { readonly type: 'native' };
-  readonly metadata: Readonly<Record<string, string>>;
-  readonly version: number;
-  readonly created_at: string;
-  readonly updated_at: string;
-  readonly archived_at: string | null;
-}
+export const agentResource = z.strictObject({
+  id: z.string(),
+  type: z.literal('agent'),
+  name: z.string(),
+  description: z.string().nullable(),
+  system: z.string().nullable(),
+  model: modelConfig,
+  tools: z.array(resolvedTool),
+  mcp_servers: z.array(z.never()),
+  skills: z.array(z.never()),
+  multiagent: z.null(),
+  execution_identity: z.strictObject({ type: z.literal('service_account') }),
+  harness: z.strictObject({ type: z.literal('native') }),
+  metadata: z.record(z.string(), z.string()),
+  version: z.int(),
+  created_at: timestamp,
+  updated_at: timestamp,
+  archived_at: timestamp.nullable(),
+});
+export type Agent = DeepReadonly<z.infer<typeof agentResource>>;
 
 /** What a session keeps of its agent. */
-export type AgentSnapshot = Omit<Agent, 'metadata' | 'created_at' | 'updated_at' | 'archived_at'>;
+export const agentSnapshot = agentResource.omit({
+  metadata: true,
+  created_at: true,
+  updated_at: true,
+  archived_at: true,
+});
+export type AgentSnapshot = DeepReadonly<z.infer<typeof agentSnapshot>>;
 export function snapshotAgent(agent: Agent): AgentSnapshot {
   const {
     metadata: _metadata,
@@ -247,8 +262,8 @@ export const agentReference = z.union([
     model: modelParam.optional(),
     system: text(LIMITS.systemChars).nullish(),
     tools: tools.nullish(),
-    mcp_servers: emptyOnly('mcp_servers'),
-    skills: emptyOnly('skills'),
+    mcp_servers: emptyYet('mcp_servers'),
+    skills: emptyYet('skills'),
   }),
 ]);
 export type AgentReference = z.infer<typeof agentReference>;

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { hasUnstorableText } from '../json.ts';
+import { jsonValue } from '../json-schema.ts';
 import { LIMITS } from './limits.ts';
 
 /** Text that Postgres can store: no NUL, no lone surrogates, at most `maxChars` code units. */
@@ -38,6 +39,27 @@ export function jsonFault(body: unknown): string | undefined {
   return fault(body, 0);
 }
 
+/** A field of the wire contract that is not built yet: absent or null. */
+export const notYet = (name: string) => z.null({ error: `${name} is not supported yet; leave it out` }).optional();
+
+/** A list of the wire contract that is not built yet: absent, null or empty. */
+export const emptyYet = (name: string) =>
+  z.array(jsonValue).max(0, `${name} is not supported yet; leave it empty`).nullish();
+
+/**
+ * The error of a union or an enum that names what the wire contract knows and this platform has not built yet. What
+ * neither knows gets zod's own message.
+ */
+export function naming(...notBuilt: readonly string[]): (issue: { readonly input?: unknown }) => string | undefined {
+  return ({ input }) => {
+    const given: unknown = typeof input === 'object' && input !== null && 'type' in input ? input.type : input;
+    return notBuilt.some((one) => one === given) ? `${String(given)} is not supported yet` : undefined;
+  };
+}
+
+/** RFC 3339, in answers. */
+export const timestamp = z.iso.datetime();
+
 /** Metadata map of the wire contract: ≤ 16 pairs, key ≤ 64, value ≤ 512. */
 export const metadata = z
   .record(text(LIMITS.metadataKeyChars, 1), text(LIMITS.metadataValueChars))
@@ -66,3 +88,14 @@ export interface Page<T> {
   readonly data: readonly T[];
   readonly next_page: string | null;
 }
+
+/** A page of a list, as {@link Page} is typed; `prev_page` where the list can be walked back. */
+export const pageOf = <S extends z.ZodType>(item: S) =>
+  z.strictObject({
+    data: z.array(item),
+    next_page: z.string().nullable(),
+    prev_page: z.string().nullable().optional(),
+  });
+
+/** What a deleted object leaves of itself. */
+export const deleted = <const T extends string>(type: T) => z.strictObject({ id: z.string(), type: z.literal(type) });

@@ -1,5 +1,6 @@
 import { z } from 'zod';
-import { metadata, metadataPatch, text } from './common.ts';
+import type { DeepReadonly } from '../json.ts';
+import { metadata, metadataPatch, naming, text, timestamp } from './common.ts';
 import { LIMITS } from './limits.ts';
 
 const hostPattern = /^(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$/;
@@ -10,9 +11,9 @@ const networking = z.discriminatedUnion('type', [
     allowed_hosts: z
       .array(z.string().regex(hostPattern, 'must be a host name, an IPv4 address or *.domain'))
       .max(LIMITS.allowedHosts)
-      .optional(),
-    allow_mcp_servers: z.boolean().optional(),
-    allow_package_managers: z.boolean().optional(),
+      .nullish(),
+    allow_mcp_servers: z.boolean().nullish(),
+    allow_package_managers: z.boolean().nullish(),
   }),
 ]);
 export type Networking = z.infer<typeof networking>;
@@ -38,74 +39,83 @@ export const environmentConfigParam = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('self_hosted') }),
 ]);
 
+const scope = z.literal('organization', { error: naming('account') }).nullish();
+
 export const createEnvironmentBody = z.strictObject({
   name: text(LIMITS.nameChars, 1),
   description: text(LIMITS.descriptionChars).nullish(),
   config: environmentConfigParam.nullish(),
-  scope: z.enum(['organization', 'account']).nullish(),
+  scope,
   metadata: metadata.nullish(),
 });
 export type CreateEnvironmentBody = z.infer<typeof createEnvironmentBody>;
 
 export const updateEnvironmentBody = z.strictObject({
-  name: text(LIMITS.nameChars, 1).optional(),
+  name: text(LIMITS.nameChars, 1).nullish(),
   description: text(LIMITS.descriptionChars).nullish(),
   config: environmentConfigParam.nullish(),
-  scope: z.enum(['organization', 'account']).nullish(),
+  scope,
   metadata: metadataPatch.nullish(),
 });
 export type UpdateEnvironmentBody = z.infer<typeof updateEnvironmentBody>;
 
-/** Networking with every member present, as responses have it. */
-export type ResolvedNetworking =
-  | { readonly type: 'unrestricted' }
-  | {
-      readonly type: 'limited';
-      readonly allowed_hosts: readonly string[];
-      readonly allow_mcp_servers: boolean;
-      readonly allow_package_managers: boolean;
-    };
-export interface EnvironmentConfig {
-  readonly type: 'cloud';
-  readonly networking: ResolvedNetworking;
-  readonly packages: {
-    readonly apt: [];
-    readonly cargo: [];
-    readonly gem: [];
-    readonly go: [];
-    readonly npm: [];
-    readonly pip: [];
-  };
-}
+const environmentConfig = z.strictObject({
+  type: z.literal('cloud'),
+  networking: z.discriminatedUnion('type', [
+    z.strictObject({ type: z.literal('unrestricted') }),
+    z.strictObject({
+      type: z.literal('limited'),
+      allowed_hosts: z.array(z.string()),
+      allow_mcp_servers: z.boolean(),
+      allow_package_managers: z.boolean(),
+    }),
+  ]),
+  packages: z.strictObject({
+    apt: z.array(z.never()),
+    cargo: z.array(z.never()),
+    gem: z.array(z.never()),
+    go: z.array(z.never()),
+    npm: z.array(z.never()),
+    pip: z.array(z.never()),
+  }),
+});
+/** A configuration with every member present, as responses have it. */
+export type EnvironmentConfig = DeepReadonly<z.infer<typeof environmentConfig>>;
+export type ResolvedNetworking = EnvironmentConfig['networking'];
 
-/** Omitted config means the cloud defaults; networking is unrestricted unless it says otherwise. */
-export function resolveEnvironmentConfig(networkingParam: Networking | null | undefined): EnvironmentConfig {
-  const chosen = networkingParam ?? { type: 'unrestricted' as const };
+/** What is left out stays as it was, else it is the default: unrestricted; where limited, nothing is allowed. */
+export function resolveEnvironmentConfig(
+  param: z.infer<typeof cloudConfig> | null | undefined,
+  before?: EnvironmentConfig,
+): EnvironmentConfig {
+  const given = param?.networking ?? before?.networking ?? { type: 'unrestricted' };
+  const old = before?.networking.type === 'limited' ? before.networking : undefined;
   return {
     type: 'cloud',
     networking:
-      chosen.type === 'unrestricted'
-        ? chosen
+      given.type === 'unrestricted'
+        ? given
         : {
             type: 'limited',
-            allowed_hosts: chosen.allowed_hosts ?? [],
-            allow_mcp_servers: chosen.allow_mcp_servers ?? false,
-            allow_package_managers: chosen.allow_package_managers ?? false,
+            allowed_hosts: given.allowed_hosts ?? old?.allowed_hosts ?? [],
+            allow_mcp_servers: given.allow_mcp_servers ?? old?.allow_mcp_servers ?? false,
+            allow_package_managers: given.allow_package_managers ?? old?.allow_package_managers ?? false,
           },
     packages: { apt: [], cargo: [], gem: [], go: [], npm: [], pip: [] },
   };
 }
 
 /** The environment resource as the wire has it. */
-export interface Environment {
-  readonly id: string;
-  readonly type: 'environment';
-  readonly name: string;
-  readonly description: string | null;
-  readonly scope: 'organization' | 'account';
-  readonly metadata: Readonly<Record<string, string>>;
-  readonly config: EnvironmentConfig;
-  readonly created_at: string;
-  readonly updated_at: string;
-  readonly archived_at: string | null;
-}
+export const environmentResource = z.strictObject({
+  id: z.string(),
+  type: z.literal('environment'),
+  name: z.string(),
+  description: z.string().nullable(),
+  scope: z.literal('organization'),
+  metadata: z.record(z.string(), z.string()),
+  config: environmentConfig,
+  created_at: timestamp,
+  updated_at: timestamp,
+  archived_at: timestamp.nullable(),
+});
+export type Environment = DeepReadonly<z.infer<typeof environmentResource>>;

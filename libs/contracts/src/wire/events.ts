@@ -1,6 +1,8 @@
 import { z } from 'zod';
 import { idSchema } from '../ids.ts';
-import { text } from './common.ts';
+import { jsonObject } from '../json-schema.ts';
+import { agentSnapshot } from './agents.ts';
+import { naming, text, timestamp } from './common.ts';
 import { LIMITS } from './limits.ts';
 
 /** A body that was moved to the blob store because it is above {@link LIMITS.inlineBytes}; never shown on the wire. */
@@ -26,68 +28,66 @@ const textSource = z.strictObject({
   media_type: z.literal('text/plain'),
   data: text(LIMITS.textChars),
 });
-const fileSource = z.strictObject({
-  type: z
-    .literal('file', { error: 'file sources are not supported yet; send base64 or a url' })
-    .refine(() => false, 'file sources are not supported yet; send base64 or a url'),
-  file_id: z.string(),
-});
 const imageBlock = z.strictObject({
   type: z.literal('image'),
-  source: z.discriminatedUnion('type', [base64Source, urlSource, fileSource]),
+  source: z.discriminatedUnion('type', [base64Source, urlSource], { error: naming('file') }),
 });
 const documentBlock = z.strictObject({
   type: z.literal('document'),
-  source: z.discriminatedUnion('type', [base64Source, urlSource, textSource, fileSource]),
+  source: z.discriminatedUnion('type', [base64Source, urlSource, textSource], { error: naming('file') }),
   title: text(LIMITS.nameChars).nullish(),
   context: text(LIMITS.descriptionChars).nullish(),
 });
-export const contentBlock = z.discriminatedUnion('type', [textBlock, imageBlock, documentBlock]);
+export const contentBlock = z.discriminatedUnion('type', [textBlock, imageBlock, documentBlock], {
+  error: naming('search_result', 'redacted'),
+});
 export type ContentBlock = z.infer<typeof contentBlock>;
 /** A content block as the log stores it: the wire's own, or a digest of one (the blob is the block's JSON). */
 export const storedBlock = z.union([contentBlock, blobReference]);
 export type StoredBlock = z.infer<typeof storedBlock>;
 const content = z.array(contentBlock).min(1).max(LIMITS.contentBlocks);
 
-const threadId = z
-  .null({ error: 'threads other than the primary one are not supported yet' })
-  .or(z.string().max(128))
-  .optional();
+/** Only a session's primary thread exists so far; its id is checked where the session is known. */
+const threadId = z.string().max(128).nullish();
 
-export const clientEventParam = z.discriminatedUnion('type', [
-  z.strictObject({
-    type: z.literal('user.message'),
-    content,
-    /** Additive: `true` hands the message to the running turn before its next model request (steering). */
-    x_steer: z.boolean().optional(),
-  }),
-  z.strictObject({ type: z.literal('user.interrupt'), session_thread_id: threadId }),
-  z.strictObject({
-    type: z.literal('user.tool_confirmation'),
-    tool_use_id: idSchema('event'),
-    result: z.enum(['allow', 'deny']),
-    deny_message: text(LIMITS.descriptionChars).nullish(),
-    session_thread_id: threadId,
-  }),
-  z.strictObject({
-    type: z.literal('user.custom_tool_result'),
-    custom_tool_use_id: idSchema('event'),
-    content: z.array(contentBlock).max(LIMITS.contentBlocks).nullish(),
-    is_error: z.boolean().nullish(),
-    session_thread_id: threadId,
-  }),
-  z.strictObject({
-    type: z.literal('system.message'),
-    content: z
-      .array(textBlock)
-      .min(1)
-      .max(LIMITS.contentBlocks)
-      .refine(
-        (list) => list.reduce((sum, { text: { length } }) => sum + length, 0) <= LIMITS.systemChars,
-        `a system.message must have at most ${LIMITS.systemChars} characters`,
-      ),
-  }),
-]);
+export const clientEventParam = z.discriminatedUnion(
+  'type',
+  [
+    z.strictObject({
+      type: z.literal('user.message'),
+      content,
+      /** Additive: `true` hands the message to the running turn before its next model request (steering). */
+      x_steer: z.boolean().optional(),
+    }),
+    z.strictObject({ type: z.literal('user.interrupt'), session_thread_id: threadId }),
+    z.strictObject({
+      type: z.literal('user.tool_confirmation'),
+      tool_use_id: idSchema('event'),
+      result: z.enum(['allow', 'deny']),
+      deny_message: text(LIMITS.descriptionChars).nullish(),
+      session_thread_id: threadId,
+    }),
+    z.strictObject({
+      type: z.literal('user.custom_tool_result'),
+      custom_tool_use_id: idSchema('event'),
+      content: z.array(contentBlock).max(LIMITS.contentBlocks).nullish(),
+      is_error: z.boolean().nullish(),
+      session_thread_id: threadId,
+    }),
+    z.strictObject({
+      type: z.literal('system.message'),
+      content: z
+        .array(textBlock)
+        .min(1)
+        .max(LIMITS.contentBlocks)
+        .refine(
+          (list) => list.reduce((sum, { text: { length } }) => sum + length, 0) <= LIMITS.systemChars,
+          `a system.message must have at most ${LIMITS.systemChars} characters`,
+        ),
+    }),
+  ],
+  { error: naming('user.define_outcome', 'user.tool_result') },
+);
 export type ClientEventParam = z.infer<typeof clientEventParam>;
 
 /** The list of client events of one request: bounded in number and in content blocks over all of them. */
@@ -102,9 +102,6 @@ export function clientEvents<E extends z.ZodType<ClientEventParam>>(event: E, ma
       `must have at most ${LIMITS.requestContentBlocks} content blocks over all events`,
     );
 }
-
-/** Client event types of the wire contract that are refused by name until they work. */
-export const UNSUPPORTED_CLIENT_EVENTS = ['user.define_outcome', 'user.tool_result'] as const;
 
 export const sendEventsBody = z.strictObject({
   events: clientEvents(clientEventParam, LIMITS.eventsPerRequest)
@@ -164,20 +161,80 @@ export const sessionError = z.strictObject({
 });
 export type SessionError = z.infer<typeof sessionError>;
 
+function frame<const T extends string, S extends z.ZodRawShape>(type: T, fields: S) {
+  return z.strictObject({ id: z.string(), type: z.literal(type), processed_at: timestamp, ...fields });
+}
+function queuedFrame<const T extends string, S extends z.ZodRawShape>(type: T, fields: S) {
+  return frame(type, fields).extend({ processed_at: timestamp.nullable() });
+}
+const costUsd = z.number().min(0);
+const evaluation = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('always_allow') }),
+  z.strictObject({ type: z.literal('always_ask') }),
+]);
+
+/** Every event of a session as lists and streams show it: what {@link wireFrame} makes. */
+export const sessionEventResource = z.discriminatedUnion('type', [
+  queuedFrame('user.message', { content: z.array(contentBlock) }),
+  queuedFrame('system.message', { content: z.array(textBlock) }),
+  frame('user.interrupt', {}),
+  frame('user.tool_confirmation', {
+    tool_use_id: z.string(),
+    result: z.enum(['allow', 'deny']),
+    deny_message: z.string().optional(),
+  }),
+  frame('user.custom_tool_result', {
+    custom_tool_use_id: z.string(),
+    content: z.array(contentBlock),
+    is_error: z.boolean(),
+  }),
+  frame('agent.message', { content: z.array(textBlock) }),
+  frame('agent.thinking', {}),
+  frame('agent.tool_use', {
+    name: z.string(),
+    input: jsonObject,
+    evaluated_permission: z.enum(['allow', 'ask', 'deny']),
+    evaluation: evaluation.optional(),
+  }),
+  frame('agent.tool_result', { tool_use_id: z.string(), content: z.array(contentBlock), is_error: z.boolean() }),
+  frame('agent.custom_tool_use', { name: z.string(), input: jsonObject }),
+  frame('agent.thread_context_compacted', { x_model_usage: modelUsage, x_cost_usd: costUsd.optional() }),
+  frame('session.status_running', {}),
+  frame('session.status_rescheduled', {}),
+  frame('session.status_idle', { stop_reason: stopReason, stop_details: z.null() }),
+  frame('session.status_terminated', {}),
+  frame('session.deleted', {}),
+  frame('session.error', { error: sessionError }),
+  frame('session.updated', {
+    title: z.string().nullable().optional(),
+    metadata: z.record(z.string(), z.string()).optional(),
+    agent: agentSnapshot.optional(),
+  }),
+  frame('span.model_request_start', {}),
+  frame('span.model_request_end', {
+    model_request_start_id: z.string(),
+    is_error: z.boolean(),
+    model_usage: modelUsage,
+    x_cost_usd: costUsd.optional(),
+  }),
+]);
+
 /** Stream-only frames; they never persist and carry no id of their own. */
-export interface EventStartFrame {
-  readonly type: 'event_start';
-  readonly event: { readonly type: 'agent.message' | 'agent.thinking'; readonly id: string };
-}
-export interface EventDeltaFrame {
-  readonly type: 'event_delta';
-  readonly event_id: string;
-  readonly delta: {
-    readonly type: 'content_delta';
-    readonly index: number;
-    readonly content: { readonly type: 'text'; readonly text: string };
-  };
-}
+export const eventStartFrame = z.strictObject({
+  type: z.literal('event_start'),
+  event: z.strictObject({ type: z.enum(['agent.message', 'agent.thinking']), id: z.string() }),
+});
+export const eventDeltaFrame = z.strictObject({
+  type: z.literal('event_delta'),
+  event_id: z.string(),
+  delta: z.strictObject({
+    type: z.literal('content_delta'),
+    index: z.int(),
+    content: z.strictObject({ type: z.literal('text'), text: z.string() }),
+  }),
+});
+export type EventStartFrame = z.infer<typeof eventStartFrame>;
+export type EventDeltaFrame = z.infer<typeof eventDeltaFrame>;
 
 /** A token delta on the bus (S3): dropped by the gateway once its event is closed or its sequence has a gap. */
 export interface LiveDelta {

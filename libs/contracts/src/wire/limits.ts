@@ -26,6 +26,7 @@ export const LIMITS = {
   contextKeyChars: 128,
   listLimitMax: 100,
   eventListLimitMax: 1_000,
+  modelListLimitMax: 1_000,
   idempotencyKeyChars: 255,
   /** Content of one event above this many bytes travels and is stored as blob digests (B4). */
   inlineBytes: 64 * 1024,

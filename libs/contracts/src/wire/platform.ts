@@ -1,41 +1,54 @@
+import { z } from 'zod';
+import type { DeepReadonly } from '../json.ts';
+import { jsonObject } from '../json-schema.ts';
+import { timestamp } from './common.ts';
+
+const amounts = z.record(z.string(), z.int());
+
 /** `GET /v1/x/status`: what a workspace uses, and how the platform is. */
-export interface PlatformStatus {
+export const platformStatus = z.strictObject({
   /** True when answers come from the scripted demo gateway. */
-  readonly demo_gateway: boolean;
+  demo_gateway: z.boolean(),
   /** Every process that reported within the last seconds. */
-  readonly services: readonly {
-    readonly service: string;
-    readonly instance: string;
-    readonly started_at: string;
-    readonly memory_bytes: number;
-    readonly figures: Readonly<Record<string, number | boolean | string>>;
-  }[];
+  services: z.array(
+    z.strictObject({
+      service: z.string(),
+      instance: z.string(),
+      started_at: timestamp,
+      memory_bytes: z.int(),
+      figures: z.record(z.string(), z.union([z.number(), z.boolean(), z.string()])),
+    }),
+  ),
   /** Sessions by status, without archived ones. */
-  readonly sessions: Readonly<Record<string, number>>;
+  sessions: amounts,
   /** Idle sessions that wait for the client's word about a tool call. */
-  readonly sessions_needing_action: number;
+  sessions_needing_action: z.int(),
   /** Messages that wait behind running turns. */
-  readonly queued_messages: number;
+  queued_messages: z.int(),
   /** Null while no process leads. */
-  readonly relay: { readonly instance: string; readonly lag_ms: number | null } | null;
+  relay: z.strictObject({ instance: z.string(), lag_ms: z.number().nullable() }).nullable(),
   /** Null when the broker could not be asked. */
-  readonly dead_letters: number | null;
+  dead_letters: z.int().nullable(),
   /** Sandboxes by status, without destroyed ones. */
-  readonly sandboxes: Readonly<Record<string, number>>;
-}
+  sandboxes: amounts,
+});
+export type PlatformStatus = DeepReadonly<z.infer<typeof platformStatus>>;
+
+const timelineEntry = z.strictObject({
+  id: z.string(),
+  version: z.int(),
+  type: z.string(),
+  schema_version: z.int(),
+  recorded_at: timestamp,
+  data: jsonObject,
+  metadata: jsonObject,
+});
+export type TimelineEntry = DeepReadonly<z.infer<typeof timelineEntry>>;
 
 /** `GET /v1/sessions/{id}/x/timeline`: a session's log as it is stored, internal events too. */
-export interface TimelinePage {
-  readonly data: readonly TimelineEntry[];
+export const timelinePage = z.strictObject({
+  data: z.array(timelineEntry),
   /** The version to go on after; null at the end of the log. */
-  readonly next_after: number | null;
-}
-export interface TimelineEntry {
-  readonly id: string;
-  readonly version: number;
-  readonly type: string;
-  readonly schema_version: number;
-  readonly recorded_at: string;
-  readonly data: unknown;
-  readonly metadata: unknown;
-}
+  next_after: z.int().nullable(),
+});
+export type TimelinePage = DeepReadonly<z.infer<typeof timelinePage>>;

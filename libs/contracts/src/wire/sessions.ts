@@ -1,16 +1,14 @@
 import { z } from 'zod';
-import { idSchema } from '../ids.ts';
-import { jsonValue } from '../json-schema.ts';
-import type { AgentSnapshot } from './agents.ts';
-import { agentReference, tools } from './agents.ts';
-import { metadata, metadataPatch, text } from './common.ts';
-import { clientEventParam, clientEvents, type StopReason } from './events.ts';
+import { ID_PREFIXES, idSchema } from '../ids.ts';
+import type { DeepReadonly } from '../json.ts';
+import { agentReference, agentSnapshot, tools } from './agents.ts';
+import { emptyYet, metadata, metadataPatch, notYet, text, timestamp } from './common.ts';
+import { clientEventParam, clientEvents, stopReason } from './events.ts';
 import { LIMITS } from './limits.ts';
 
 export const SESSION_STATUSES = ['idle', 'running', 'rescheduling', 'terminated'] as const;
 export type SessionStatus = (typeof SESSION_STATUSES)[number];
 
-const emptyOnly = (name: string) => z.array(jsonValue).max(0, `${name} is not supported yet; leave it empty`).nullish();
 const contextKey = z
   .string()
   .regex(/^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$/, 'must be 1 to 128 of A-Z a-z 0-9 . _ : / -');
@@ -20,9 +18,9 @@ export const createSessionBody = z.strictObject({
   environment_id: idSchema('environment'),
   title: text(LIMITS.nameChars).nullish(),
   metadata: metadata.nullish(),
-  resources: emptyOnly('resources'),
-  vault_ids: emptyOnly('vault_ids'),
-  budget: z.null({ error: 'budget is not supported yet; leave it out' }).optional(),
+  resources: emptyYet('resources'),
+  vault_ids: emptyYet('vault_ids'),
+  budget: notYet('budget'),
   initial_events: clientEvents(
     clientEventParam.refine((event) => event.type === 'user.message', 'initial_events takes only user.message'),
     LIMITS.initialEvents,
@@ -44,39 +42,83 @@ export const quickSessionBody = z.strictObject({
 export const updateSessionBody = z.strictObject({
   title: text(LIMITS.nameChars).nullish(),
   metadata: metadataPatch.nullish(),
-  agent: z.strictObject({ tools: tools.optional(), mcp_servers: emptyOnly('mcp_servers') }).optional(),
-  budget: z.null({ error: 'budget is not supported yet; leave it out' }).optional(),
+  agent: z.strictObject({ tools: tools.optional(), mcp_servers: emptyYet('mcp_servers') }).optional(),
+  budget: notYet('budget'),
   vault_ids: z.never({ error: 'vault_ids cannot be changed' }).optional(),
 });
 export type UpdateSessionBody = z.infer<typeof updateSessionBody>;
 
-export interface SessionUsage {
-  readonly input_tokens: number;
-  readonly output_tokens: number;
-  readonly cache_read_input_tokens: number;
-  readonly cache_creation: { readonly ephemeral_5m_input_tokens: number; readonly ephemeral_1h_input_tokens: number };
+const sessionUsage = z.strictObject({
+  input_tokens: z.int(),
+  output_tokens: z.int(),
+  cache_read_input_tokens: z.int(),
+  cache_creation: z.strictObject({ ephemeral_5m_input_tokens: z.int(), ephemeral_1h_input_tokens: z.int() }),
   /** Additive: what the gateway said the calls cost, in US dollars; absent when it said nothing. */
-  readonly x_cost_usd?: number;
-}
+  x_cost_usd: z.number().optional(),
+});
+export type SessionUsage = DeepReadonly<z.infer<typeof sessionUsage>>;
+const sessionStats = z.strictObject({ active_seconds: z.number(), duration_seconds: z.number() });
 
 /** The session resource as the wire has it. */
-export interface Session {
-  readonly id: string;
-  readonly type: 'session';
-  readonly status: SessionStatus;
-  readonly agent: AgentSnapshot;
-  readonly environment_id: string;
-  readonly title: string | null;
-  readonly metadata: Readonly<Record<string, string>>;
-  readonly resources: readonly never[];
-  readonly vault_ids: readonly never[];
-  readonly outcome_evaluations: readonly never[];
-  readonly budget: null;
-  readonly stats: { readonly active_seconds: number; readonly duration_seconds: number };
-  readonly usage: SessionUsage;
-  readonly created_at: string;
-  readonly updated_at: string;
-  readonly archived_at: string | null;
-  readonly x_context_key: string | null;
-  readonly x_stop_reason: StopReason | null;
+export const sessionResourceSchema = z.strictObject({
+  id: z.string(),
+  type: z.literal('session'),
+  status: z.enum(SESSION_STATUSES),
+  agent: agentSnapshot,
+  environment_id: z.string(),
+  title: z.string().nullable(),
+  metadata: z.record(z.string(), z.string()),
+  resources: z.array(z.never()),
+  vault_ids: z.array(z.never()),
+  outcome_evaluations: z.array(z.never()),
+  budget: z.null(),
+  stats: sessionStats,
+  usage: sessionUsage,
+  created_at: timestamp,
+  updated_at: timestamp,
+  archived_at: timestamp.nullable(),
+  x_context_key: z.string().nullable(),
+  x_stop_reason: stopReason.nullable(),
+});
+export type Session = DeepReadonly<z.infer<typeof sessionResourceSchema>>;
+
+/** The thread resource as the wire has it. A session has its primary thread and, so far, no other. */
+export const threadResource = z.strictObject({
+  id: z.string(),
+  type: z.literal('session_thread'),
+  session_id: z.string(),
+  parent_thread_id: z.null(),
+  workflow_run_id: z.null(),
+  agent: agentSnapshot.omit({ multiagent: true }),
+  status: z.enum(SESSION_STATUSES),
+  stats: sessionStats,
+  usage: sessionUsage,
+  created_at: timestamp,
+  updated_at: timestamp,
+  archived_at: timestamp.nullable(),
+});
+export type Thread = DeepReadonly<z.infer<typeof threadResource>>;
+
+/** Id of a session's primary thread. */
+export function primaryThreadId(sessionId: string): string {
+  return sessionId.replace(`${ID_PREFIXES.session}_`, `${ID_PREFIXES.thread}_`);
+}
+
+export function primaryThread(session: Session): Thread {
+  const { id, status, stats, usage, created_at, updated_at, archived_at } = session;
+  const { multiagent: _multiagent, ...agent } = session.agent;
+  return {
+    id: primaryThreadId(id),
+    type: 'session_thread',
+    session_id: id,
+    parent_thread_id: null,
+    workflow_run_id: null,
+    agent,
+    status,
+    stats,
+    usage,
+    created_at,
+    updated_at,
+    archived_at,
+  };
 }

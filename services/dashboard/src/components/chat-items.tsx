@@ -142,8 +142,7 @@ function Block({ block, plain }: { block: ContentBlock; plain: boolean }) {
       />
     );
   }
-  const about =
-    source.type === 'url' ? source.url : source.type === 'file' ? source.file_id : bytes(source.data.length);
+  const about = source.type === 'url' ? source.url : bytes(source.data.length);
   return (
     <p className="my-1 flex items-center gap-2 rounded-lg bg-raised px-3 py-2 text-sm">
       <FileText className="size-4 shrink-0 text-soft" aria-hidden />

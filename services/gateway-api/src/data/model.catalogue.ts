@@ -1,27 +1,13 @@
-import { AppError } from '@holdfast/contracts';
+import { AppError, type Model } from '@holdfast/contracts';
 import { z } from 'zod';
 
 const BELIEVE_MS = 30_000;
 const ASK_MS = 3_000;
+/** The last second that a Date holds. */
+const MAX_SECONDS = 8.64e12;
 const answerSchema = z.object({
-  data: z.array(z.object({ id: z.string(), created: z.number().nullish() })).max(10_000),
+  data: z.array(z.object({ id: z.string(), created: z.number().min(0).max(MAX_SECONDS).nullish() })).max(10_000),
 });
-
-/** A model as the wire has it. What a model gateway does not tell is null. */
-export interface Model {
-  readonly id: string;
-  readonly type: 'model';
-  readonly display_name: string;
-  readonly created_at: string;
-  readonly lifecycle: 'active';
-  readonly allowed_fallback_models: null;
-  readonly capabilities: null;
-  readonly deprecated_at: null;
-  readonly line: null;
-  readonly max_input_tokens: null;
-  readonly max_tokens: null;
-  readonly retires_at: null;
-}
 
 function modelOf(id: string, created: number): Model {
   return {
@@ -42,7 +28,7 @@ function modelOf(id: string, created: number): Model {
 
 interface Known {
   /** Without wildcards, which are no models. */
-  readonly models: Model[];
+  readonly models: readonly Model[];
   /** Whether the gateway also takes models that it does not list. */
   readonly wildcard: boolean;
   readonly untilMs: number;
@@ -61,7 +47,7 @@ export class ModelCatalogue {
   }
 
   /** @throws AppError `model.gateway-unavailable` when it cannot be asked. */
-  async list(): Promise<Model[]> {
+  async list(): Promise<readonly Model[]> {
     return (await this.#ask()).models;
   }
 

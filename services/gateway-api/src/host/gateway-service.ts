@@ -24,9 +24,10 @@ import { Commands, Exchange } from '../http/exchange.ts';
 import { openApiDocument } from '../http/openapi.ts';
 import { RateLimit } from '../http/rate-limit.ts';
 import { catalogueOperations } from '../operations/catalogue.operations.ts';
+import { NOT_BUILT } from '../operations/not-built.ts';
 import type { Operation } from '../operations/operation.ts';
 import { platformOperations } from '../operations/platform.operations.ts';
-import { sessionOperations, unsupportedEventFault } from '../operations/session.operations.ts';
+import { sessionOperations } from '../operations/session.operations.ts';
 import { StreamHub } from '../stream/stream-hub.ts';
 
 /** A service that has not been heard for so long is not shown as running. */
@@ -79,7 +80,6 @@ export class GatewayService {
       pingMs: config.SSE_PING_MS,
       streamsPerKey: config.STREAMS_PER_KEY,
     });
-    const rate = new RateLimit(config.REQUESTS_PER_MINUTE);
     const beats = new Map<string, { beat: ServiceBeat; heardMs: number }>();
     const registrations = [
       bus.subscribeLive<CredentialRevoked>(CREDENTIAL_REVOKED, ({ id }) => {
@@ -107,7 +107,9 @@ export class GatewayService {
         demoGateway: config.LITELLM_GATEWAY_URL !== '' && config.LITELLM_GATEWAY_URL === config.DEMO_GATEWAY_URL,
       }),
     ];
-    for (const one of operations) this.#route(server, one, authenticator, rate);
+    const callers = new Callers(authenticator, new RateLimit(config.REQUESTS_PER_MINUTE));
+    for (const one of operations) addRoute(server, one, callers);
+    for (const { name, paths } of NOT_BUILT) for (const path of paths) refuseRoute(server, name, path, callers);
     const document = openApiDocument(operations);
     server.get('/openapi.json', () => document);
     this.health.add('postgres', async () => {
@@ -135,43 +137,72 @@ export class GatewayService {
     await this.#parts?.bus.close();
     await this.#parts?.pool.end();
   }
+}
 
-  #route(server: FastifyInstance, one: Operation, authenticator: Authenticator, rate: RateLimit): void {
-    const callers = new WeakMap<FastifyRequest, Principal>();
-    server.route({
-      method: one.method,
-      url: one.path,
-      ...(one.takesContent === true ? { bodyLimit: LIMITS.contentBodyBytes } : {}),
-      // A HEAD of a stream would never end.
-      exposeHeadRoute: one.streams !== true,
-      // Before the body is read: whoever may not call does not make the server read and parse one.
-      onRequest: async (request: FastifyRequest, reply: FastifyReply) => {
-        if (one.authenticated === false) return;
-        const principal = await authenticator.authenticate(request.headers);
-        rate.take(keyOf(principal), Date.now());
-        const asked = request.headers['anthropic-workspace-id'];
-        if (typeof asked === 'string' && asked !== principal.workspaceId) {
-          throw new AppError('not-found', 'workspace.not-found', 'There is no such workspace for this key.');
-        }
-        reply.header('anthropic-workspace-id', principal.workspaceId);
-        callers.set(request, principal);
-      },
-      handler: async (request: FastifyRequest, reply: FastifyReply) => {
-        const body = parseBody(one, request.body) as never;
-        const result = await one.handle(new Exchange(request, reply, callers.get(request) ?? NOBODY, body));
-        return one.streams === true ? reply : result;
-      },
-    });
+/** Who calls, found out before the body is read: whoever may not call does not make the server read and parse one. */
+class Callers {
+  readonly #authenticator: Authenticator;
+  readonly #rate: RateLimit;
+  readonly #known = new WeakMap<FastifyRequest, Principal>();
+
+  constructor(authenticator: Authenticator, rate: RateLimit) {
+    this.#authenticator = authenticator;
+    this.#rate = rate;
   }
+
+  /** @throws AppError `auth.missing`, `auth.invalid`, `request.too-many`, `workspace.not-found` */
+  async admit(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    const principal = await this.#authenticator.authenticate(request.headers);
+    this.#rate.take(keyOf(principal), Date.now());
+    const asked = request.headers['anthropic-workspace-id'];
+    if (typeof asked === 'string' && asked !== principal.workspaceId) {
+      throw new AppError('not-found', 'workspace.not-found', 'There is no such workspace for this key.');
+    }
+    reply.header('anthropic-workspace-id', principal.workspaceId);
+    this.#known.set(request, principal);
+  }
+
+  of(request: FastifyRequest): Principal {
+    return this.#known.get(request) ?? NOBODY;
+  }
+}
+
+function addRoute(server: FastifyInstance, one: Operation, callers: Callers): void {
+  server.route({
+    method: one.method,
+    url: one.path,
+    ...(one.takesContent === true ? { bodyLimit: LIMITS.contentBodyBytes } : {}),
+    // A HEAD of a stream would never end.
+    exposeHeadRoute: one.streams !== true,
+    ...(one.authenticated === false
+      ? {}
+      : { onRequest: (request: FastifyRequest, reply: FastifyReply) => callers.admit(request, reply) }),
+    handler: async (request: FastifyRequest, reply: FastifyReply) => {
+      const body = parseBody(one, request.body) as never;
+      const result = await one.handle(new Exchange(request, reply, callers.of(request), body));
+      return one.streams === true ? reply : result;
+    },
+  });
+}
+
+function refuseRoute(server: FastifyInstance, name: string, path: string, callers: Callers): void {
+  server.all(path, {
+    onRequest: async (request, reply) => {
+      await callers.admit(request, reply);
+      throw new AppError('invalid', 'request.not-supported', `${name}: not supported yet; see /v1/x/capabilities.`);
+    },
+    handler: async () => undefined,
+  });
 }
 
 function parseBody(one: Operation, body: unknown): unknown {
   if (one.body === undefined) return undefined;
-  const unsupported = unsupportedEventFault(body);
-  if (unsupported !== undefined) throw new AppError('invalid', 'request.not-supported', unsupported);
   const parsed = one.body.safeParse(body);
   if (parsed.success) return parsed.data;
-  throw invalidRequest(parsed.error.issues.map((issue) => ({ path: issue.path, message: faultOf(issue) })));
+  const fault = invalidRequest(parsed.error.issues.map((issue) => ({ path: issue.path, message: faultOf(issue) })));
+  // The one fault of a body that the contract has a code for.
+  if (!parsed.error.issues.every(({ path }) => path[0] === 'metadata')) throw fault;
+  throw new AppError('invalid', fault.code, fault.message, { details: { errorCode: 'invalid_metadata' } });
 }
 
 /** Of a union's alternatives the one that came furthest says most. */

@@ -1,12 +1,109 @@
+import {
+  agentResource,
+  apiKeyResource,
+  environmentResource,
+  eventDeltaFrame,
+  eventStartFrame,
+  jsonValue,
+  LIMITS,
+  modelResource,
+  SESSION_STATUSES,
+  sessionEventResource,
+  sessionResourceSchema,
+  threadResource,
+} from '@holdfast/contracts';
 import { z } from 'zod';
 import type { Operation } from '../operations/operation.ts';
 
-/** The OpenAPI 3.1 document of the operations. Bodies come from the schemas that check them. */
+/** Schemas that more than one answer refers to, by their name in the document. */
+const SHARED: Readonly<Record<string, z.ZodType>> = {
+  Agent: agentResource,
+  Environment: environmentResource,
+  Session: sessionResourceSchema,
+  Thread: threadResource,
+  Event: sessionEventResource,
+  EventStart: eventStartFrame,
+  EventDelta: eventDeltaFrame,
+  Model: modelResource,
+  ApiKey: apiKeyResource,
+};
+
+const text = { type: 'string' };
+const time = { type: 'string', format: 'date-time' };
+const listOf = (...values: string[]) => ({ type: 'array', items: { type: 'string', enum: values } });
+/** Query parameters; each means the same wherever it is taken. */
+const QUERY: Readonly<Record<string, object>> = {
+  limit: { type: 'integer', minimum: 1, maximum: LIMITS.modelListLimitMax },
+  page: {
+    ...text,
+    description: '`next_page` or `prev_page` of an answer; of events also the id of one, to go on after it.',
+  },
+  order: { type: 'string', enum: ['asc', 'desc'] },
+  include_archived: { type: 'boolean' },
+  'created_at[gt]': time,
+  'created_at[gte]': time,
+  'created_at[lt]': time,
+  'created_at[lte]': time,
+  version: { type: 'integer', minimum: 1 },
+  agent_id: text,
+  agent_version: { type: 'integer', minimum: 1 },
+  'statuses[]': listOf(...SESSION_STATUSES),
+  'types[]': { type: 'array', items: text },
+  'event_deltas[]': listOf('agent.message', 'agent.thinking'),
+  after: { ...text, description: 'A log version or an event id; what follows is sent first. `0` is the start.' },
+  after_id: text,
+  before_id: text,
+};
+
+const header = (name: string, description: string) => ({ name, in: 'header', description, schema: text });
+const IDEMPOTENCY = header('Idempotency-Key', 'The same request with the same key is stored once.');
+const LAST_EVENT = header('Last-Event-ID', 'Like `after`, and counts before it.');
+
+/** Statuses that carry the error envelope. */
+const FAILURES: Readonly<Record<number, string>> = {
+  400: 'The request is not valid, names what is not supported, or does not fit the state of the object.',
+  401: 'The key is missing or not valid.',
+  403: 'The credential may not do this.',
+  404: 'There is no such object in the workspace of the key.',
+  409: 'The request contradicts what is stored.',
+  413: 'The body is too large.',
+  429: 'The key does too much at once.',
+  503: 'A part of the platform is not there; try again.',
+};
+
+const errorSchema = {
+  type: 'object',
+  required: ['type', 'request_id', 'error'],
+  properties: {
+    type: { const: 'error' },
+    request_id: text,
+    error: {
+      type: 'object',
+      required: ['type', 'message', 'details'],
+      properties: {
+        type: text,
+        message: text,
+        details: { type: 'object', required: ['error_code'], properties: { error_code: text } },
+      },
+    },
+  },
+};
+
+/** The OpenAPI 3.1 document of the operations. Bodies and answers come from the schemas that check and type them. */
 export function openApiDocument(operations: readonly Operation[]): object {
+  const bodies = z.registry<{ id: string }>();
+  const answers = z.registry<{ id: string }>();
+  for (const [id, schema] of Object.entries(SHARED)) answers.add(schema, { id });
+  for (const registry of [bodies, answers]) registry.add(jsonValue, { id: 'JsonValue' });
+  const nameOf = (registry: typeof bodies, schema: z.ZodType, id: string): string => {
+    if (!registry.has(schema)) registry.add(schema, { id });
+    return registry.get(schema)?.id ?? id;
+  };
   const paths: Record<string, Record<string, object>> = {};
   for (const one of operations) {
+    const title = one.id.charAt(0).toUpperCase() + one.id.slice(1);
     const path = one.path.replace(/:(\w+)/g, '{$1}');
-    const names = [...one.path.matchAll(/:(\w+)/g)].map((match) => match[1] ?? '');
+    const answer = ref(nameOf(answers, one.answer, `${title}Answer`));
     paths[path] = {
       ...paths[path],
       [one.method.toLowerCase()]: {
@@ -14,36 +111,29 @@ export function openApiDocument(operations: readonly Operation[]): object {
         summary: one.summary,
         ...(one.authenticated === false ? { security: [] } : {}),
         parameters: [
-          ...names.map((name) => ({ name, in: 'path', required: true, schema: { type: 'string' } })),
-          ...(one.query ?? []).map((name) => ({
-            name,
-            in: 'query',
-            schema: name.endsWith('[]') ? { type: 'array', items: { type: 'string' } } : { type: 'string' },
-          })),
+          ...[...one.path.matchAll(/:(\w+)/g)].map(([, name]) => ({ name, in: 'path', required: true, schema: text })),
+          ...(one.query ?? []).map((name) => ({ name, in: 'query', schema: QUERY[name] ?? text })),
+          ...(one.method === 'GET' ? [] : [IDEMPOTENCY]),
+          ...(one.streams === true ? [LAST_EVENT] : []),
         ],
         ...(one.body === undefined
           ? {}
           : {
               requestBody: {
-                content: {
-                  'application/json': {
-                    schema: z.toJSONSchema(one.body, { io: 'input', unrepresentable: 'any', target: 'draft-2020-12' }),
-                  },
-                },
+                required: !one.body.safeParse(undefined).success,
+                content: { 'application/json': { schema: ref(nameOf(bodies, one.body, `${title}Body`)) } },
               },
             }),
         responses: {
-          '200': {
-            description: 'OK',
-            content:
-              one.streams === true
-                ? { 'text/event-stream': { schema: { type: 'string' } } }
-                : { 'application/json': {} },
+          200: {
+            description: one.streams === true ? 'Server-sent events; each has one of these as its data.' : 'OK',
+            headers: { 'request-id': { schema: text } },
+            content: { [one.streams === true ? 'text/event-stream' : 'application/json']: { schema: answer } },
           },
-          default: {
-            description: 'What went wrong',
-            content: { 'application/json': { schema: { $ref: '#/components/schemas/Error' } } },
-          },
+          ...Object.fromEntries(
+            Object.keys(FAILURES).map((status) => [status, { $ref: `#/components/responses/${status}` }]),
+          ),
+          default: { $ref: '#/components/responses/default' },
         },
       },
     };
@@ -63,25 +153,36 @@ export function openApiDocument(operations: readonly Operation[]): object {
         apiKey: { type: 'apiKey', in: 'header', name: 'x-api-key' },
         bearer: { type: 'http', scheme: 'bearer' },
       },
-      schemas: {
-        Error: {
-          type: 'object',
-          required: ['type', 'request_id', 'error'],
-          properties: {
-            type: { const: 'error' },
-            request_id: { type: 'string' },
-            error: {
-              type: 'object',
-              required: ['type', 'message'],
-              properties: {
-                type: { type: 'string' },
-                message: { type: 'string' },
-                details: { type: 'object', properties: { error_code: { type: 'string' } } },
+      responses: Object.fromEntries(
+        [...Object.entries(FAILURES), ['default', 'Anything else that went wrong.'] as const].map(
+          ([status, description]) => [
+            status,
+            {
+              description,
+              headers: {
+                'request-id': { schema: text },
+                'x-should-retry': { schema: { type: 'string', enum: ['true', 'false'] } },
+                'retry-after': { description: 'Seconds, where trying again can help.', schema: { type: 'integer' } },
               },
+              content: { 'application/json': { schema: ref('Error') } },
             },
-          },
-        },
-      },
+          ],
+        ),
+      ),
+      schemas: { Error: errorSchema, ...schemasOf(bodies, 'input'), ...schemasOf(answers, 'output') },
     },
   };
+}
+
+const ref = (name: string): object => ({ $ref: `#/components/schemas/${name}` });
+
+function schemasOf(registry: z.core.$ZodRegistry<{ id: string }>, io: 'input' | 'output'): Record<string, object> {
+  const { schemas } = z.toJSONSchema(registry, {
+    io,
+    unrepresentable: 'any',
+    uri: (id) => `#/components/schemas/${id}`,
+  });
+  return Object.fromEntries(
+    Object.entries(schemas).map(([name, { $schema: _dialect, $id: _place, ...schema }]) => [name, schema]),
+  );
 }

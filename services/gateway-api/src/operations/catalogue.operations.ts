@@ -1,31 +1,42 @@
 import {
   AppError,
+  agentResource,
   createAgentBody,
   createEnvironmentBody,
+  deleted,
+  environmentResource,
+  ID_PREFIXES,
   type IdKind,
   isId,
+  LIMITS,
+  type Model,
+  modelResource,
   newId,
-  type ToolParam,
-  unsupportedToolFault,
+  pageOf,
   updateAgentBody,
   updateEnvironmentBody,
 } from '@holdfast/contracts';
+import { z } from 'zod';
 import type { CatalogueReader } from '../data/catalogue.reader.ts';
-import type { Model, ModelCatalogue } from '../data/model.catalogue.ts';
+import type { ModelCatalogue } from '../data/model.catalogue.ts';
 import type { Commands, Exchange } from '../http/exchange.ts';
 import type { Query } from '../http/query.ts';
 import { type Operation, operation } from './operation.ts';
 
+const modelList = z.strictObject({
+  data: z.array(modelResource),
+  has_more: z.boolean(),
+  first_id: z.string().nullable(),
+  last_id: z.string().nullable(),
+});
+
 /** The id in a path. One that no object can have is not found, like any other that does not exist. */
 export function pathId(exchange: Exchange, kind: IdKind): string {
-  const id = exchange.param('id');
+  const given = exchange.param('id');
+  // The contract takes `session_` for `sesn_`.
+  const id = kind === 'session' ? given.replace(/^session_/, `${ID_PREFIXES.session}_`) : given;
   if (!isId(kind, id)) throw new AppError('not-found', `${kind}.not-found`, `There is no ${kind} ${id.slice(0, 100)}.`);
   return id;
-}
-
-function checkTools(list: readonly ToolParam[] | null | undefined): void {
-  const fault = unsupportedToolFault(list ?? []);
-  if (fault !== undefined) throw new AppError('invalid', 'agent.unsupported-tool', fault);
 }
 
 const modelId = (model: string | { id: string } | undefined): string | undefined =>
@@ -42,7 +53,7 @@ function modelPage(all: readonly Model[], query: Query) {
   };
   const [after, before] = [place('after_id'), place('before_id')];
   const rest = all.slice(after === undefined ? 0 : after + 1, before);
-  const limit = query.limit(Math.max(1, rest.length), 1_000);
+  const limit = query.limit(Math.max(1, rest.length), LIMITS.modelListLimitMax);
   const data = before === undefined ? rest.slice(0, limit) : rest.slice(-limit);
   return {
     data,
@@ -65,9 +76,9 @@ export function catalogueOperations(parts: {
       path: '/v1/agents',
       id: 'createAgent',
       summary: 'Create an agent, version 1.',
+      answer: agentResource,
       body: createAgentBody,
       handle: async (exchange) => {
-        checkTools(exchange.body.tools);
         await models.require(modelId(exchange.body.model));
         return commands.send('agent', newId('agent'), 'create', exchange.command(exchange.body, exchange.idempotency));
       },
@@ -77,6 +88,7 @@ export function catalogueOperations(parts: {
       path: '/v1/agents',
       id: 'listAgents',
       summary: 'List agents, newest first.',
+      answer: pageOf(agentResource),
       query: [...list, 'created_at[gte]', 'created_at[lte]'],
       handle: (exchange) => reader.agents(exchange.principal.workspaceId, exchange.query),
     }),
@@ -85,6 +97,7 @@ export function catalogueOperations(parts: {
       path: '/v1/agents/:id',
       id: 'retrieveAgent',
       summary: 'An agent, newest or by version.',
+      answer: agentResource,
       query: ['version'],
       handle: (exchange) =>
         reader.agent(
@@ -98,9 +111,9 @@ export function catalogueOperations(parts: {
       path: '/v1/agents/:id',
       id: 'updateAgent',
       summary: 'Change an agent; makes a new version.',
+      answer: agentResource,
       body: updateAgentBody,
       handle: async (exchange) => {
-        checkTools(exchange.body.tools);
         await models.require(modelId(exchange.body.model));
         return commands.send(
           'agent',
@@ -115,6 +128,7 @@ export function catalogueOperations(parts: {
       path: '/v1/agents/:id/archive',
       id: 'archiveAgent',
       summary: 'Archive an agent; its sessions go on.',
+      answer: agentResource,
       handle: (exchange) =>
         commands.send('agent', pathId(exchange, 'agent'), 'archive', exchange.command({}, exchange.idempotency)),
     }),
@@ -123,6 +137,7 @@ export function catalogueOperations(parts: {
       path: '/v1/agents/:id/versions',
       id: 'listAgentVersions',
       summary: 'Versions of an agent, newest first.',
+      answer: pageOf(agentResource),
       query: ['limit', 'page'],
       handle: (exchange) =>
         reader.agentVersions(exchange.principal.workspaceId, pathId(exchange, 'agent'), exchange.query),
@@ -132,6 +147,7 @@ export function catalogueOperations(parts: {
       path: '/v1/environments',
       id: 'createEnvironment',
       summary: 'Create an environment.',
+      answer: environmentResource,
       body: createEnvironmentBody,
       handle: (exchange) =>
         commands.send(
@@ -146,6 +162,7 @@ export function catalogueOperations(parts: {
       path: '/v1/environments',
       id: 'listEnvironments',
       summary: 'List environments, newest first.',
+      answer: pageOf(environmentResource),
       query: list,
       handle: (exchange) => reader.environments(exchange.principal.workspaceId, exchange.query),
     }),
@@ -154,6 +171,7 @@ export function catalogueOperations(parts: {
       path: '/v1/environments/:id',
       id: 'retrieveEnvironment',
       summary: 'An environment.',
+      answer: environmentResource,
       handle: (exchange) => reader.environment(exchange.principal.workspaceId, pathId(exchange, 'environment')),
     }),
     operation({
@@ -161,6 +179,7 @@ export function catalogueOperations(parts: {
       path: '/v1/environments/:id',
       id: 'updateEnvironment',
       summary: 'Change an environment; sandboxes started later have it.',
+      answer: environmentResource,
       body: updateEnvironmentBody,
       handle: (exchange) =>
         commands.send(
@@ -175,6 +194,7 @@ export function catalogueOperations(parts: {
       path: '/v1/environments/:id/archive',
       id: 'archiveEnvironment',
       summary: 'Archive an environment.',
+      answer: environmentResource,
       handle: (exchange) =>
         commands.send(
           'environment',
@@ -188,14 +208,21 @@ export function catalogueOperations(parts: {
       path: '/v1/environments/:id',
       id: 'deleteEnvironment',
       summary: 'Delete an environment that no open session uses.',
+      answer: deleted('environment_deleted'),
       handle: (exchange) =>
-        commands.send('environment', pathId(exchange, 'environment'), 'delete', exchange.command({}, null)),
+        commands.send(
+          'environment',
+          pathId(exchange, 'environment'),
+          'delete',
+          exchange.command({}, exchange.idempotency),
+        ),
     }),
     operation({
       method: 'GET',
       path: '/v1/models',
       id: 'listModels',
       summary: 'Models that the gateway offers; without a limit, all of them.',
+      answer: modelList,
       query: ['limit', 'after_id', 'before_id', 'lifecycle'],
       handle: async ({ query }) => {
         const stages = query.choices('lifecycle', ['active', 'deprecated', 'retired']);
@@ -208,6 +235,7 @@ export function catalogueOperations(parts: {
       path: '/v1/models/:id',
       id: 'retrieveModel',
       summary: 'One model.',
+      answer: modelResource,
       handle: async (exchange) => {
         const id = exchange.param('id');
         const found = (await models.list()).find((model) => model.id === id);

@@ -11,6 +11,8 @@ export interface Operation<S extends z.ZodType = z.ZodType> {
   /** False = answers callers without a credential. */
   readonly authenticated?: boolean;
   readonly body?: S;
+  /** What a 200 holds; of a stream, what a frame's `data` holds. */
+  readonly answer: z.ZodType;
   /** True when the body carries content and may be as large as `LIMITS.contentBodyBytes`. */
   readonly takesContent?: boolean;
   /** Query parameters, for the document; each operation reads its own. */

@@ -1,10 +1,16 @@
 import {
   type ApiKeyResource,
   AppError,
+  apiKeyResource,
   type ChildCredential,
+  CREDENTIAL_KINDS,
+  childCredential,
+  deleted,
   LIMITS,
   newId,
   type PlatformStatus,
+  pageOf,
+  platformStatus,
   type ServiceBeat,
 } from '@holdfast/contracts';
 import type pg from 'pg';
@@ -13,10 +19,21 @@ import { type Authenticator, mintCredential } from '../auth/authenticator.ts';
 import type { CatalogueReader } from '../data/catalogue.reader.ts';
 import { type Commands, Exchange } from '../http/exchange.ts';
 import { pathId } from './catalogue.operations.ts';
+import { NOT_BUILT, NOT_BUILT_FIELDS } from './not-built.ts';
 import { type Operation, operation } from './operation.ts';
 
 const createKeyBody = z.strictObject({ name: z.string().trim().min(1).max(LIMITS.nameChars) });
 const signInBody = z.strictObject({ link_token: z.string().max(64) }).optional();
+
+const signIn = childCredential.extend({ token: z.string() });
+const caller = z.strictObject({ credential_id: z.string(), kind: z.enum(CREDENTIAL_KINDS), workspace_id: z.string() });
+const capabilities = z.strictObject({
+  resume_by_cursor: z.boolean(),
+  quick_sessions: z.boolean(),
+  contexts: z.boolean(),
+  steering: z.boolean(),
+  not_supported_yet: z.array(z.string()),
+});
 
 function needsApiKey(exchange: Exchange): void {
   if (exchange.principal.kind !== 'api_key')
@@ -65,6 +82,7 @@ export function platformOperations(parts: {
       path: '/v1/x/me',
       id: 'whoAmI',
       summary: 'The caller’s credential and workspace.',
+      answer: caller,
       handle: async ({ principal }) => ({
         credential_id: principal.id,
         kind: principal.kind,
@@ -76,6 +94,7 @@ export function platformOperations(parts: {
       path: '/v1/x/api_keys',
       id: 'createApiKey',
       summary: 'Create an API key. Its text is in this answer only.',
+      answer: apiKeyResource.extend({ key: z.string() }),
       body: createKeyBody,
       handle: async (exchange) => {
         const { text, hash, hint } = mintCredential('api_key');
@@ -93,6 +112,7 @@ export function platformOperations(parts: {
       path: '/v1/x/api_keys',
       id: 'listApiKeys',
       summary: 'List API keys; no answer holds a key’s text.',
+      answer: pageOf(apiKeyResource),
       query: ['limit', 'page'],
       handle: (exchange) => reader.apiKeys(exchange.principal.workspaceId, exchange.query),
     }),
@@ -101,6 +121,7 @@ export function platformOperations(parts: {
       path: '/v1/x/api_keys/:id/revoke',
       id: 'revokeApiKey',
       summary: 'Revoke an API key and the dashboard sessions that hang on it; their streams close.',
+      answer: apiKeyResource,
       handle: async (exchange) => {
         const revoked = await commands.send<ApiKeyResource>(
           'api_key',
@@ -117,6 +138,7 @@ export function platformOperations(parts: {
       path: '/v1/x/sign_in_links',
       id: 'createSignInLink',
       summary: 'A one-time sign-in token, good for ten minutes.',
+      answer: signIn,
       handle: async (exchange) => {
         needsApiKey(exchange);
         const { text, hash, hint } = mintCredential('link');
@@ -134,6 +156,7 @@ export function platformOperations(parts: {
       path: '/v1/x/dashboard_sessions',
       id: 'createDashboardSession',
       summary: 'Sign in, with an API key or with a one-time link’s token.',
+      answer: signIn,
       authenticated: false,
       body: signInBody,
       handle: async (exchange) => {
@@ -152,6 +175,7 @@ export function platformOperations(parts: {
       path: '/v1/x/dashboard_sessions/current',
       id: 'deleteDashboardSession',
       summary: 'Sign out.',
+      answer: deleted('dashboard_session_deleted'),
       handle: async (exchange) => {
         if (exchange.principal.kind !== 'dashboard')
           throw new AppError('invalid', 'auth.no-session', 'This is no dashboard session.');
@@ -165,6 +189,7 @@ export function platformOperations(parts: {
       path: '/v1/x/status',
       id: 'platformStatus',
       summary: 'Services, queue depth, relay lag and sandboxes.',
+      answer: platformStatus,
       handle: async (exchange): Promise<PlatformStatus> => {
         const { workspaceId } = exchange.principal;
         const [sessions, needingAction, pending, sandboxes, deadLetters] = await Promise.all([
@@ -211,26 +236,13 @@ export function platformOperations(parts: {
       path: '/v1/x/capabilities',
       id: 'capabilities',
       summary: 'What this platform has beyond the wire contract, and what it has not yet.',
+      answer: capabilities,
       handle: async () => ({
         resume_by_cursor: true,
         quick_sessions: true,
         contexts: true,
         steering: true,
-        not_supported_yet: [
-          'web_search',
-          'mcp_servers',
-          'skills',
-          'multiagent',
-          'environment packages',
-          'self_hosted environments',
-          'resources',
-          'vaults',
-          'budgets',
-          'files',
-          'threads',
-          'deployments',
-          'fork',
-        ],
+        not_supported_yet: [...NOT_BUILT.map(({ name }) => name), ...NOT_BUILT_FIELDS],
       }),
     }),
   ];

@@ -1,17 +1,27 @@
 import {
   AppError,
   createSessionBody,
+  deleted,
+  eventDeltaFrame,
+  eventStartFrame,
   isId,
   newId,
+  pageOf,
+  primaryThread,
+  primaryThreadId,
   quickSessionBody,
+  SESSION_STATUSES,
   type SendEventsReply,
   type Session,
   sendEventsBody,
+  sessionEventResource,
+  sessionResourceSchema,
   type TimelinePage,
-  UNSUPPORTED_CLIENT_EVENTS,
-  unsupportedToolFault,
+  threadResource,
+  timelinePage,
   updateSessionBody,
 } from '@holdfast/contracts';
+import { z } from 'zod';
 import type { CatalogueReader } from '../data/catalogue.reader.ts';
 import type { ContentBlobs } from '../data/content.blobs.ts';
 import type { EventReader } from '../data/event.reader.ts';
@@ -23,6 +33,16 @@ import { type Operation, operation } from './operation.ts';
 
 const DEFAULT_ENVIRONMENT = 'default';
 const TIMELINE_PAGE = 200;
+const CREATED_AT = ['created_at[gt]', 'created_at[gte]', 'created_at[lt]', 'created_at[lte]'];
+
+const sentEvents = z.strictObject({ data: z.array(sessionEventResource) });
+const streamed = z.union([sessionEventResource, eventStartFrame, eventDeltaFrame]);
+
+/** @throws AppError `thread.not-found` for any thread but the session's primary one. */
+function requirePrimary(sessionId: string, threadId: string): void {
+  if (threadId === primaryThreadId(sessionId)) return;
+  throw new AppError('not-found', 'thread.not-found', `The session has no thread ${threadId.slice(0, 100)}.`);
+}
 
 export function sessionOperations(parts: {
   reader: CatalogueReader;
@@ -36,11 +56,8 @@ export function sessionOperations(parts: {
 
   const create = async (exchange: Exchange, body: ReturnType<typeof createSessionBody.parse>): Promise<Session> => {
     const overrides = typeof body.agent === 'object' && body.agent.type === 'agent_with_overrides' ? body.agent : null;
-    if (overrides !== null) {
-      const fault = unsupportedToolFault(overrides.tools ?? []);
-      if (fault !== undefined) throw new AppError('invalid', 'agent.unsupported-tool', fault);
-      await models.require(typeof overrides.model === 'string' ? overrides.model : overrides.model?.id);
-    }
+    const model = overrides?.model;
+    await models.require(typeof model === 'string' ? model : model?.id);
     const { workspaceId } = exchange.principal;
     const agentId = typeof body.agent === 'string' ? body.agent : body.agent.id;
     const initial = await blobs.swap(workspaceId, body.initial_events ?? [], () =>
@@ -71,12 +88,46 @@ export function sessionOperations(parts: {
     return version;
   };
 
+  const listEvents = async (exchange: Exchange): Promise<unknown> => {
+    const { workspaceId } = exchange.principal;
+    const id = pathId(exchange, 'session');
+    await reader.sessionView(workspaceId, id);
+    return events.list(workspaceId, id, exchange.query);
+  };
+
+  const streamEvents = async (exchange: Exchange): Promise<void> => {
+    const id = pathId(exchange, 'session');
+    const { workspaceId } = exchange.principal;
+    const view = await reader.sessionView(workspaceId, id);
+    const deltas = exchange.query.choices('event_deltas', ['agent.message', 'agent.thinking']);
+    const cursor = await cursorOf(exchange, id, view.version);
+    streams.admit(exchange.principal);
+    exchange.reply.hijack();
+    const response = exchange.reply.raw;
+    for (const [name, value] of Object.entries(exchange.reply.getHeaders()))
+      if (value !== undefined) response.setHeader(name, value);
+    response.writeHead(200, {
+      'content-type': 'text/event-stream; charset=utf-8',
+      'cache-control': 'no-cache, no-transform',
+      'x-accel-buffering': 'no',
+      connection: 'keep-alive',
+    });
+    await streams.serve(
+      response,
+      { id, workspaceId, ended: view.archivedAt !== null },
+      exchange.principal,
+      cursor,
+      deltas.includes('agent.message'),
+    );
+  };
+
   return [
     operation({
       method: 'POST',
       path: '/v1/sessions',
       id: 'createSession',
       summary: 'Create a session; with initial_events it starts to work at once.',
+      answer: sessionResourceSchema,
       body: createSessionBody,
       takesContent: true,
       handle: (exchange) => create(exchange, exchange.body),
@@ -86,6 +137,7 @@ export function sessionOperations(parts: {
       path: '/api/sessions',
       id: 'quickSession',
       summary: 'The short form: an agent and a prompt, in the default environment.',
+      answer: sessionResourceSchema,
       body: quickSessionBody,
       takesContent: true,
       handle: async (exchange) => {
@@ -111,6 +163,7 @@ export function sessionOperations(parts: {
       path: '/v1/sessions',
       id: 'listSessions',
       summary: 'List sessions, newest first.',
+      answer: pageOf(sessionResourceSchema),
       query: [
         'agent_id',
         'agent_version',
@@ -119,10 +172,7 @@ export function sessionOperations(parts: {
         'order',
         'limit',
         'page',
-        'created_at[gte]',
-        'created_at[lte]',
-        'created_at[gt]',
-        'created_at[lt]',
+        ...CREATED_AT,
         'x_needs_action',
         'x_text',
       ],
@@ -133,30 +183,30 @@ export function sessionOperations(parts: {
       path: '/v1/sessions/:id',
       id: 'retrieveSession',
       summary: 'A session.',
+      answer: sessionResourceSchema,
       handle: (exchange) => reader.session(exchange.principal.workspaceId, pathId(exchange, 'session')),
     }),
     operation({
       method: 'POST',
       path: '/v1/sessions/:id',
       id: 'updateSession',
-      summary: 'Change title, metadata or, while idle, the tools.',
+      summary: 'Change title, metadata or tools of an idle session.',
+      answer: sessionResourceSchema,
       body: updateSessionBody,
-      handle: (exchange) => {
-        const fault = unsupportedToolFault(exchange.body.agent?.tools ?? []);
-        if (fault !== undefined) throw new AppError('invalid', 'agent.unsupported-tool', fault);
-        return commands.send(
+      handle: (exchange) =>
+        commands.send(
           'session',
           pathId(exchange, 'session'),
           'update',
           exchange.command(exchange.body, exchange.idempotency),
-        );
-      },
+        ),
     }),
     operation({
       method: 'POST',
       path: '/v1/sessions/:id/archive',
       id: 'archiveSession',
       summary: 'Archive an idle session; its events stay.',
+      answer: sessionResourceSchema,
       handle: (exchange) =>
         commands.send('session', pathId(exchange, 'session'), 'archive', exchange.command({}, exchange.idempotency)),
     }),
@@ -165,18 +215,25 @@ export function sessionOperations(parts: {
       path: '/v1/sessions/:id',
       id: 'deleteSession',
       summary: 'Delete a session that is not running.',
-      handle: (exchange) => commands.send('session', pathId(exchange, 'session'), 'delete', exchange.command({}, null)),
+      answer: deleted('session_deleted'),
+      handle: (exchange) =>
+        commands.send('session', pathId(exchange, 'session'), 'delete', exchange.command({}, exchange.idempotency)),
     }),
     operation({
       method: 'POST',
       path: '/v1/sessions/:id/events',
       id: 'sendEvents',
       summary: 'Send messages, interrupts, confirmations and tool results. Answered once they are stored.',
+      answer: sentEvents,
       body: sendEventsBody,
       takesContent: true,
       handle: async (exchange) => {
         const id = pathId(exchange, 'session');
         const { workspaceId } = exchange.principal;
+        for (const event of exchange.body.events) {
+          if ('session_thread_id' in event && event.session_thread_id != null)
+            requirePrimary(id, event.session_thread_id);
+        }
         const swapped = await blobs.swap(workspaceId, exchange.body.events, () => reader.openSession(workspaceId, id));
         const reply = await commands.send<SendEventsReply>(
           'session',
@@ -194,55 +251,81 @@ export function sessionOperations(parts: {
       path: '/v1/sessions/:id/events',
       id: 'listEvents',
       summary: 'Events of a session.',
-      query: [
-        'types[]',
-        'order',
-        'limit',
-        'page',
-        'created_at[gte]',
-        'created_at[lte]',
-        'created_at[gt]',
-        'created_at[lt]',
-      ],
-      handle: async (exchange) => {
-        const { workspaceId } = exchange.principal;
-        const id = pathId(exchange, 'session');
-        await reader.sessionView(workspaceId, id);
-        return events.list(workspaceId, id, exchange.query);
-      },
+      answer: pageOf(sessionEventResource),
+      query: ['types[]', 'order', 'limit', 'page', ...CREATED_AT],
+      handle: listEvents,
     }),
     operation({
       method: 'GET',
       path: '/v1/sessions/:id/events/stream',
       id: 'streamEvents',
       summary: 'Events as they come (SSE). With a cursor everything after it first.',
+      answer: streamed,
       query: ['event_deltas[]', 'after'],
       streams: true,
+      handle: streamEvents,
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/sessions/:id/resources',
+      id: 'listResources',
+      summary: 'Resources of a session: none, they are not supported yet.',
+      answer: pageOf(z.never()),
+      query: ['limit', 'page'],
       handle: async (exchange) => {
-        const id = pathId(exchange, 'session');
-        const { workspaceId } = exchange.principal;
-        const view = await reader.sessionView(workspaceId, id);
-        const deltas = exchange.query.choices('event_deltas', ['agent.message', 'agent.thinking']);
-        const cursor = await cursorOf(exchange, id, view.version);
-        streams.admit(exchange.principal);
-        exchange.reply.hijack();
-        const response = exchange.reply.raw;
-        for (const [name, value] of Object.entries(exchange.reply.getHeaders()))
-          if (value !== undefined) response.setHeader(name, value);
-        response.writeHead(200, {
-          'content-type': 'text/event-stream; charset=utf-8',
-          'cache-control': 'no-cache, no-transform',
-          'x-accel-buffering': 'no',
-          connection: 'keep-alive',
-        });
-        await streams.serve(
-          response,
-          { id, workspaceId, ended: view.archivedAt !== null },
-          exchange.principal,
-          cursor,
-          deltas.includes('agent.message'),
-        );
-        return undefined;
+        await reader.sessionView(exchange.principal.workspaceId, pathId(exchange, 'session'));
+        return { data: [], next_page: null };
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/sessions/:id/threads',
+      id: 'listThreads',
+      summary: 'Threads of a session: the primary one.',
+      answer: pageOf(threadResource),
+      query: ['statuses[]', 'limit', 'page'],
+      handle: async (exchange) => {
+        const session = await reader.session(exchange.principal.workspaceId, pathId(exchange, 'session'));
+        const statuses = exchange.query.choices('statuses', SESSION_STATUSES);
+        const shown = statuses.length === 0 || statuses.includes(session.status);
+        return { data: shown ? [primaryThread(session)] : [], next_page: null };
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/sessions/:id/threads/:thread',
+      id: 'retrieveThread',
+      summary: 'The primary thread.',
+      answer: threadResource,
+      handle: async (exchange) => {
+        const session = await reader.session(exchange.principal.workspaceId, pathId(exchange, 'session'));
+        requirePrimary(session.id, exchange.param('thread'));
+        return primaryThread(session);
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/sessions/:id/threads/:thread/events',
+      id: 'listThreadEvents',
+      summary: 'Events of the primary thread: those of the session.',
+      answer: pageOf(sessionEventResource),
+      query: ['limit', 'page'],
+      handle: (exchange) => {
+        requirePrimary(pathId(exchange, 'session'), exchange.param('thread'));
+        return listEvents(exchange);
+      },
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/sessions/:id/threads/:thread/stream',
+      id: 'streamThreadEvents',
+      summary: 'Events of the primary thread as they come (SSE): those of the session.',
+      answer: streamed,
+      query: ['event_deltas[]', 'after'],
+      streams: true,
+      handle: (exchange) => {
+        requirePrimary(pathId(exchange, 'session'), exchange.param('thread'));
+        return streamEvents(exchange);
       },
     }),
     operation({
@@ -250,6 +333,7 @@ export function sessionOperations(parts: {
       path: '/v1/sessions/:id/x/timeline',
       id: 'sessionTimeline',
       summary: 'The session’s log as it is stored, internal events too.',
+      answer: timelinePage,
       query: ['after', 'limit'],
       handle: async (exchange): Promise<TimelinePage> => {
         const id = pathId(exchange, 'session');
@@ -272,18 +356,4 @@ export function sessionOperations(parts: {
       },
     }),
   ];
-}
-
-/** Names a client event type that is known and not built yet, before the schema calls it unknown. */
-export function unsupportedEventFault(body: unknown): string | undefined {
-  const list =
-    typeof body === 'object' && body !== null && 'events' in body && Array.isArray(body.events)
-      ? (body.events as unknown[])
-      : [];
-  for (const event of list) {
-    const type: unknown = typeof event === 'object' && event !== null && 'type' in event ? event.type : undefined;
-    const known = UNSUPPORTED_CLIENT_EVENTS.find((one) => one === type);
-    if (known !== undefined) return `the event type "${known}" is not supported yet`;
-  }
-  return undefined;
 }

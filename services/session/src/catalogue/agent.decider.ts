@@ -6,6 +6,7 @@ import {
   patchMetadata,
   resolveModel,
   resolveTools,
+  sameJson,
   type UpdateAgentBody,
 } from '@holdfast/contracts';
 
@@ -45,7 +46,7 @@ export function updateAgent(agent: Agent, body: UpdateAgentBody, at: string): Ag
   if (agent.archived_at !== null) throw new AppError('invalid', 'agent.archived', `The agent ${agent.id} is archived.`);
   if (body.version !== undefined && body.version !== agent.version) {
     throw new AppError(
-      'conflict',
+      'rejected',
       'agent.version-conflict',
       `The agent is at version ${agent.version}, not ${body.version}; read it again and repeat the change.`,
       { details: { actualVersion: agent.version } },
@@ -60,10 +61,10 @@ export function updateAgent(agent: Agent, body: UpdateAgentBody, at: string): Ag
     ...(body.name === undefined ? {} : { name: body.name }),
     ...(body.description === undefined ? {} : { description: emptyToNull(body.description) }),
     ...(body.system === undefined ? {} : { system: emptyToNull(body.system) }),
-    ...(body.model === undefined ? {} : { model: resolveModel(body.model) }),
+    ...(body.model === undefined ? {} : { model: resolveModel(body.model, agent.model) }),
     ...(body.tools === undefined ? {} : { tools: resolveTools(body.tools ?? []) }),
     metadata,
   };
-  if (JSON.stringify(changed) === JSON.stringify(agent)) return agent;
+  if (sameJson(changed, agent)) return agent;
   return { ...changed, version: agent.version + 1, updated_at: at };
 }

@@ -5,18 +5,23 @@ import {
   LIMITS,
   patchMetadata,
   resolveEnvironmentConfig,
+  sameJson,
   type UpdateEnvironmentBody,
 } from '@holdfast/contracts';
 
-function configOf(param: CreateEnvironmentBody['config']): Environment['config'] {
+function configOf(param: CreateEnvironmentBody['config'], before?: Environment['config']): Environment['config'] {
   if (param?.type === 'self_hosted') {
-    throw new AppError(
-      'invalid',
-      'environment.unsupported',
-      'config.type "self_hosted" is not supported yet; use "cloud".',
-    );
+    throw before === undefined
+      ? new AppError(
+          'invalid',
+          'environment.unsupported',
+          'config.type "self_hosted" is not supported yet; use "cloud".',
+        )
+      : new AppError('invalid', 'environment.config-type', 'config.type cannot be changed.', {
+          details: { errorCode: 'invalid_config_type_change' },
+        });
   }
-  return resolveEnvironmentConfig(param?.networking);
+  return resolveEnvironmentConfig(param, before);
 }
 
 export function createEnvironment(id: string, body: CreateEnvironmentBody, at: string): Environment {
@@ -25,7 +30,7 @@ export function createEnvironment(id: string, body: CreateEnvironmentBody, at: s
     type: 'environment',
     name: body.name,
     description: body.description ?? null,
-    scope: body.scope ?? 'organization',
+    scope: 'organization',
     metadata: body.metadata ?? {},
     config: configOf(body.config),
     created_at: at,
@@ -41,12 +46,9 @@ export function updateEnvironment(environment: Environment, body: UpdateEnvironm
       details: { errorCode: 'environment_archived' },
     });
   }
-  if (body.config?.type === 'self_hosted') {
-    throw new AppError('invalid', 'environment.config-type', 'config.type cannot be changed.', {
-      details: { errorCode: 'invalid_config_type_change' },
-    });
-  }
-  const metadata = body.metadata == null ? environment.metadata : patchMetadata(environment.metadata, body.metadata);
+  // Here, unlike elsewhere, an empty text deletes as well.
+  const patch = Object.entries(body.metadata ?? {}).map(([key, value]) => [key, value === '' ? null : value] as const);
+  const metadata = patchMetadata(environment.metadata, Object.fromEntries(patch));
   if (Object.keys(metadata).length > LIMITS.metadataPairs) {
     throw new AppError('invalid', 'environment.metadata', `metadata must have at most ${LIMITS.metadataPairs} pairs.`, {
       details: { errorCode: 'invalid_metadata' },
@@ -54,11 +56,10 @@ export function updateEnvironment(environment: Environment, body: UpdateEnvironm
   }
   const changed: Environment = {
     ...environment,
-    ...(body.name === undefined ? {} : { name: body.name }),
+    ...(body.name == null ? {} : { name: body.name }),
     ...(body.description === undefined ? {} : { description: body.description ?? null }),
-    ...(body.scope == null ? {} : { scope: body.scope }),
-    ...(body.config?.networking == null ? {} : { config: configOf(body.config) }),
+    config: configOf(body.config, environment.config),
     metadata,
   };
-  return JSON.stringify(changed) === JSON.stringify(environment) ? environment : { ...changed, updated_at: at };
+  return sameJson(changed, environment) ? environment : { ...changed, updated_at: at };
 }

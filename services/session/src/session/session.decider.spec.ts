@@ -17,7 +17,6 @@ import {
   type IdSource,
   INTERRUPTED,
   nextStep,
-  stampsFirst,
   startTurn,
   type TurnBounds,
 } from './session.decider.ts';
@@ -242,17 +241,6 @@ describe('a message', () => {
         },
         { id: 'sevt_4', type: 'session.status_running', data: {} },
       );
-    given(created, message('a'))
-      .when((state) => stampsFirst(goOn(startTurn(state, { generation: 1, worker: 'w' }, ids()))(state)))
-      .thenState((state, drafts) => {
-        expect(types(drafts)).toEqual([
-          'session.turn_started',
-          'session.message_processed',
-          'session.status_running',
-          'span.model_request_start',
-        ]);
-        expect(state).toMatchObject({ status: 'running', queue: [], owesStep: true });
-      });
     given(created, message('a'))
       .when(() => [])
       .thenState((state) => expect(follows(state)).toBe('start'));

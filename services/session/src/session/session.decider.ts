@@ -237,15 +237,6 @@ export function startTurn(
   ];
 }
 
-/** The same events with the status after the stamps of the messages that the turn takes up, as the wire orders them. */
-export function stampsFirst(drafts: readonly Draft[]): Draft[] {
-  const at = drafts.findIndex(({ type }) => type === 'session.status_running');
-  if (at < 0) return [...drafts];
-  const end = drafts.findIndex(({ type }, n) => n > at && type !== 'session.message_processed');
-  const stamps = drafts.slice(at + 1, end < 0 ? drafts.length : end);
-  return [...drafts.slice(0, at), ...stamps, ...drafts.slice(at, at + 1), ...drafts.slice(at + 1 + stamps.length)];
-}
-
 /** Bounds of one message's turn (T6). Times in milliseconds. */
 export interface TurnBounds {
   readonly modelSteps: number;

@@ -9,7 +9,6 @@ import {
   type Draft,
   foldDrafts,
   type IdSource,
-  stampsFirst,
   startTurn,
   type TurnBounds,
 } from '../session/session.decider.ts';
@@ -83,7 +82,7 @@ export class TurnWorker {
     const now = foldDrafts(state, started, new Date().toISOString());
     const next = advance(now, [], this.#advanceOptions(), ids);
     return {
-      drafts: [...drafts, ...stampsFirst([...started, ...next.drafts])],
+      drafts: [...drafts, ...started, ...next.drafts],
       generation,
       lease: { owner, ttlMs: this.#options.leaseMs },
       ...(next.idle ? { releaseLease: true } : {}),
