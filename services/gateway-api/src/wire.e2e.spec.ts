@@ -419,7 +419,8 @@ describe('lists', () => {
     const at = `/v1/sessions/${id}/events`;
     const messages = (page: Page<WireEvent>): WireEvent[] => page.data.filter(({ type }) => type === 'user.message');
     const waiting = await client.json<Page<WireEvent>>(`${at}?types[]=user.message`);
-    expect(messages(waiting).map(({ processed_at: at }) => at === null)).toEqual([false, true, true, true, true, true]);
+    const waits = messages(waiting).map((event) => event.processed_at === null);
+    expect(waits).toEqual([false, true, true, true, true, true]);
     const latest = await client.json<Page<WireEvent>>(`${at}?order=desc&limit=6`);
     expect(messages(latest).map(({ id: one }) => one)).toEqual(
       messages(waiting)
@@ -691,7 +692,7 @@ describe('content', () => {
       all.filter(({ event }) => event === 'user.message').length === 10 && isIdle(all);
     const frames = await client.frames(`/v1/sessions/${id}/events/stream?after=0`, isWhole);
     expect(await client.events(id)).toEqual(
-      frames.map(({ data }) => data).filter(({ processed_at: at }) => at !== null),
+      frames.map(({ data }) => data).filter((event) => event.processed_at !== null),
     );
   }, 90_000);
 });
@@ -714,8 +715,8 @@ describe('a stream', () => {
     expect(response.headers.get('cache-control')).toMatch(/no-cache/);
     expect(response.headers.get('request-id')).toMatch(/^req_/);
     expect(response.headers.get('anthropic-workspace-id')).toBe('wrkspc_default');
-    const { value } = (await response.body?.getReader().read()) ?? {};
-    expect(Buffer.from(value ?? []).toString()).toBe('event: ping\ndata: {"type":"ping"}\n\n');
+    const first = (await response.body?.getReader().read()) as { value?: Uint8Array } | undefined;
+    expect(Buffer.from(first?.value ?? []).toString()).toBe('event: ping\ndata: {"type":"ping"}\n\n');
     controller.abort();
     expect((await client.api(`/v1/sessions/${id}/events/stream`, { method: 'HEAD' })).status).toBe(404);
   }, 30_000);

@@ -21,7 +21,7 @@ const hostName = z
     /^(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?$/,
     'must be a host name, without scheme, port or path',
   );
-const hostList = z.array(hostName).min(1).max(64);
+const hostList = z.array(hostName).min(1, 'is empty; leave it out instead').max(64);
 const toolConfig = z
   .strictObject({
     name: z.enum(BUILTIN_TOOLS),

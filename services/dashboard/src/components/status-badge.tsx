@@ -1,4 +1,4 @@
-import type { SessionStatus, StopReason } from '@holdfast/contracts';
+import type { Session, SessionStatus, StopReason } from '@holdfast/contracts';
 import { Badge, cn } from './ui.tsx';
 
 type Look = { readonly text: string; readonly tone: 'neutral' | 'good' | 'warn' | 'bad'; readonly dot?: string };
@@ -16,7 +16,7 @@ const STOPPED: Readonly<Record<StopReason['type'], Look>> = {
   retries_exhausted: { text: 'Failed', tone: 'bad', dot: '' },
 };
 
-export function StatusBadge(props: { status: SessionStatus; stopReason: StopReason | null }) {
+export function StatusBadge(props: { status: SessionStatus; stopReason: Session['x_stop_reason'] }) {
   const { text, tone, dot } =
     props.status === 'idle' && props.stopReason !== null ? STOPPED[props.stopReason.type] : LOOKS[props.status];
   return (

@@ -515,7 +515,7 @@ describe('a compaction that fails before the first call of a turn', () => {
     given(...full)
       .when(() => [])
       .thenState((state) => expect(step(state)).toEqual({ kind: 'compact' }));
-    const final = { type: 'compaction_limit_reached_error', message: 'full', final: 'terminal', attempt: 1 } as const;
+    const final = { type: 'compaction_limit_reached_error', message: 'full', final: 'exhausted', attempt: 1 } as const;
     given(...full)
       .when((state) => failModelRequest(state, { ...final, retryAt: '' }, 'w', ids()))
       .thenState((state, drafts) => {

@@ -251,8 +251,8 @@ describe('a fault of the platform', () => {
     await world.send(session.id, [{ type: 'user.message', content: [lost] }, say('after it')]);
     const all = await world.until(session.id, idle());
     expect(ofType(all, 'session.error').map(({ data }) => data.error)).toMatchObject([
-      { type: 'unknown_error', retry_status: { type: 'terminal' } },
-      { type: 'unknown_error', retry_status: { type: 'terminal' } },
+      { type: 'unknown_error', retry_status: { type: 'exhausted' } },
+      { type: 'unknown_error', retry_status: { type: 'exhausted' } },
     ]);
     await sleep(1_500);
     expect(await world.events(session.id)).toHaveLength(all.length);
