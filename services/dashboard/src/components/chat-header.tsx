@@ -63,7 +63,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
           </DropdownMenu.Trigger>
           <MenuContent>
             <MenuItem onSelect={() => setOpen('details')}>Details and API</MenuItem>
-            <MenuItem onSelect={() => setOpen('rename')} disabled={view.archivedAt !== null}>
+            <MenuItem onSelect={() => setOpen('rename')} disabled={view.archivedAt !== null || isRunning}>
               Rename
             </MenuItem>
             <MenuItem onSelect={() => setOpen('archive')} disabled={view.archivedAt !== null || isRunning}>
