@@ -4,6 +4,7 @@ export * from './health.ts';
 export * from './http.ts';
 export * from './json-body.ts';
 export * from './logger.ts';
+export * from './public-address.ts';
 export * from './reactor-app.ts';
 export * from './service.ts';
 export * from './wire-error.ts';

@@ -8,15 +8,19 @@ import {
   type Server,
   type ServerResponse,
 } from 'node:http';
-import { connect, type Socket } from 'node:net';
+import { connect, isIP, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import type { ResolvedNetworking } from '@holdfast/contracts';
-import { hostAllowed, isPublicAddress, PACKAGE_HOSTS } from './address.ts';
+import { isPublicAddress } from '@holdfast/platform';
+import { hostAllowed, PACKAGE_HOSTS } from './allowed-hosts.ts';
 
 const IDLE_MS = 120_000;
 const MAX_CONNECTIONS = 128;
 const CONNECT_MS = 10_000;
+const HEADERS_MS = 20_000;
+/** Decisions that are told of one sandbox; whoever asks for more hosts than that is refused or served in silence. */
+const MAX_TOLD = 1_000;
 
 export interface Decision {
   readonly host: string;
@@ -30,32 +34,50 @@ interface Target {
   readonly port: number;
 }
 
+/** How names become addresses and addresses connections; the machine's own, but for specs. */
+export interface Net {
+  readonly resolve: (host: string) => Promise<readonly string[]>;
+  readonly connect: (address: string, port: number) => Socket;
+}
+
+const machineNet: Net = {
+  resolve: async (host) => (await lookup(host, { all: true })).map(({ address }) => address),
+  connect: (address, port) => connect({ host: address, port, allowHalfOpen: true }),
+};
+
 /**
  * The only network of one sandbox: an HTTP proxy on a socket that only this sandbox can reach. It resolves a name once,
- * checks every address it got, and dials one of those it checked (X2). `limited` = the environment's hosts,
+ * checks every address it got, and dials those that it checked and no other (X2). `limited` = the environment's hosts,
  * `unrestricted` = any public one. Each host's decision is told once.
  */
 export class EgressProxy {
   readonly #networking: ResolvedNetworking;
   readonly #onDecision: (decision: Decision) => void;
+  readonly #net: Net;
   readonly #told = new Set<string>();
   readonly #open = new Set<Duplex>();
   #server: Server | null = null;
 
-  constructor(networking: ResolvedNetworking, onDecision: (decision: Decision) => void) {
+  constructor(networking: ResolvedNetworking, onDecision: (decision: Decision) => void, net: Net = machineNet) {
     this.#networking = networking;
     this.#onDecision = onDecision;
+    this.#net = net;
   }
 
   async listen(linkDir: string): Promise<void> {
     const path = join(linkDir, 'egress.sock');
     rmSync(path, { force: true });
     const server = createServer(
-      { maxHeaderSize: 32 * 1024, requestTimeout: 0 },
+      {
+        maxHeaderSize: 32 * 1024,
+        requestTimeout: 0,
+        headersTimeout: HEADERS_MS,
+        connectionsCheckingInterval: HEADERS_MS,
+      },
       (request, response) => void this.#forward(request, response),
     );
     server.maxConnections = MAX_CONNECTIONS;
-    server.on('connect', (request, socket: Duplex, head: Buffer) => void this.#tunnel(request, socket, head));
+    server.on('connect', (request, socket: Socket, head: Buffer) => void this.#tunnel(request, socket, head));
     server.on('clientError', (_error, socket) => socket.destroy());
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
@@ -74,24 +96,22 @@ export class EgressProxy {
     });
   }
 
-  async #tunnel(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
-    this.#open.add(socket);
-    socket.on('error', () => socket.destroy());
-    socket.on('close', () => this.#open.delete(socket));
+  async #tunnel(request: IncomingMessage, socket: Socket, head: Buffer): Promise<void> {
+    this.#track(socket);
     const target = parseAuthority(request.url ?? '');
     const upstream = target === null ? 'the target is malformed' : await this.#dial(target);
     if (typeof upstream === 'string') {
       socket.end(`HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n${upstream}\n`);
       return;
     }
-    this.#open.add(upstream);
-    upstream.on('close', () => {
-      this.#open.delete(upstream);
-      socket.destroy();
-    });
-    upstream.on('error', () => socket.destroy());
-    socket.on('close', () => upstream.destroy());
+    if (socket.destroyed) {
+      upstream.destroy();
+      return;
+    }
     upstream.setTimeout(IDLE_MS, () => upstream.destroy());
+    // What had been sent already still arrives.
+    upstream.on('close', () => socket.destroySoon());
+    socket.on('close', () => upstream.destroySoon());
     socket.write('HTTP/1.1 200 Connection established\r\n\r\n');
     if (head.length > 0) upstream.write(head);
     socket.pipe(upstream).pipe(socket);
@@ -99,19 +119,21 @@ export class EgressProxy {
 
   /** Plain http:// in absolute form; what comes back is the client's to follow, and is checked again. */
   async #forward(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    let url: URL;
-    try {
-      url = new URL(request.url ?? '');
-      if (url.protocol !== 'http:') throw new TypeError('only http');
-    } catch {
+    const url = URL.parse(request.url ?? '');
+    const target = url?.protocol === 'http:' ? parseAuthority(`${url.hostname}:${url.port || 80}`) : null;
+    if (url === null || target === null) {
       response
         .writeHead(400, { 'content-type': 'text/plain' })
         .end('this is a proxy: send absolute http:// URLs or CONNECT\n');
       return;
     }
-    const upstream = await this.#dial({ host: url.hostname.replace(/^\[|\]$/g, ''), port: Number(url.port || 80) });
+    const upstream = await this.#dial(target);
     if (typeof upstream === 'string') {
       response.writeHead(403, { 'content-type': 'text/plain' }).end(`${upstream}\n`);
+      return;
+    }
+    if (response.destroyed) {
+      upstream.destroy();
       return;
     }
     upstream.setTimeout(IDLE_MS, () => upstream.destroy());
@@ -122,6 +144,7 @@ export class EgressProxy {
       { method: request.method, path: url.pathname + url.search, headers, createConnection: () => upstream },
       (answer) => {
         response.writeHead(answer.statusCode ?? 502, answer.headers);
+        answer.on('error', () => response.destroy());
         answer.pipe(response);
       },
     );
@@ -133,47 +156,59 @@ export class EgressProxy {
   /** A connection to an address that was checked, or the reason why there is none. */
   async #dial(target: Target): Promise<Socket | string> {
     const decided = await this.#decide(target);
-    const key = `${target.host}:${target.port}:${decided.allowed}`;
-    if (!this.#told.has(key) && this.#told.size < 1_000) {
+    const { allowed, reason } = decided;
+    const key = `${target.host}:${target.port}:${allowed}`;
+    if (!this.#told.has(key) && this.#told.size < MAX_TOLD) {
       this.#told.add(key);
-      this.#onDecision({ ...target, allowed: decided.allowed, reason: decided.reason });
+      this.#onDecision({ ...target, allowed, reason });
     }
-    if (decided.address === null) return decided.reason;
-    const { address } = decided;
+    for (const address of decided.addresses) {
+      const socket = await this.#connect(address, target.port);
+      if (socket !== null) return socket;
+    }
+    return allowed && decided.addresses.length > 0 ? `${target.host} could not be reached` : reason;
+  }
+
+  #connect(address: string, port: number): Promise<Socket | null> {
     return new Promise((resolve) => {
-      const socket = connect({ host: address, port: target.port });
-      const timer = setTimeout(() => socket.destroy(new Error('timeout')), CONNECT_MS);
+      const socket = this.#net.connect(address, port);
+      this.#track(socket);
+      const timer = setTimeout(() => socket.destroy(), CONNECT_MS);
+      socket.once('close', () => {
+        clearTimeout(timer);
+        resolve(null);
+      });
       socket.once('connect', () => {
         clearTimeout(timer);
-        socket.removeAllListeners('error');
-        socket.on('error', () => socket.destroy());
         resolve(socket);
-      });
-      socket.once('error', () => {
-        clearTimeout(timer);
-        resolve(`${target.host} could not be reached`);
       });
     });
   }
 
-  async #decide({ host, port }: Target): Promise<{ allowed: boolean; reason: string; address: string | null }> {
-    const refuse = (reason: string) => ({ allowed: false, reason, address: null });
+  #track(socket: Socket): void {
+    this.#open.add(socket);
+    socket.on('error', () => socket.destroy());
+    socket.on('close', () => this.#open.delete(socket));
+  }
+
+  async #decide({ host, port }: Target): Promise<{ allowed: boolean; reason: string; addresses: readonly string[] }> {
+    const refuse = (reason: string) => ({ allowed: false, reason, addresses: [] });
     if (port < 1 || port > 65_535) return refuse('the port is not valid');
     const networking = this.#networking;
     if (networking.type === 'limited') {
       const allowed = [...networking.allowed_hosts, ...(networking.allow_package_managers ? PACKAGE_HOSTS : [])];
       if (!hostAllowed(host, allowed)) return refuse(`the environment does not allow ${host}`);
     }
-    let found: { address: string }[];
+    let addresses: readonly string[];
     try {
-      found = await lookup(host, { all: true });
+      addresses = isIP(host) === 0 ? await this.#net.resolve(host) : [host];
     } catch {
-      return { allowed: true, reason: `${host} cannot be resolved`, address: null };
+      return { allowed: true, reason: `${host} cannot be resolved`, addresses: [] };
     }
     // One private address among public ones is how rebinding looks: all must be public.
-    if (found.length === 0 || found.some(({ address }) => !isPublicAddress(address)))
+    if (addresses.length === 0 || addresses.some((address) => !isPublicAddress(address)))
       return refuse(`${host} is not on the public internet`);
-    return { allowed: true, reason: 'allowed', address: found[0]?.address ?? null };
+    return { allowed: true, reason: 'allowed', addresses };
   }
 }
 

@@ -1,7 +1,7 @@
 import { lookup } from 'node:dns/promises';
 import { AppError, isAppError, type JsonObject, storableText } from '@holdfast/contracts';
+import { isPublicAddress } from '@holdfast/platform';
 import { convert } from 'html-to-text';
-import ipaddr from 'ipaddr.js';
 import { Agent, request as httpRequest } from 'undici';
 import { z } from 'zod';
 import type { ToolResult } from '../session/session.decider.ts';
@@ -17,13 +17,6 @@ export interface WebFetchBounds {
 
 /** `host:port` pairs that the operator allows although they are not public; empty in production. */
 export type PrivateAllowList = ReadonlySet<string>;
-
-/** True for an address on the public internet: no private, loopback, link-local, shared, multicast or translated range. */
-export function isPublicAddress(address: string): boolean {
-  if (!ipaddr.isValid(address)) return false;
-  const parsed = ipaddr.process(address);
-  return parsed.range() === 'unicast';
-}
 
 function refused(message: string): AppError {
   return new AppError('forbidden', 'web-fetch.refused', message);

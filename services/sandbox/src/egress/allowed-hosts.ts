@@ -1,13 +1,3 @@
-import ipaddr from 'ipaddr.js';
-
-/**
- * True for an address on the public internet: no private, loopback, link-local, shared (CGNAT), multicast, reserved or
- * unspecified range, and none of them wrapped in IPv6 (mapped, 6to4, NAT64, Teredo), which ipaddr.js names by their own ranges.
- */
-export function isPublicAddress(address: string): boolean {
-  return ipaddr.isValid(address) && ipaddr.process(address).range() === 'unicast';
-}
-
 /** `example.com` allows itself, `*.example.com` its subdomains and not the apex, as the wire contract has it. */
 export function hostAllowed(host: string, allowed: readonly string[]): boolean {
   const name = host.toLowerCase().replace(/\.$/, '');
