@@ -78,7 +78,8 @@ export class SandboxClient {
       } catch (error) {
         signal.throwIfAborted();
         if (!isAppError(error) || error.code === 'sandbox.stale-generation') throw error;
-        if (error.kind !== 'unavailable') return { unavailable: error.message };
+        // A call that may have been sent is never said not to have run.
+        if (error.kind !== 'unavailable') return sentUnder === null ? { unavailable: error.message } : unknownOutcome;
         if (Date.now() + RETRY_MS >= patientUntilMs) {
           return sentUnder === null ? { unavailable: `No sandbox could be had: ${error.message}` } : unknownOutcome;
         }
