@@ -1,6 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, writeSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { closeSync, fsyncSync, readFileSync, readSync, writeFileSync } from 'node:fs';
 import type { RunnerOutcome } from '@holdfast/contracts';
 
 type Line =
@@ -11,6 +10,12 @@ type Line =
   | { readonly tombstone: string };
 
 export type Entry = { readonly state: 'started' } | { readonly state: 'finished'; readonly result: RunnerOutcome };
+
+/** Where a line lies in the file; results are read from there when they are asked for again. */
+interface Place {
+  readonly at: number;
+  readonly bytes: number;
+}
 
 const CANCELLED: RunnerOutcome = { outcome: 'cancelled', isError: true, text: 'Cancelled before it ran.' };
 const UNKNOWN: RunnerOutcome = {
@@ -27,27 +32,41 @@ export class Journal {
   readonly id: string;
   generation = 0;
   readonly #file: number;
-  readonly #entries = new Map<string, Entry>();
+  readonly #calls = new Map<string, 'started' | Place>();
+  #size = 0;
 
-  constructor(path: string) {
-    mkdirSync(dirname(path), { recursive: true });
-    const lines = existsSync(path) ? readLines(path) : [];
-    this.#file = openSync(path, 'a', 0o600);
+  /** @param file open for reading at its start and for appending; it may be empty */
+  constructor(file: number) {
+    this.#file = file;
+    const bytes = readFileSync(file);
     let id: string | undefined;
-    for (const line of lines) {
+    for (let end = bytes.indexOf(10); end !== -1; end = bytes.indexOf(10, this.#size)) {
+      const place = { at: this.#size, bytes: end - this.#size };
+      this.#size = end + 1;
+      const line = parsed(bytes.subarray(place.at, end));
+      if (line === null) continue;
       if ('journal' in line) id ??= line.journal;
       else if ('generation' in line) this.generation = line.generation;
-      else if ('started' in line) this.#entries.set(line.started, { state: 'started' });
-      else if ('finished' in line) this.#entries.set(line.finished, { state: 'finished', result: line.result });
-      else this.#entries.set(line.tombstone, { state: 'finished', result: CANCELLED });
+      else if ('started' in line) this.#calls.set(line.started, 'started');
+      else this.#calls.set('finished' in line ? line.finished : line.tombstone, place);
+    }
+    if (this.#size < bytes.length) {
+      // A last line that was cut by a crash was never acted on; what follows must not grow onto it.
+      writeFileSync(file, '\n');
+      this.#size = bytes.length + 1;
     }
     this.id = id ?? randomUUID();
     if (id === undefined) this.#append({ journal: this.id });
-    for (const [callId, entry] of this.#entries) if (entry.state === 'started') this.finish(callId, UNKNOWN);
+    for (const [callId, call] of this.#calls) if (call === 'started') this.finish(callId, UNKNOWN);
   }
 
   find(callId: string): Entry | undefined {
-    return this.#entries.get(callId);
+    const call = this.#calls.get(callId);
+    if (call === undefined || call === 'started') return call && { state: call };
+    const bytes = Buffer.alloc(call.bytes);
+    readSync(this.#file, bytes, 0, call.bytes, call.at);
+    const line = parsed(bytes);
+    return { state: 'finished', result: line !== null && 'result' in line ? line.result : CANCELLED };
   }
 
   /** False when a newer worker has claimed the sandbox. */
@@ -62,18 +81,16 @@ export class Journal {
 
   start(callId: string): void {
     this.#append({ started: callId });
-    this.#entries.set(callId, { state: 'started' });
+    this.#calls.set(callId, 'started');
   }
 
   finish(callId: string, result: RunnerOutcome): void {
-    this.#append({ finished: callId, result });
-    this.#entries.set(callId, { state: 'finished', result });
+    this.#calls.set(callId, this.#append({ finished: callId, result }));
   }
 
   /** Makes sure that a call which was never seen never runs. */
   bury(callId: string): RunnerOutcome {
-    this.#append({ tombstone: callId });
-    this.#entries.set(callId, { state: 'finished', result: CANCELLED });
+    this.#calls.set(callId, this.#append({ tombstone: callId }));
     return CANCELLED;
   }
 
@@ -81,21 +98,20 @@ export class Journal {
     closeSync(this.#file);
   }
 
-  #append(line: Line): void {
-    writeSync(this.#file, `${JSON.stringify(line)}\n`);
+  #append(line: Line): Place {
+    const text = Buffer.from(`${JSON.stringify(line)}\n`);
+    const place = { at: this.#size, bytes: text.length - 1 };
+    writeFileSync(this.#file, text);
     fsyncSync(this.#file);
+    this.#size += text.length;
+    return place;
   }
 }
 
-/** A last line that was cut by a crash was never acted on. */
-function readLines(path: string): Line[] {
-  return readFileSync(path, 'utf8')
-    .split('\n')
-    .flatMap((line) => {
-      try {
-        return [JSON.parse(line) as Line];
-      } catch {
-        return [];
-      }
-    });
+function parsed(bytes: Buffer): Line | null {
+  try {
+    return JSON.parse(bytes.toString()) as Line;
+  } catch {
+    return null;
+  }
 }

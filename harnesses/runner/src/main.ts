@@ -1,44 +1,43 @@
-import { closeSync, mkdirSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import { join } from 'node:path';
 import { Journal } from './journal.ts';
-import { Runner, readToken, scratchOf, startEgressRelay } from './runner.ts';
+import { Runner, readToken, startEgressRelay } from './runner.ts';
 import { Tools } from './tools.ts';
 
-/** The first process of a sandbox. Settings come from its environment, the token over file descriptor 3. */
+/** The first program of a sandbox. Settings come from its environment; it is handed the token and its journal open. */
+const TOKEN_FILE = 3;
+const JOURNAL_FILE = 4;
 const linkDir = process.env['HOLDFAST_LINK_DIR'] ?? '/run/holdfast/link';
-const stateDir = process.env['HOLDFAST_RUNNER_STATE'] ?? '/run/holdfast/state';
 const workspace = process.env['HOLDFAST_WORKSPACE'] ?? '/workspace';
 const home = process.env['HOME'] ?? '/home/agent';
 const proxyPort = Number(process.env['HOLDFAST_PROXY_PORT'] ?? 3128);
+const alone = process.env['HOLDFAST_ALONE'] === '1';
 
 process.umask(Number.parseInt(process.env['HOLDFAST_UMASK'] ?? '022', 8));
-const token = readToken(3);
-try {
-  closeSync(3);
-} catch {
-  // It was not open.
-}
+const token = readToken(TOKEN_FILE);
+closeSync(TOKEN_FILE);
 const proxy = `http://127.0.0.1:${proxyPort}`;
-const env: Record<string, string> = {
-  PATH: process.env['PATH'] ?? '/usr/local/bin:/usr/bin:/bin',
-  HOME: home,
-  LANG: 'C.UTF-8',
-  TERM: 'dumb',
-  HTTP_PROXY: proxy,
-  HTTPS_PROXY: proxy,
-  http_proxy: proxy,
-  https_proxy: proxy,
-  NO_PROXY: 'localhost,127.0.0.1',
-  no_proxy: 'localhost,127.0.0.1',
-};
-mkdirSync(scratchOf(home), { recursive: true });
+const network: Record<string, string> =
+  proxyPort === 0
+    ? {}
+    : {
+        HTTP_PROXY: proxy,
+        HTTPS_PROXY: proxy,
+        http_proxy: proxy,
+        https_proxy: proxy,
+        NO_PROXY: 'localhost,127.0.0.1',
+        no_proxy: 'localhost,127.0.0.1',
+        // Node's own fetch heeds the others only then.
+        NODE_USE_ENV_PROXY: '1',
+      };
 if (proxyPort > 0) startEgressRelay(join(linkDir, 'egress.sock'), proxyPort);
 const runner = new Runner({
   hubSocket: join(linkDir, 'hub.sock'),
   token,
-  journal: new Journal(join(stateDir, 'journal.jsonl')),
-  tools: new Tools({ workspace, home, scratch: scratchOf(home) }),
-  env,
+  journal: new Journal(JOURNAL_FILE),
+  tools: new Tools({ workspace, home, scratch: join(home, '.holdfast'), alone }),
+  defaults: { LANG: 'C.UTF-8', TERM: 'dumb' },
+  fixed: { PATH: process.env['PATH'] ?? '/usr/local/bin:/usr/bin:/bin', HOME: home, ...network },
   leave: (code) => process.exit(code),
 });
 for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => runner.stop(0));

@@ -1,11 +1,14 @@
 import { generateKeyPairSync, sign } from 'node:crypto';
-import { createReadStream, readFileSync } from 'node:fs';
+import { closeSync, read, readFileSync } from 'node:fs';
 import { createConnection, createServer } from 'node:net';
-import { join } from 'node:path';
+import { promisify } from 'node:util';
 import type { HubMessage, RunnerMessage, RunnerOutcome } from '@holdfast/contracts';
 import { WebSocket } from 'ws';
 import type { Journal } from './journal.ts';
-import { killTree, type Tools } from './tools.ts';
+import { MAX_WHOLE_BYTES } from './output.ts';
+import type { Tools } from './tools.ts';
+
+const readAt = promisify(read);
 
 const FIRST_RETRY_MS = 50;
 const MAX_RETRY_MS = 500;
@@ -13,14 +16,16 @@ const SILENCE_MS = 9_000;
 /** Without a hub for so long nobody will ask for results any more. */
 const ALONE_MS = 120_000;
 const OUTPUT_PIECE_BYTES = 512 * 1024;
-const MAX_OUTPUT_BYTES = 64 * 1024 * 1024;
 
 export interface RunnerOptions {
   readonly hubSocket: string;
   readonly token: string | null;
   readonly journal: Journal;
   readonly tools: Tools;
-  readonly env: Readonly<Record<string, string>>;
+  /** What every call's environment has where the platform says nothing else. */
+  readonly defaults: Readonly<Record<string, string>>;
+  /** What every call's environment has whatever the platform says. */
+  readonly fixed: Readonly<Record<string, string>>;
   readonly leave: (code: number) => void;
 }
 
@@ -42,7 +47,7 @@ export class Runner {
 
   constructor(options: RunnerOptions) {
     this.#options = options;
-    this.#env = options.env;
+    this.#env = { ...options.defaults, ...options.fixed };
     this.#token = options.token;
   }
 
@@ -106,7 +111,7 @@ export class Runner {
       case 'welcome':
         this.#welcomed = true;
         this.#token = null;
-        this.#env = { ...message.env, ...this.#options.env };
+        this.#env = { ...this.#options.defaults, ...message.env, ...this.#options.fixed };
         return;
       case 'claim':
         this.#send({ type: 'answer', id: message.id, stale: !journal.admits(message.generation), result: null });
@@ -119,6 +124,7 @@ export class Runner {
         return;
       case 'over-limit':
         for (const controller of this.#running.values()) controller.abort(message.text);
+        this.#options.tools.killLeftovers();
     }
   }
 
@@ -150,11 +156,11 @@ export class Runner {
       })
       .catch((error: unknown) => ({
         result: { outcome: 'completed' as const, isError: true, text: `Failed: ${String(error)}` },
-        wholePath: null,
+        whole: null,
       }))
-      .then(async ({ result, wholePath }) => {
+      .then(async ({ result, whole }) => {
         this.#running.delete(callId);
-        if (wholePath !== null) await this.#sendWhole(callId, wholePath);
+        if (whole !== null) await this.#sendWhole(callId, whole);
         journal.finish(callId, result);
         if (this.#asked.delete(callId)) this.#send({ type: 'done', callId, result });
       });
@@ -184,44 +190,44 @@ export class Runner {
       const now = journal.find(callId);
       if (now?.state === 'finished') answer(now.result);
       else if (Date.now() < waitUntilMs) setTimeout(poll, 10);
-      else {
-        killTree(undefined, callId);
-        answer({ outcome: 'unknown', isError: true, text: 'It did not end when it was cancelled.' });
-      }
+      else answer({ outcome: 'unknown', isError: true, text: 'It did not end when it was cancelled.' });
     };
     poll();
   }
 
-  /** Hands the whole output to the hub, which keeps it; best effort, the file stays in the sandbox. */
-  async #sendWhole(callId: string, path: string): Promise<void> {
-    let sent = 0;
+  /** Hands the whole output to the hub that asked for it, which keeps it; best effort, the file stays in the sandbox. */
+  async #sendWhole(callId: string, file: number): Promise<void> {
+    const socket = this.#socket;
+    const piece = Buffer.alloc(OUTPUT_PIECE_BYTES);
     try {
-      for await (const piece of createReadStream(path, {
-        highWaterMark: OUTPUT_PIECE_BYTES,
-      }) as AsyncIterable<Buffer>) {
-        sent += piece.length;
-        if (sent > MAX_OUTPUT_BYTES) return;
-        while ((this.#socket?.bufferedAmount ?? 0) > 4 * OUTPUT_PIECE_BYTES)
+      for (let sent = 0; sent < MAX_WHOLE_BYTES; ) {
+        const { bytesRead } = await readAt(file, piece, 0, piece.length, sent);
+        if (bytesRead === 0) return;
+        while ((socket?.bufferedAmount ?? 0) > 4 * OUTPUT_PIECE_BYTES && socket?.readyState === WebSocket.OPEN)
           await new Promise((resolve) => setTimeout(resolve, 5));
-        this.#send({ type: 'output', callId, data: piece.toString('base64') });
+        // Another link knows nothing of this call's output.
+        if (!this.#asked.has(callId) || this.#socket !== socket) return;
+        this.#send({ type: 'output', callId, data: piece.toString('base64', 0, bytesRead) });
+        sent += bytesRead;
       }
-    } catch {
-      // The agent may have removed it already.
+    } finally {
+      closeSync(file);
     }
   }
 }
 
 /** The only way out of a sandbox: a port on its own loopback that leads to the platform's proxy. */
 export function startEgressRelay(egressSocket: string, port: number): void {
-  const server = createServer((client) => {
-    const upstream = createConnection(egressSocket);
+  const server = createServer({ allowHalfOpen: true }, (client) => {
+    const upstream = createConnection({ path: egressSocket, allowHalfOpen: true });
     client.pipe(upstream).pipe(client);
     for (const [one, other] of [
       [client, upstream],
       [upstream, client],
     ] as const) {
       one.on('error', () => other.destroy());
-      one.on('close', () => other.destroy());
+      // What it had sent already still arrives.
+      one.on('close', () => other.destroySoon());
     }
   });
   server.on('error', () => undefined);
@@ -236,5 +242,3 @@ export function readToken(fd: number): string | null {
     return null;
   }
 }
-
-export const scratchOf = (home: string): string => join(home, '.holdfast');

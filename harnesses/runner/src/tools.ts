@@ -1,15 +1,21 @@
+import { isUtf8 } from 'node:buffer';
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { glob, mkdir, open, readFile, rename, stat, writeFile } from 'node:fs/promises';
+import { constants, existsSync, mkdirSync, rmSync } from 'node:fs';
+import { glob, mkdir, open, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join, resolve } from 'node:path';
+import type { Readable } from 'node:stream';
 import type { RunnerOutcome, SandboxTool } from '@holdfast/contracts';
-import { Output } from './output.ts';
+import { Output, SHOWN_CHARS } from './output.ts';
+import { CALL_MARK, killOthers, killTree, startedAt } from './processes.ts';
+import { SHELL, STATE_VARIABLE } from './shell.ts';
 
 export interface ToolPlaces {
   readonly workspace: string;
   readonly home: string;
-  /** Whole outputs, and the shell's state between calls. */
+  /** Whole outputs, and the shell's state between calls. The agent owns it as it owns its home. */
   readonly scratch: string;
+  /** Whether this PID namespace holds nothing but the runner and what its calls started. */
+  readonly alone: boolean;
 }
 
 export interface ToolCall {
@@ -22,41 +28,59 @@ export interface ToolCall {
 }
 export interface ToolAnswer {
   readonly result: RunnerOutcome;
-  readonly wholePath: string | null;
+  /** Open file with the whole output when the result shows only part of it; whoever takes it closes it. */
+  readonly whole: number | null;
 }
 
 const MAX_FILE_BYTES = 64 * 1024 * 1024;
 const MAX_MATCHES = 10_000;
+/** How long to listen on when a command has ended and something that it left behind holds its output open. */
+const LISTEN_ON_MS = 200;
 
 class ToolFault extends Error {}
 
 /** The built-in tools. A fault of the call is an error result that says what to do; nothing throws for bad input. */
 export class Tools {
   readonly #places: ToolPlaces;
+  readonly #running = new Set<string>();
 
   constructor(places: ToolPlaces) {
     this.#places = places;
   }
 
   async run(call: ToolCall): Promise<ToolAnswer> {
+    this.#running.add(call.callId);
+    try {
+      return await this.#run(call);
+    } finally {
+      this.#running.delete(call.callId);
+    }
+  }
+
+  /** Ends what calls that are over have left running. */
+  killLeftovers(): void {
+    if (this.#places.alone) killOthers(this.#running);
+  }
+
+  async #run(call: ToolCall): Promise<ToolAnswer> {
     const output = new Output(join(this.#places.scratch, 'outputs'), call.callId);
     let isError = false;
     try {
       if (call.tool === 'bash') isError = await this.#bash(call, output);
       else if (call.tool === 'grep') isError = await this.#grep(call, output);
-      else output.addText(await this.#file(call));
+      else output.add(await this.#file(call));
     } catch (error) {
       isError = true;
-      output.addText(error instanceof ToolFault ? error.message : describe(error));
+      output.add(error instanceof ToolFault ? error.message : describe(error));
     }
-    const { text, wholePath } = output.end();
+    const { text, whole } = output.end();
     if (call.signal.aborted) {
       return {
         result: { outcome: 'cancelled', isError: true, text: `${String(call.signal.reason)}\n${text}`.trim() },
-        wholePath,
+        whole,
       };
     }
-    return { result: { outcome: 'completed', isError, text }, wholePath };
+    return { result: { outcome: 'completed', isError, text }, whole };
   }
 
   #file(call: ToolCall): Promise<string> {
@@ -68,42 +92,40 @@ export class Tools {
       case 'edit':
         return this.#edit(call.input);
       default:
-        return this.#glob(call.input);
+        return this.#glob(call);
     }
   }
 
-  /** Runs a command in a fresh shell that takes up directory and exported variables where the last one left them. */
   async #bash(call: ToolCall, output: Output): Promise<boolean> {
-    const state = join(this.#places.scratch, 'shell-state');
-    if (call.input['restart'] === true) rmSync(state, { force: true });
+    const { scratch, workspace } = this.#places;
+    const state = join(scratch, 'shell-state');
+    if (call.input['restart'] === true) {
+      this.killLeftovers();
+      rmSync(state, { force: true, recursive: true });
+    }
     const { command } = call.input;
     if (command === undefined && call.input['restart'] === true) {
-      output.addText('The shell was restarted.');
+      output.add('The shell was restarted.');
       return false;
     }
     if (typeof command !== 'string' || command === '') throw new ToolFault('bash needs {"command": "…"}.');
-    mkdirSync(this.#places.scratch, { recursive: true });
-    const script = `
-hf_state=$HF_STATE hf_command=$HF_COMMAND
-unset HF_STATE HF_COMMAND
-if [ -r "$hf_state" ]; then . "$hf_state" 2>/dev/null; fi
-hf_save() {
-  hf_code=$?
-  trap - EXIT
-  { printf 'cd %q 2>/dev/null\\n' "$PWD"; (unset HOLDFAST_CALL; export -p); } > "$hf_state.$$" 2>/dev/null && mv -f "$hf_state.$$" "$hf_state"
-  exit $hf_code
-}
-trap hf_save EXIT
-eval "$hf_command"`;
-    const child = spawn('/bin/bash', ['-c', script], {
-      cwd: this.#places.workspace,
-      env: { ...call.env, HOLDFAST_CALL: call.callId, HF_STATE: state, HF_COMMAND: command },
-      stdio: ['ignore', 'pipe', 'pipe'],
+    mkdirSync(scratch, { recursive: true });
+    const child = spawn('/bin/bash', ['-c', SHELL], {
+      argv0: 'bash',
+      cwd: workspace,
+      env: { ...call.env, [CALL_MARK]: call.callId, [STATE_VARIABLE]: state },
+      stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
       detached: true,
     });
-    const { code, timedOut } = await this.#supervise(child, call, output);
-    if (timedOut) output.addText(`\n[timed out after ${call.timeoutMs} ms; the command was killed]`);
-    else if (code !== 0) output.addText(`\n[exit code ${code}]`);
+    const script = child.stdio[3];
+    if (script !== null && script !== undefined && 'end' in script) {
+      // A shell that ends before it has read its command says so by its exit code.
+      script.on('error', () => undefined);
+      script.end(command);
+    }
+    const { code, signal, timedOut } = await this.#supervise(child, call, output);
+    if (timedOut) output.add(`\n[timed out after ${call.timeoutMs} ms; the command was killed]`);
+    else if (code !== 0) output.add(code === null ? `\n[killed by ${signal}]` : `\n[exit code ${code}]`);
     return timedOut || code !== 0;
   }
 
@@ -116,56 +138,56 @@ eval "$hf_command"`;
       ['-rnIE', '--exclude-dir=.git', '--exclude-dir=node_modules', '-e', pattern, '--', path],
       {
         cwd: this.#places.workspace,
-        env: { ...call.env, HOLDFAST_CALL: call.callId },
+        env: { ...call.env, [CALL_MARK]: call.callId },
         stdio: ['ignore', 'pipe', 'pipe'],
         detached: true,
       },
     );
     const { code, timedOut } = await this.#supervise(child, call, output);
-    if (timedOut) output.addText(`\n[timed out after ${call.timeoutMs} ms]`);
-    if (code === 1) output.addText('No matches.');
+    if (timedOut) output.add(`\n[timed out after ${call.timeoutMs} ms]`);
+    if (code === 1) output.add('No matches.');
     return timedOut || (code !== 0 && code !== 1);
   }
 
   /** Collects output until the process ends; on a timeout or an abort its whole tree is killed. */
-  #supervise(child: ChildProcess, call: ToolCall, output: Output): Promise<{ code: number | null; timedOut: boolean }> {
+  #supervise(
+    child: ChildProcess,
+    call: ToolCall,
+    output: Output,
+  ): Promise<{ code: number | null; signal: NodeJS.Signals | null; timedOut: boolean }> {
     return new Promise((done, reject) => {
       let timedOut = false;
-      let exited: number | null | undefined;
-      const kill = (): void => killTree(child.pid, call.callId);
+      const { pid } = child;
+      const began = pid === undefined ? 0 : startedAt(pid);
+      const kill = (): void => {
+        if (pid !== undefined) killTree({ callId: call.callId, leader: pid, startedAt: began }, this.#places.alone);
+      };
       const timer = setTimeout(() => {
         timedOut = true;
         kill();
       }, call.timeoutMs);
       call.signal.addEventListener('abort', kill, { once: true });
       if (call.signal.aborted) kill();
-      const finish = (): void => {
+      const pipes = [child.stdout, child.stderr].flatMap((pipe) => (pipe === null ? [] : [collect(pipe, output)]));
+      const finish = (code: number | null, signal: NodeJS.Signals | null): void => {
         clearTimeout(timer);
         call.signal.removeEventListener('abort', kill);
-        done({ code: exited ?? null, timedOut });
+        for (const leave of pipes) leave();
+        done({ code, signal, timedOut });
       };
-      child.stdout?.on('data', (bytes: Buffer) => output.add(bytes));
-      child.stderr?.on('data', (bytes: Buffer) => output.add(bytes));
-      child.once('error', reject);
-      child.once('close', finish);
-      child.once('exit', (code) => {
-        exited = code;
-        // A background process may hold the pipes open for ever; the command itself is over.
-        setTimeout(() => {
-          child.stdout?.destroy();
-          child.stderr?.destroy();
-        }, 200);
+      child.once('error', (error) => {
+        clearTimeout(timer);
+        reject(error);
       });
+      child.once('close', finish);
+      // A background process may hold the pipes open for ever; the command itself is over.
+      child.once('exit', (code, signal) => setTimeout(() => finish(code, signal), LISTEN_ON_MS));
     });
   }
 
   async #read(input: ToolCall['input']): Promise<string> {
     const path = this.#resolve(stringOf(input, 'file_path'));
-    const facts = await stat(path);
-    if (facts.isDirectory()) throw new ToolFault(`${path} is a folder; list it with glob or bash.`);
-    if (facts.size > MAX_FILE_BYTES)
-      throw new ToolFault(`${path} has ${facts.size} bytes; read parts of it with bash.`);
-    const bytes = await readFile(path);
+    const bytes = await contentOf(path);
     if (bytes.subarray(0, 8_192).includes(0)) throw new ToolFault(`${path} is a binary file.`);
     const lines = new TextDecoder().decode(bytes).split('\n');
     if (lines.at(-1) === '') lines.pop();
@@ -180,10 +202,18 @@ eval "$hf_command"`;
         throw new ToolFault(`view_range must lie within 1 and ${lines.length}.`);
     }
     if (lines.length === 0) return '(the file is empty)';
-    return lines
-      .slice(first - 1, last)
-      .map((line, i) => `${String(first + i).padStart(6)}\t${line}`)
-      .join('\n');
+    const shown: string[] = [];
+    let chars = 0;
+    for (const [i, line] of lines.slice(first - 1, last).entries()) {
+      const numbered = `${String(first + i).padStart(6)}\t${line}`;
+      chars += numbered.length + 1;
+      if (chars > SHOWN_CHARS - 200 && i > 0) {
+        shown.push(`[cut: the file has ${lines.length} lines; read on with view_range [${first + i}, …]]`);
+        break;
+      }
+      shown.push(numbered);
+    }
+    return shown.join('\n');
   }
 
   async #write(input: ToolCall['input']): Promise<string> {
@@ -200,38 +230,66 @@ eval "$hf_command"`;
     const old = stringOf(input, 'old_string');
     const fresh = input['new_string'];
     if (typeof fresh !== 'string') throw new ToolFault('edit needs new_string.');
-    const content = await readFile(path, 'utf8');
-    const count = content.split(old).length - 1;
+    const bytes = await contentOf(path);
+    if (!isUtf8(bytes)) throw new ToolFault(`${path} is not UTF-8; edit it with bash.`);
+    const parts = bytes.toString('utf8').split(old);
+    const count = parts.length - 1;
     if (count === 0) throw new ToolFault(`old_string does not occur in ${path}.`);
     if (count > 1 && input['replace_all'] !== true)
       throw new ToolFault(`old_string occurs ${count} times in ${path}; give more of it, or set replace_all.`);
-    await replaceFile(path, content.split(old).join(fresh));
+    await replaceFile(path, parts.join(fresh));
     return `Replaced ${count} occurrence${count === 1 ? '' : 's'} in ${path}.`;
   }
 
-  async #glob(input: ToolCall['input']): Promise<string> {
-    const folder = this.#resolve(typeof input['path'] === 'string' ? input['path'] : '.');
+  async #glob(call: ToolCall): Promise<string> {
+    const folder = this.#resolve(typeof call.input['path'] === 'string' ? call.input['path'] : '.');
+    if ((await stat(folder)).isDirectory() === false) throw new ToolFault(`${folder} is not a folder.`);
     const found: { path: string; changedMs: number }[] = [];
-    for await (const match of glob(stringOf(input, 'pattern'), {
+    const matches = glob(stringOf(call.input, 'pattern'), {
       cwd: folder,
       exclude: (name) => name === 'node_modules' || name === '.git',
-    })) {
-      const path = resolve(folder, match);
+    });
+    const over = AbortSignal.any([call.signal, AbortSignal.timeout(call.timeoutMs)]);
+    const stopped = new Promise<never>((_resolve, reject) => {
+      over.addEventListener(
+        'abort',
+        () => reject(new ToolFault(`Stopped after ${call.timeoutMs} ms; look in a narrower folder.`)),
+        { once: true },
+      );
+    });
+    stopped.catch(() => undefined);
+    for (;;) {
+      const next = await Promise.race([matches.next(), stopped]);
+      if (next.done === true || found.length === MAX_MATCHES) break;
+      const path = resolve(folder, next.value);
       const facts = await stat(path).catch(() => null);
       if (facts?.isFile() === true) found.push({ path, changedMs: facts.mtimeMs });
-      if (found.length >= MAX_MATCHES) break;
     }
     if (found.length === 0) return 'No files match.';
-    return found
-      .sort((a, b) => b.changedMs - a.changedMs)
-      .map(({ path }) => path)
-      .join('\n');
+    const paths = found.sort((a, b) => b.changedMs - a.changedMs).map(({ path }) => path);
+    if (paths.length === MAX_MATCHES) paths.push(`[cut at ${MAX_MATCHES} files; look in a narrower folder]`);
+    return paths.join('\n');
   }
 
   #resolve(path: string): string {
-    if (path.startsWith('~/')) return join(this.#places.home, path.slice(2));
+    if (path === '~' || path.startsWith('~/')) return join(this.#places.home, path.slice(1));
     return isAbsolute(path) ? path : resolve(this.#places.workspace, path);
   }
+}
+
+/**
+ * Adds what comes out of a pipe until it is left. A pipe that is left is still emptied: a server that was started in the
+ * background goes on, and does not die of its own output.
+ */
+function collect(pipe: Readable, output: Output): () => void {
+  const decoder = new TextDecoder();
+  const take = (bytes: Buffer): void => output.add(decoder.decode(bytes, { stream: true }));
+  pipe.on('data', take);
+  return () => {
+    pipe.off('data', take);
+    pipe.resume();
+    output.add(decoder.decode());
+  };
 }
 
 function stringOf(input: ToolCall['input'], name: string): string {
@@ -242,51 +300,56 @@ function stringOf(input: ToolCall['input'], name: string): string {
 }
 
 function describe(error: unknown): string {
-  const code = error instanceof Error && 'code' in error ? String(error.code) : '';
-  const path = error instanceof Error && 'path' in error ? ` ${String(error.path)}` : '';
+  const { code = '', path, message } = error as NodeJS.ErrnoException;
+  if (code === 'EAGAIN')
+    return 'The sandbox has as many processes as it may have; bash with {"restart": true} ends what earlier calls left running.';
   const words: Record<string, string> = {
     ENOENT: 'There is no file',
     EACCES: 'No permission for',
+    EEXIST: 'A file is in the way at',
     EISDIR: 'That is a folder:',
+    ENOTDIR: 'A part of it is not a folder:',
     ENOSPC: 'No space left for',
     EROFS: 'That place is read-only:',
   };
-  return words[code] === undefined
-    ? `Failed: ${error instanceof Error ? error.message : String(error)}`
-    : `${words[code]}${path}.`;
+  return words[code] === undefined || path === undefined ? `Failed: ${message}` : `${words[code]} ${path}.`;
 }
 
-/** Written beside and renamed, so that a crash leaves the old content or the new, never half of it. */
+/** A regular file's bytes. What is no such file is never read: a pipe would wait for ever, a device would never end. */
+async function contentOf(path: string): Promise<Buffer> {
+  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
+  try {
+    const facts = await file.stat();
+    if (facts.isDirectory()) throw new ToolFault(`${path} is a folder; list it with glob or bash.`);
+    if (!facts.isFile()) throw new ToolFault(`${path} is not a regular file; use bash.`);
+    const parts: Buffer[] = [];
+    for await (const part of file.createReadStream({ end: MAX_FILE_BYTES, autoClose: false }))
+      parts.push(part as Buffer);
+    const bytes = Buffer.concat(parts);
+    if (bytes.length > MAX_FILE_BYTES)
+      throw new ToolFault(`${path} has more than ${MAX_FILE_BYTES} bytes; read parts of it with bash.`);
+    return bytes;
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * Written beside and renamed, so that a crash leaves the old content or the new, never half of it. A link is followed:
+ * what it leads to is replaced.
+ */
 async function replaceFile(path: string, content: string): Promise<void> {
-  const mode = await stat(path).then(
+  const target = await realpath(path).catch(() => path);
+  const mode = await stat(target).then(
     (facts) => facts.mode & 0o777,
     () => 0o666 & ~process.umask(),
   );
-  const fresh = `${path}.holdfast-${process.pid}-${Math.random().toString(36).slice(2)}`;
-  await writeFile(fresh, content, { mode, flag: 'wx' });
-  const file = await open(fresh, 'r');
-  await file.sync();
-  await file.close();
-  await rename(fresh, path);
-}
-
-/** Kills a call's process group, and whatever else carries the call's id in its environment. */
-export function killTree(groupPid: number | undefined, callId: string): void {
-  const kill = (pid: number): void => {
-    try {
-      process.kill(pid, 'SIGKILL');
-    } catch {
-      // Gone already.
-    }
-  };
-  if (groupPid !== undefined) kill(-groupPid);
-  const mark = `HOLDFAST_CALL=${callId}`;
-  for (const name of readdirSync('/proc')) {
-    if (!/^\d+$/.test(name) || Number(name) === process.pid) continue;
-    try {
-      if (readFileSync(`/proc/${name}/environ`, 'latin1').split('\0').includes(mark)) kill(Number(name));
-    } catch {
-      // Ended meanwhile, or not ours to read.
-    }
+  const fresh = `${target}.holdfast-${process.pid}-${Math.random().toString(36).slice(2)}`;
+  try {
+    await writeFile(fresh, content, { mode, flag: 'wx', flush: true });
+    await rename(fresh, target);
+  } catch (error) {
+    await rm(fresh, { force: true });
+    throw Object.assign(error as Error, { path });
   }
 }

@@ -8,6 +8,8 @@ export const sandboxConfig = z.object({
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).default(0),
   /** Kubernetes joins later. */
   SANDBOX_PROVIDER: z.enum(['local']).default('local'),
+  /** bubblewrap, by name or path. */
+  SANDBOX_BUBBLEWRAP: z.string().min(1).default('bwrap'),
   /** `1` = run tools as plain processes where bubblewrap cannot be had. They see everything that the service sees. */
   HOLDFAST_ALLOW_UNISOLATED: z.stringbool().default(false),
   /** A runner that does not link within this time failed to start. */
@@ -23,7 +25,8 @@ export const sandboxConfig = z.object({
 });
 export type SandboxConfig = z.infer<typeof sandboxConfig>;
 
-const REFUSED = /^(PATH|HOME|NODE_OPTIONS|LD_.*|HOLDFAST_.*|HF_.*|https?_proxy|HTTPS?_PROXY|BASH_ENV|ENV)$/;
+const REFUSED =
+  /^(PATH|HOME|NODE_OPTIONS|NODE_USE_ENV_PROXY|LD_.*|HOLDFAST_.*|(https?|all|no)_proxy|(HTTPS?|ALL|NO)_PROXY|BASH_ENV|BASHOPTS|ENV|IFS|PS4|SHELLOPTS)$/;
 
 /** `CONTAINER_ENV_X=v` as `X=v`, for every sandbox; names that would change how the sandbox itself works are refused (X6). */
 export function containerEnv(environment: Readonly<Record<string, string | undefined>>): {

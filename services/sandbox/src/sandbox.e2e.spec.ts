@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startPlatform, type TestPlatform } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import pg from 'pg';
 
 interface WireEvent {
   readonly id: string;
@@ -20,6 +21,10 @@ beforeAll(async () => {
     CONTAINER_ENV_COLOUR: 'teal',
     CONTAINER_ENV_PATH: '/evil',
     TOOL_DEFAULT_TIMEOUT_MS: '30000',
+    SANDBOX_REPLICAS: '2',
+    SANDBOX_MEMORY_BYTES: String(300 * 1024 ** 2),
+    SANDBOX_WORKSPACE_BYTES: String(100 * 1024 ** 2),
+    SANDBOX_IDLE_MS: '20000',
   });
   agentId = (
     (await post('/v1/agents', { name: 'tools', model: 'demo', tools: [{ type: 'agent_toolset_20260401' }] })) as {
@@ -71,6 +76,39 @@ async function results(id: string, text: string): Promise<{ text: string; isErro
 const run = async (id: string, command: string) =>
   (await results(id, `RUN[${command}]`))[0] ?? { text: 'no result', isError: true };
 
+/** The sandbox service, all of it. */
+const killService = (): void => {
+  for (const name of ['sandbox', 'sandbox-2']) platform.kill(name);
+};
+/** The folder of the sandbox that holds a file. */
+const sandboxWith = (file: string): string | undefined =>
+  readdirSync(join(platform.stateDir, 'sandboxes'))
+    .map((name) => join(platform.stateDir, 'sandboxes', name))
+    .find((dir) => existsSync(join(dir, 'workspace', file)));
+/** Host process ids of bubblewrap and of the first process of its namespace. */
+const processesOf = (dir: string): number[] =>
+  readFileSync(join(dir, 'runner.pid'), 'utf8')
+    .trim()
+    .split('\n')
+    .map((line) => Number(line.split(' ')[0]));
+async function until(what: () => boolean | Promise<boolean>, timeoutMs: number): Promise<boolean> {
+  for (const deadline = Date.now() + timeoutMs; Date.now() < deadline; await sleep(100)) if (await what()) return true;
+  return false;
+}
+async function sandboxEvents(type: string): Promise<Record<string, unknown>[]> {
+  const client = new pg.Client({ connectionString: platform.databaseUrl });
+  await client.connect();
+  try {
+    const { rows } = await client.query<{ data: Record<string, unknown> }>(
+      'select data from events where type = $1 order by position',
+      [type],
+    );
+    return rows.map(({ data }) => data);
+  } finally {
+    await client.end();
+  }
+}
+
 describe('tools in a sandbox', () => {
   it('run, keep directory, variables and files, and see the configured environment', async () => {
     const id = await newSession();
@@ -101,14 +139,31 @@ describe('tools in a sandbox', () => {
     ]);
   }, 60_000);
 
-  it('are killed with everything they started when they take too long', async () => {
+  it('are killed with everything they started, a fork bomb too', async () => {
     const id = await newSession();
-    await say(id, 'RUN[sleep 1000 & setsid sleep 1000 & sleep 1000]');
-    await sleep(1_500);
+    await say(
+      id,
+      'RUN[sleep 1000 & setsid sleep 1000 & (setsid env -i sleep 1000 &); bomb() { bomb & bomb; }; bomb 2>/dev/null & sleep 1000]',
+    );
+    await sleep(2_000);
     await post(`/v1/sessions/${id}/events`, { events: [{ type: 'user.interrupt' }] });
     await idle(id);
-    expect((await run(id, 'ps -e -o args | grep -c "[s]leep 1000"')).text).toMatch(/^0/);
+    expect((await run(id, 'ps -e -o args | grep -c "[s]leep 1000"; ps -e | wc -l')).text).toMatch(/^0\n[5-9]\n/);
   }, 60_000);
+
+  it('leave what they start in the background running, until the session is idle for long', async () => {
+    const id = await newSession();
+    await run(id, 'cd /tmp; greeting=hello; (while echo x >> /workspace/beats.txt; do sleep 0.2; done) & echo back');
+    const home = sandboxWith('beats.txt') ?? '';
+    const beats = (): number => readFileSync(join(home, 'workspace', 'beats.txt'), 'utf8').length;
+    const before = beats();
+    // Killed with -9, the service finds it again, watches it, and ends it when it is idle.
+    killService();
+    expect(await until(() => beats() > before + 4, 5_000)).toBe(true);
+    expect(await until(() => processesOf(home).every((pid) => !existsSync(`/proc/${pid}`)), 40_000)).toBe(true);
+    expect((await sandboxEvents('sandbox.suspended')).length).toBeGreaterThan(0);
+    expect((await run(id, 'echo $greeting $PWD; ls /workspace')).text).toBe('hello /tmp\nbeats.txt\n');
+  }, 90_000);
 });
 
 describe('isolation', () => {
@@ -140,13 +195,24 @@ describe('isolation', () => {
       [
         'environment of the platform',
         'cat /proc/*/environ | tr "\\\\0" "\\\\n" | grep -cE "hf[_]|DATABASE[_]URL|NATS[_]|PASSWOR[D]"',
-        /^0/,
+        /^0$/m,
       ],
       [
         'network',
         `for port in ${ports.join(' ')}; do (exec 3<>/dev/tcp/127.0.0.1/$port) 2>/dev/null && echo OPEN $port; done; ls /sys/class/net 2>/dev/null; cat /proc/net/dev | grep -vc lo:`,
         /^(?!.*OPEN)/s,
       ],
+      [
+        'the runner: memory, files, environment, debugger',
+        'for name in environ maps auxv mem; do cat /proc/2/$name > /dev/null && echo READ $name; done 2>/dev/null; ls /proc/2/fd /proc/2/cwd; kill -USR1 2; sleep 0.3; (exec 3<>/dev/tcp/127.0.0.1/9229) 2>/dev/null && echo DEBUGGER; (unset HTTP_PROXY http_proxy; curl -s http://127.0.0.1:9229/json); tr "\\0" " " < /proc/2/cmdline | grep -c runner.mjs',
+        /^(?!.*(READ|DEBUGGER|inspector|\/proc\/2\/fd:)).*^1$/ms,
+      ],
+      [
+        'the journal and what the platform has open',
+        'find / -name "journal.jsonl" -not -path "/proc/*" 2>/dev/null | wc -l; ls /proc/self/fd | grep -vc "^[0123]$"; readlink /proc/[0-9]*/fd/* | grep -c journal',
+        /^0\n0\n0$/m,
+      ],
+      ['namespaces of its own to attack the kernel from', 'unshare -Ur id && echo MADE', /^(?!.*MADE)/s],
       [
         'platform over the proxy',
         `curl -s -o /dev/null -w "%{http_code}" -m 5 --noproxy "" http://127.0.0.1:${platform.env['API_PORT']}/healthz; curl -s -m 5 --noproxy "" http://169.254.169.254/`,
@@ -159,15 +225,16 @@ describe('isolation', () => {
     }
   }, 120_000);
 
-  it('gives every sandbox an unprivileged host uid of its own (X1)', () => {
-    const uids = readdirSync(join(platform.stateDir, 'sandboxes')).map((name) => {
-      const [, inner] = readFileSync(join(platform.stateDir, 'sandboxes', name, 'runner.pid'), 'utf8').split('\n');
-      return /^Uid:\s+(\d+)/m.exec(readFileSync(`/proc/${inner?.split(' ')[0]}/status`, 'utf8'))?.[1];
+  it('gives every sandbox an unprivileged host uid of its own (X1)', async () => {
+    const [a, b] = [await newSession(), await newSession()];
+    await Promise.all([run(a, 'echo > x1-a.txt'), run(b, 'echo > x1-b.txt')]);
+    const uids = ['x1-a.txt', 'x1-b.txt'].map((file) => {
+      const status = readFileSync(`/proc/${processesOf(sandboxWith(file) ?? '')[1]}/status`, 'utf8');
+      return /^Uid:\s+(\d+)/m.exec(status)?.[1];
     });
-    expect(uids.length).toBeGreaterThan(2);
-    if (process.getuid?.() === 0) expect(new Set(uids).size).toBe(uids.length);
+    if (process.getuid?.() === 0) expect(new Set(uids).size).toBe(2);
     expect(uids).not.toContain('0');
-  });
+  }, 60_000);
 
   it('bounds what a sandbox may take', async () => {
     const id = await newSession();
@@ -179,6 +246,22 @@ describe('isolation', () => {
         .every((size) => size > 0 && size <= 512 * 1024 * 1024),
     ).toBe(true);
     expect((await run(id, 'ulimit -u; ulimit -c')).text).toMatch(/^512\n0/);
+    // The bomb has a bound of its own, for machines whose cgroups cannot be written; the service says that at its start.
+    const { text } = await run(id, 'ulimit -v 1000000; tail /dev/zero; echo code $?');
+    expect(text).toMatch(/"missing":\[[^\]]*"memory"/.test(platform.log('sandbox')) ? /code [1-9]/ : /code 137/);
+    expect((await run(id, 'echo alive')).text).toBe('alive\n');
+  }, 60_000);
+
+  it('kills what writes more than its bound, in the workspace or at home, in a call or after it', async () => {
+    const id = await newSession();
+    expect(await run(id, 'head -c 400000000 /dev/zero > fill; sleep 20')).toMatchObject({
+      text: expect.stringMatching(/holds \d+ bytes, above its bound of 104857600 bytes; what ran was killed/),
+      isError: true,
+    });
+    await run(id, 'rm fill; (sleep 1.5; head -c 400000000 /dev/zero > ~/fill; sleep 100) > /dev/null 2>&1 & echo left');
+    // Nobody calls meanwhile: it is noticed because the disk fills.
+    await sleep(6_000);
+    expect((await run(id, 'ps -e -o args | grep -c "[s]leep 100"')).text).toMatch(/^0/);
   }, 60_000);
 
   it('lets sessions of one context share the workspace folder and nothing else', async () => {
@@ -221,9 +304,9 @@ describe('kill -9', () => {
   it('of the sandbox service in the middle of a call: the call’s one result arrives', async () => {
     const id = await newSession();
     await run(id, 'true');
-    await say(id, 'RUN[echo x >> effects.txt; sleep 3; echo finished] RUN[cat effects.txt]');
+    await say(id, 'RUN[echo x >> effects-1.txt; sleep 3; echo finished] RUN[cat effects-1.txt]');
     await sleep(1_000);
-    platform.kill('sandbox');
+    killService();
     await idle(id);
     const found = (await list(id, '&types[]=agent.tool_result')).map((event) => event.content?.[0]?.text.trim());
     expect(found.slice(1)).toEqual(['finished', 'x']);
@@ -234,18 +317,8 @@ describe('kill -9', () => {
     await run(id, 'true');
     await say(id, 'RUN[echo x >> effects.txt; sleep 20; echo finished] RUN[cat effects.txt]');
     await sleep(1_000);
-    const sandboxes = join(platform.stateDir, 'sandboxes');
-    const home = readdirSync(sandboxes)
-      .map((name) => join(sandboxes, name))
-      .find(
-        (dir) =>
-          existsSync(join(dir, 'workspace', 'effects.txt')) &&
-          readFileSync(join(dir, 'state', 'journal.jsonl'), 'utf8')
-            .split('\n')
-            .filter((line) => line.includes('"started"')).length === 2,
-      );
     // The first process of the sandbox's namespace: all of it dies at once.
-    process.kill(Number(lines(readFileSync(join(home ?? '', 'runner.pid'), 'utf8'))[1]?.split(' ')[0]), 'SIGKILL');
+    process.kill(processesOf(sandboxWith('effects.txt') ?? '')[1] ?? 0, 'SIGKILL');
     await idle(id, 60_000);
     const found = await list(id, '&types[]=agent.tool_result');
     expect(found[1]).toMatchObject({
@@ -255,6 +328,13 @@ describe('kill -9', () => {
     expect(lines(found[2]?.content?.[0]?.text ?? '')).toEqual(['x']);
   }, 120_000);
 
+  it('or a stop of the runner by the code that it runs: outcome unknown, and the next call has a new one', async () => {
+    const id = await newSession();
+    expect(
+      (await results(id, 'RUN[(sleep 0.3; kill -STOP 2) & sleep 30] RUN[echo alive]')).map(({ text }) => text),
+    ).toEqual([expect.stringMatching(/[Oo]utcome unknown/), 'alive\n']);
+  }, 90_000);
+
   it('of the session service and the sandbox service at once', async () => {
     const ids = await Promise.all(Array.from({ length: 5 }, () => newSession()));
     await Promise.all(
@@ -262,7 +342,7 @@ describe('kill -9', () => {
     );
     await sleep(2_000);
     platform.kill('session');
-    platform.kill('sandbox');
+    killService();
     await sleep(2_500);
     platform.kill('session');
     for (const id of ids) {
@@ -277,7 +357,16 @@ describe('kill -9', () => {
     await run(id, 'echo kept > kept.txt');
     await say(id, 'SLOW[10] RUN[cat kept.txt]');
     await sleep(500);
-    for (const name of ['supervisor', 'session', 'gateway-api', 'sandbox', 'nats', 'postgres', 'demo-gateway'])
+    for (const name of [
+      'supervisor',
+      'session',
+      'gateway-api',
+      'sandbox',
+      'sandbox-2',
+      'nats',
+      'postgres',
+      'demo-gateway',
+    ])
       platform.kill(name);
     await sleep(300);
     await platform.up('--detach');
@@ -287,16 +376,13 @@ describe('kill -9', () => {
 });
 
 describe('the end of a session', () => {
-  it('removes its sandbox and its files', async () => {
+  it('ends its processes and removes its files', async () => {
     const id = await newSession();
-    await run(id, 'echo x > /workspace/only-here.txt');
-    const holds = (): boolean =>
-      readdirSync(join(platform.stateDir, 'sandboxes')).some((name) =>
-        existsSync(join(platform.stateDir, 'sandboxes', name, 'workspace', 'only-here.txt')),
-      );
-    expect(holds()).toBe(true);
+    await run(id, 'echo x > /workspace/only-here.txt; sleep 500 > /dev/null 2>&1 &');
+    const processes = processesOf(sandboxWith('only-here.txt') ?? '');
+    expect(processes.map((pid) => existsSync(`/proc/${pid}`))).toEqual([true, true]);
     await post(`/v1/sessions/${id}/archive`, {});
-    for (const deadline = Date.now() + 20_000; holds() && Date.now() < deadline; ) await sleep(100);
-    expect(holds()).toBe(false);
+    expect(await until(() => sandboxWith('only-here.txt') === undefined, 20_000)).toBe(true);
+    expect(await until(() => processes.every((pid) => !existsSync(`/proc/${pid}`)), 5_000)).toBe(true);
   }, 60_000);
 });

@@ -9,6 +9,7 @@ import {
   type DestroySandboxBody,
   type EnsureSandboxBody,
   type EnsureSandboxReply,
+  isAppError,
   type StoredEvent,
 } from '@holdfast/contracts';
 import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
@@ -18,10 +19,14 @@ import type pg from 'pg';
 import type { SandboxConfig } from '../config.ts';
 import { LocalProvider } from '../local/local-provider.ts';
 import { type SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
-import { type ServedParts, ServedSandbox } from './served-sandbox.ts';
+import { type ServedParts, ServedSandbox, specOf } from './served-sandbox.ts';
 
 const RENEW_MS = 2_000;
 const TIDY_MS = 5_000;
+const SWEEP_MS = 60_000;
+const MEASURE_MS = 1_000;
+/** So much less on the disk, and everyone is measured, also who has no call running. */
+const FILLING_BYTES = 128 * 1024 * 1024;
 const POLL_MS = 200;
 export const DESTROY_CONSUMER = 'sandbox-destroy';
 
@@ -29,7 +34,7 @@ interface Running extends ServedParts {
   readonly pool: pg.Pool;
   readonly log: EventLog;
   readonly server: Server | null;
-  readonly timers: readonly NodeJS.Timeout[];
+  readonly stopTimers: () => void;
   readonly stopBeats: () => void;
 }
 
@@ -42,6 +47,8 @@ export class SandboxService {
   readonly #served = new Map<string, ServedSandbox>();
   /** Work on one session is done one after another. */
   readonly #queues = new Map<string, Promise<unknown>>();
+  /** Free on the disk when all were measured last, or more that was free since. */
+  #freeBytes = Number.POSITIVE_INFINITY;
   #parts: Running | null = null;
 
   constructor(config: SandboxConfig, env: Readonly<Record<string, string>>, logger: Logger) {
@@ -78,6 +85,7 @@ export class SandboxService {
     const provider = await LocalProvider.create({
       stateDir: config.HOLDFAST_STATE_DIR,
       runnerFile: runnerFile(),
+      bubblewrap: config.SANDBOX_BUBBLEWRAP,
       allowUnisolated: config.HOLDFAST_ALLOW_UNISOLATED,
       minFreeBytes: config.SANDBOX_MIN_FREE_BYTES,
       memoryBytes: config.SANDBOX_MEMORY_BYTES,
@@ -92,7 +100,7 @@ export class SandboxService {
       await this.destroy(body.sessionId, body.reason, null);
       return {};
     });
-    const timers = [setInterval(() => void this.#renew(), RENEW_MS), setInterval(() => void this.#tidy(), TIDY_MS)];
+    const stopTimers = this.#startTimers();
     this.#health.add('postgres', async () => {
       await pool.query('select 1 from sandboxes limit 1');
       return undefined;
@@ -116,7 +124,7 @@ export class SandboxService {
       pool,
       log,
       server,
-      timers,
+      stopTimers,
       stopBeats,
     };
     logger.info({ isolation: provider.isolation }, 'ready');
@@ -127,7 +135,7 @@ export class SandboxService {
     this.#health.drain();
     const parts = this.#parts;
     if (parts === null) return;
-    for (const timer of parts.timers) clearInterval(timer);
+    parts.stopTimers();
     parts.stopBeats();
     const ids = [...this.#served.keys()];
     await Promise.all([...this.#served.values()].map((one) => one.close()));
@@ -142,7 +150,7 @@ export class SandboxService {
   /** Removes a session's sandbox and its files. `handled` is the event that asked for it, if one did (B3). */
   destroy(sessionId: string, reason: string, handled: StoredEvent | null): Promise<void> {
     return this.#inOrder(sessionId, async () => {
-      const { store, pool } = this.#need();
+      const { store, pool, provider } = this.#need();
       if (handled !== null) {
         const { rowCount } = await pool.query('select 1 from consumer_handled where consumer = $1 and event_id = $2', [
           DESTROY_CONSUMER,
@@ -154,7 +162,7 @@ export class SandboxService {
       if (row === null) return;
       await this.#served.get(row.id)?.close();
       this.#served.delete(row.id);
-      await this.#need().provider.destroy(new ServedSandbox(row, this.#need()).spec);
+      await provider.destroy(specOf(row));
       await store.mark(
         row,
         'destroyed',
@@ -197,44 +205,112 @@ export class SandboxService {
       if (!served.linked) {
         this.#served.delete(row.id);
         await served.close();
+        await this.#recordFailure(row, error).catch((cause: unknown) =>
+          this.#logger.warn({ err: cause, sandbox: row.id }, 'a failed start could not be recorded'),
+        );
       }
       throw error;
     }
   }
 
+  async #recordFailure(row: SandboxRow, error: unknown): Promise<void> {
+    const { store } = this.#need();
+    // Tried again and again it is one failure.
+    if (row.status !== 'failed')
+      await store.mark(row, 'failed', 'sandbox.failed', {
+        reason: isAppError(error) ? error.message : 'It could not be started; the log of the service says why.',
+      });
+    await store.disown([row.id]);
+  }
+
   async #renew(): Promise<void> {
     if (this.#served.size === 0) return;
-    try {
-      const kept = await this.#need().store.renew([...this.#served.keys()]);
-      for (const [id, served] of this.#served) {
-        if (kept.has(id)) continue;
-        this.#served.delete(id);
-        await served.close();
-      }
-    } catch (error) {
-      this.#logger.warn({ err: error }, 'sandboxes could not be renewed');
+    const kept = await this.#need().store.renew([...this.#served.keys()]);
+    for (const [id, served] of this.#served) {
+      if (kept.has(id)) continue;
+      this.#served.delete(id);
+      await served.close();
     }
   }
 
-  /** Ends the processes of idle sandboxes, and stops what fills its workspace. */
+  /** Ends the processes of idle sandboxes, and notices those that ended by themselves. */
   async #tidy(): Promise<void> {
+    const { store } = this.#need();
+    for (const row of await store.abandoned([...this.#served.keys()]))
+      await this.#inOrder(row.session_id, () => this.#adopt(row.id));
+    await this.#each((served) => this.#inOrder(served.row.session_id, () => this.#rest(served)));
+  }
+
+  /** Serves a sandbox whose replica is gone: it is watched again, and ends when it is idle. */
+  async #adopt(id: string): Promise<void> {
+    if (this.#served.has(id)) return;
+    const row = await this.#need().store.own(id);
+    if (row === null) return;
+    const served = new ServedSandbox(row, this.#need());
+    this.#served.set(id, served);
+    if ((await this.#need().provider.observe(served.spec)) === 'running') await served.adopt();
+    else await this.#rest(served);
+  }
+
+  async #rest(served: ServedSandbox): Promise<void> {
     const { provider, store } = this.#need();
-    for (const [id, served] of this.#served) {
-      try {
-        await served.watchUsage();
-        if (served.busy || Date.now() - served.lastUsedMs < this.#config.SANDBOX_IDLE_MS) continue;
-        await this.#inOrder(served.row.session_id, async () => {
-          if (served.busy || this.#served.get(id) !== served) return;
-          this.#served.delete(id);
-          await served.close();
-          await provider.suspend(served.spec);
-          await store.mark(served.row, 'suspended', 'sandbox.suspended', { reason: 'idle' });
-          await store.disown([id]);
-        });
-      } catch (error) {
-        this.#logger.warn({ err: error, sandbox: id }, 'a sandbox could not be tidied');
+    const { row, spec, incarnation } = served;
+    if (served.busy || this.#served.get(row.id) !== served) return;
+    const lost = (await provider.observe(spec)) !== 'running';
+    if (!lost && Date.now() - served.lastUsedMs < this.#config.SANDBOX_IDLE_MS) return;
+    this.#served.delete(row.id);
+    await served.close();
+    await provider.suspend(spec);
+    if (lost)
+      await store.mark(row, 'suspended', 'sandbox.lost', { incarnation, reason: 'its processes ended by themselves' });
+    else await store.mark(row, 'suspended', 'sandbox.suspended', { reason: 'idle' });
+    await store.disown([row.id]);
+  }
+
+  /** Stops what fills its bound or the disk. Not waited for: one that takes long to measure holds up no other. */
+  async #measure(): Promise<void> {
+    if (this.#served.size === 0) return;
+    const { freeBytes, lack } = await this.#need().provider.room();
+    const filling = freeBytes < this.#freeBytes - FILLING_BYTES;
+    if (filling || freeBytes > this.#freeBytes) this.#freeBytes = freeBytes;
+    void this.#each((served) => served.watchUsage({ filling, full: lack !== null }));
+  }
+
+  /** Files that a sandbox still has although it was destroyed: a crash, or a start that crossed its end, left them. */
+  async #sweep(): Promise<void> {
+    const { provider, store } = this.#need();
+    for (const row of await store.destroyed(await provider.kept()))
+      await this.#inOrder(row.session_id, () => provider.destroy(specOf(row)));
+  }
+
+  async #each(look: (served: ServedSandbox) => Promise<void>): Promise<void> {
+    await Promise.all(
+      [...this.#served.values()].map((served) =>
+        look(served).catch((error: unknown) =>
+          this.#logger.warn({ err: error, sandbox: served.row.id }, 'a sandbox could not be looked after'),
+        ),
+      ),
+    );
+  }
+
+  /** Each again and again, a while after it ended. What fails is tried again. */
+  #startTimers(): () => void {
+    const over = new AbortController();
+    const { signal } = over;
+    const repeat = async (everyMs: number, work: () => Promise<void>): Promise<void> => {
+      for (;;) {
+        await sleep(everyMs, undefined, { signal }).catch(() => undefined);
+        if (signal.aborted) return;
+        await work().catch((error: unknown) =>
+          this.#logger.warn({ err: error }, 'sandboxes could not be looked after'),
+        );
       }
-    }
+    };
+    void repeat(RENEW_MS, () => this.#renew());
+    void repeat(TIDY_MS, () => this.#tidy());
+    void repeat(MEASURE_MS, () => this.#measure());
+    void repeat(SWEEP_MS, () => this.#sweep());
+    return () => over.abort();
   }
 
   #inOrder<T>(key: string, work: () => Promise<T>): Promise<T> {

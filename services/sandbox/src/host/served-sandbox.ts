@@ -1,4 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Bus, Registration } from '@holdfast/bus';
 import {
   AppError,
@@ -18,6 +19,15 @@ import { Hub } from '../hub/hub.ts';
 import type { SandboxProvider, SandboxSpec } from '../provider/sandbox-provider.port.ts';
 import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
 
+/** A runner that lives has dialled again within this time, whatever happened to its link. */
+const RELINK_MS = 5_000;
+const LOOK_MS = 100;
+/** How often a sandbox is measured at most while calls run in it, and while none does. */
+const MEASURE_MS = 1_000;
+const MEASURE_QUIET_MS = 60_000;
+/** Measuring takes at most this share of the time. */
+const MEASURE_SHARE = 1 / 20;
+
 export interface ServedParts {
   readonly bus: Bus;
   readonly store: SandboxStore;
@@ -27,6 +37,16 @@ export interface ServedParts {
   readonly logger: Logger;
   readonly startMs: number;
   readonly workspaceBytes: number;
+}
+
+export function specOf(row: SandboxRow): SandboxSpec {
+  return {
+    id: row.id,
+    workspaceId: row.workspace_id,
+    sessionId: row.session_id,
+    contextId: contextId(row),
+    serial: row.serial,
+  };
 }
 
 /** The folder name of a context: nothing of the key itself reaches a path. */
@@ -50,18 +70,17 @@ export class ServedSandbox {
   #linked: (() => void)[] = [];
   #incarnation: number;
   #closed = false;
+  /** Bytes at the last measuring; null before the first. */
+  #used: number | null = null;
+  #measuredAtMs = 0;
+  #measuringMs = 0;
+  #measuring = false;
 
   constructor(row: SandboxRow, parts: ServedParts) {
     this.row = row;
     this.#parts = parts;
     this.#incarnation = row.incarnation;
-    this.spec = {
-      id: row.id,
-      workspaceId: row.workspace_id,
-      sessionId: row.session_id,
-      contextId: contextId(row),
-      serial: row.serial,
-    };
+    this.spec = specOf(row);
   }
 
   get busy(): boolean {
@@ -71,22 +90,47 @@ export class ServedSandbox {
     return this.#hub?.linked ?? false;
   }
 
+  get incarnation(): number {
+    return this.#incarnation;
+  }
+
+  /** Listens for a runner that runs already, without waiting for it. */
+  adopt(): Promise<void> {
+    return this.#open(true);
+  }
+
   /** Listens, starts the runner unless it runs, and waits for its link. Returns the journal's id. */
   async ensure(generation: number): Promise<string> {
     this.lastUsedMs = Date.now();
-    const { provider, startMs } = this.#parts;
-    const running = (await provider.observe(this.spec)) === 'running';
-    if (this.#hub === null || !running) await this.#open(running);
-    await this.#untilLinked(startMs);
-    const journalId = this.#hub?.journalId ?? null;
-    if (journalId === null)
-      throw new AppError('unavailable', 'sandbox.link-lost', 'The link to the sandbox was lost; it is dialled again.');
-    await this.#hub?.claim(generation);
+    const { provider, startMs, logger } = this.#parts;
+    let running = (await provider.observe(this.spec)) === 'running';
+    if (running) {
+      if (this.#hub === null) await this.#open(true);
+      if (!(await this.#linkedWithin(RELINK_MS))) {
+        // It hangs, was stopped, or cannot prove itself: the journal says what it was doing.
+        logger.warn({ sandbox: this.row.id }, 'a runner did not dial; its sandbox is started anew');
+        await provider.suspend(this.spec);
+        running = false;
+      }
+    }
+    if (!running) {
+      await this.#open(false);
+      if (!(await this.#linkedWithin(startMs)))
+        throw new AppError(
+          'unavailable',
+          'sandbox.start-failed',
+          'The sandbox was started and its runner did not link.',
+        );
+    }
+    const hub = this.#live();
+    const { journalId } = hub;
+    if (journalId === null) throw new AppError('defect', 'sandbox.no-journal', 'A link without a journal stands.');
+    await hub.claim(generation);
     return journalId;
   }
 
   async #open(running: boolean): Promise<void> {
-    const { provider, store, env, logger } = this.#parts;
+    const { provider, store, blobs, env, logger } = this.#parts;
     await this.#closeLink();
     let { token_hash: tokenHash, public_key: publicKey } = this.row;
     let token: string | null = null;
@@ -103,13 +147,14 @@ export class ServedSandbox {
       linkDir,
       proof: { tokenHash, publicKey },
       env,
-      onLinked: async ({ journalId, publicKey: key }) => {
-        await store.ready(this.row, {
+      record: ({ journalId, publicKey: key }) =>
+        store.ready(this.row, {
           journalId,
           publicKey: key,
           isolation: provider.isolation,
           incarnation: this.#incarnation,
-        });
+        }),
+      onLinked: () => {
         for (const wake of this.#linked.splice(0)) wake();
       },
       onLost: () => logger.info({ sandbox: this.row.id }, 'the link was lost'),
@@ -117,6 +162,11 @@ export class ServedSandbox {
         logger.warn({ sandbox: this.row.id, reason }, 'a link was refused');
         void store.record(this.row, 'sandbox.link_refused', { reason }).catch(() => undefined);
       },
+      keep: (pieces) =>
+        blobs.put(this.row.workspace_id, pieces).catch((error: unknown) => {
+          logger.warn({ err: error, sandbox: this.row.id }, 'a whole output could not be kept');
+          return null;
+        }),
     });
     const proxy = new EgressProxy(this.row.environment.networking, (decision) => {
       void store.record(this.row, 'sandbox.egress_decided', { ...decision }).catch(() => undefined);
@@ -130,23 +180,16 @@ export class ServedSandbox {
     if (token !== null) await provider.ensure(this.spec, token);
   }
 
-  async #untilLinked(timeoutMs: number): Promise<void> {
-    if (this.linked && this.#hub?.journalId != null) return;
-    await new Promise<void>((resolve, reject) => {
-      const timer = setTimeout(() => {
-        reject(
-          new AppError(
-            'unavailable',
-            'sandbox.start-failed',
-            `The sandbox's runner did not link within ${timeoutMs} ms.`,
-          ),
-        );
-      }, timeoutMs);
-      this.#linked.push(() => {
-        clearTimeout(timer);
-        resolve();
-      });
-    });
+  /** Waits for the link; false when it does not come in time, or what would dial has ended. */
+  async #linkedWithin(timeoutMs: number): Promise<boolean> {
+    const over = new AbortController();
+    const wait = (ms: number): Promise<void> => sleep(ms, undefined, { signal: over.signal }).catch(() => undefined);
+    this.#linked.push(() => over.abort());
+    for (const deadline = Date.now() + timeoutMs; !this.linked && Date.now() < deadline; ) {
+      await wait(LOOK_MS);
+      if (!this.linked && (await this.#parts.provider.observe(this.spec)) !== 'running') break;
+    }
+    return this.linked;
   }
 
   #subscribe(): void {
@@ -177,25 +220,43 @@ export class ServedSandbox {
     this.lastUsedMs = Date.now();
     const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
     try {
-      const { result, whole } = await this.#live().exec(body);
-      const fullOutput = whole === null ? null : await this.#parts.blobs.put(this.row.workspace_id, whole);
-      const text = result.text.length > TOOL_OUTPUT_CHARS + 500 ? result.text.slice(0, TOOL_OUTPUT_CHARS) : result.text;
-      send({ kind: 'done', result: { ...result, text, fullOutput } });
+      const hub = this.#live();
+      const { lack } = await this.#parts.provider.room();
+      send({ kind: 'done', result: shown(lack === null ? await hub.exec(body) : await refused(hub, body, lack)) });
     } finally {
       clearInterval(alive);
       this.lastUsedMs = Date.now();
     }
   }
 
-  /** Kills what writes when the workspace is above its bound. */
-  async watchUsage(): Promise<void> {
-    if (this.#hub === null || !this.busy) return;
-    const used = await this.#parts.provider.usage(this.spec);
-    if (used > this.#parts.workspaceBytes) {
-      this.#hub.overLimit(
-        `The workspace holds ${used} bytes, above its bound of ${this.#parts.workspaceBytes}; what wrote to it was killed. Remove files first.`,
-      );
+  /**
+   * Kills what writes when the sandbox holds more than its bound, or when it has grown while the disk is `full`. Does
+   * nothing when it was measured a short while ago; a quiet one is measured only when the disk is `filling`.
+   */
+  async watchUsage({ filling, full }: { filling: boolean; full: boolean }): Promise<void> {
+    const patienceMs = Math.max(
+      this.busy || filling || full ? MEASURE_MS : MEASURE_QUIET_MS,
+      this.#measuringMs / MEASURE_SHARE,
+    );
+    const beganMs = Date.now();
+    if (this.#hub === null || this.#measuring || beganMs - this.#measuredAtMs < patienceMs) return;
+    const { provider, workspaceBytes } = this.#parts;
+    const before = this.#used;
+    this.#measuring = true;
+    try {
+      this.#used = await provider.usage(this.spec);
+    } finally {
+      this.#measuring = false;
+      this.#measuredAtMs = Date.now();
+      this.#measuringMs = this.#measuredAtMs - beganMs;
     }
+    const held = Number.isFinite(this.#used) ? `${this.#used} bytes` : 'more files than can be counted in a minute';
+    if (this.#used > workspaceBytes)
+      this.#hub?.overLimit(
+        `The sandbox holds ${held}, above its bound of ${workspaceBytes} bytes; what ran was killed. Remove files first.`,
+      );
+    else if (full && before !== null && this.#used > before)
+      this.#hub?.overLimit('The disk of the platform is nearly full; what wrote to it was killed.');
   }
 
   async #closeLink(): Promise<void> {
@@ -214,4 +275,16 @@ export class ServedSandbox {
     for (const registration of this.#registrations.splice(0)) void registration.stop();
     await this.#closeLink();
   }
+}
+
+/** Makes sure that a call does not run, or no longer, for lack of room on the disk; what it had already come to counts. */
+async function refused(hub: Hub, { callId, generation }: ExecBody, lack: string): Promise<ToolOutcome> {
+  const outcome = await hub.cancel(callId, generation);
+  return { ...outcome, text: outcome.outcome === 'cancelled' ? lack : outcome.text, fullOutput: null };
+}
+
+function shown(outcome: ToolOutcome): ToolOutcome {
+  // A little more than the bound: the mark of the cut comes on top.
+  const { text } = outcome;
+  return text.length > TOOL_OUTPUT_CHARS + 500 ? { ...outcome, text: text.slice(0, TOOL_OUTPUT_CHARS) } : outcome;
 }

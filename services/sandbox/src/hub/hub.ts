@@ -3,6 +3,7 @@ import { rmSync } from 'node:fs';
 import { chmod } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
 import { join } from 'node:path';
+import { PassThrough, type Readable } from 'node:stream';
 import {
   AppError,
   type ExecBody,
@@ -13,11 +14,14 @@ import {
   type RunnerMessage,
   type RunnerOutcome,
   runnerMessage,
+  type ToolOutcome,
 } from '@holdfast/contracts';
 import { type WebSocket, WebSocketServer } from 'ws';
 
 const CANCEL_WAIT_MS = 5_000;
-const MAX_WHOLE_BYTES = 64 * 1024 * 1024;
+const GREET_MS = 5_000;
+/** One link stands at a time; the rest is somebody knocking. */
+const MAX_CONNECTIONS = 16;
 
 /** What a sandbox's runner has to prove. */
 export interface LinkProof {
@@ -31,20 +35,19 @@ export interface HubOptions {
   readonly linkDir: string;
   readonly proof: LinkProof;
   readonly env: Readonly<Record<string, string>>;
-  readonly onLinked: (facts: { journalId: string; publicKey: string }) => Promise<void>;
+  /** Done before the runner is welcome: from then on its key is its only proof. */
+  readonly record: (facts: { journalId: string; publicKey: string }) => Promise<void>;
+  readonly onLinked: () => void;
   readonly onLost: () => void;
+  /** Told once for each reason: whoever is inside may knock as often as it likes. */
   readonly onRefused: (reason: string) => void;
-}
-
-export interface Executed {
-  readonly result: RunnerOutcome;
-  readonly whole: Buffer | null;
+  /** Keeps a call's whole output as it comes; null when it cannot be kept. */
+  readonly keep: (pieces: Readable) => Promise<ToolOutcome['fullOutput']>;
 }
 
 interface PendingCall {
-  readonly waiters: { resolve: (executed: Executed) => void; reject: (error: unknown) => void }[];
-  readonly pieces: Buffer[];
-  size: number;
+  readonly waiters: { resolve: (outcome: ToolOutcome) => void; reject: (error: unknown) => void }[];
+  whole: { readonly pieces: PassThrough; readonly kept: Promise<ToolOutcome['fullOutput']> } | null;
 }
 
 /**
@@ -61,6 +64,7 @@ export class Hub {
     string,
     { resolve: (answer: Extract<RunnerMessage, { type: 'answer' }>) => void; reject: (error: unknown) => void }
   >();
+  readonly #refusals = new Set<string>();
   journalId: string | null = null;
 
   constructor(options: HubOptions) {
@@ -77,7 +81,11 @@ export class Hub {
   async listen(): Promise<void> {
     const path = join(this.#options.linkDir, 'hub.sock');
     rmSync(path, { force: true });
-    const server = createServer((_request, response) => response.writeHead(404).end());
+    const server = createServer(
+      { headersTimeout: GREET_MS, connectionsCheckingInterval: GREET_MS },
+      (_request, response) => response.writeHead(404).end(),
+    );
+    server.maxConnections = MAX_CONNECTIONS;
     this.#sockets = new WebSocketServer({
       server,
       path: RUNNER_LINK_PATH,
@@ -104,13 +112,13 @@ export class Hub {
   }
 
   /** Runs a call, or joins it when it runs already. @throws AppError `sandbox.link-lost`, `sandbox.stale-generation` */
-  exec(body: ExecBody): Promise<Executed> {
+  exec(body: ExecBody): Promise<ToolOutcome> {
     return new Promise((resolve, reject) => {
       if (this.#link === null) {
         reject(lost());
         return;
       }
-      const pending = this.#calls.get(body.callId) ?? { waiters: [], pieces: [], size: 0 };
+      const pending = this.#calls.get(body.callId) ?? { waiters: [], whole: null };
       pending.waiters.push({ resolve, reject });
       this.#calls.set(body.callId, pending);
       const { callId, generation, tool, input, timeoutMs } = body;
@@ -160,7 +168,7 @@ export class Hub {
 
   #greet(socket: WebSocket): void {
     const nonce = randomBytes(24).toString('base64');
-    const late = setTimeout(() => socket.terminate(), 5_000);
+    const late = setTimeout(() => socket.terminate(), GREET_MS);
     socket.on('error', () => undefined);
     socket.once('message', (data) => {
       clearTimeout(late);
@@ -168,13 +176,19 @@ export class Hub {
       const reason =
         parsed.success && parsed.data.type === 'hello' ? this.#fault(parsed.data, nonce) : 'it did not say hello';
       if (reason !== null) {
-        this.#options.onRefused(reason);
-        socket.terminate();
+        this.#refuse(socket, reason);
         return;
       }
       if (parsed.success && parsed.data.type === 'hello') void this.#accept(socket, parsed.data);
     });
     socket.send(JSON.stringify({ type: 'challenge', nonce } satisfies HubMessage));
+  }
+
+  #refuse(socket: WebSocket, reason: string): void {
+    socket.terminate();
+    if (this.#refusals.has(reason)) return;
+    this.#refusals.add(reason);
+    this.#options.onRefused(reason);
   }
 
   /** Why a hello does not prove that this is the sandbox's runner; null when it does. */
@@ -200,6 +214,13 @@ export class Hub {
 
   async #accept(socket: WebSocket, hello: Extract<RunnerMessage, { type: 'hello' }>): Promise<void> {
     this.#options.proof.publicKey = hello.publicKey;
+    try {
+      await this.#options.record({ journalId: hello.journalId, publicKey: hello.publicKey });
+    } catch {
+      // It could not be recorded; the runner dials again.
+      socket.terminate();
+    }
+    if (socket.readyState !== socket.OPEN) return;
     this.journalId = hello.journalId;
     let heardMs = Date.now();
     const watch = setInterval(() => {
@@ -211,12 +232,15 @@ export class Hub {
         heardMs = Date.now();
       });
     }
-    socket.on('message', (data) => this.#onMessage(data));
+    socket.on('message', (data) => this.#onMessage(socket, data));
     socket.on('close', () => {
       clearInterval(watch);
       if (this.#link !== socket) return;
       this.#link = null;
-      for (const { waiters } of this.#calls.values()) for (const waiter of waiters) waiter.reject(lost());
+      for (const { waiters, whole } of this.#calls.values()) {
+        whole?.pieces.destroy(lost());
+        for (const waiter of waiters) waiter.reject(lost());
+      }
       this.#calls.clear();
       for (const question of [...this.#questions.values()]) question.reject(lost());
       this.#options.onLost();
@@ -225,19 +249,13 @@ export class Hub {
     this.#link = socket;
     before?.terminate();
     this.#send({ type: 'welcome', env: { ...this.#options.env } });
-    try {
-      await this.#options.onLinked({ journalId: hello.journalId, publicKey: hello.publicKey });
-    } catch {
-      // It could not be recorded; the runner dials again.
-      socket.terminate();
-    }
+    this.#options.onLinked();
   }
 
-  #onMessage(data: unknown): void {
+  #onMessage(socket: WebSocket, data: unknown): void {
     const parsed = runnerMessage.safeParse(parseJson(data));
     if (!parsed.success) {
-      this.#options.onRefused('it sent a message that cannot be read');
-      this.#link?.terminate();
+      this.#refuse(socket, 'it sent a message that cannot be read');
       return;
     }
     const message = parsed.data;
@@ -249,18 +267,26 @@ export class Hub {
     const pending = this.#calls.get(message.callId);
     if (pending === undefined) return;
     if (message.type === 'output') {
-      const piece = Buffer.from(message.data, 'base64');
-      pending.size += piece.length;
-      if (pending.size <= MAX_WHOLE_BYTES) pending.pieces.push(piece);
+      pending.whole ??= this.#keep();
+      pending.whole.pieces.write(Buffer.from(message.data, 'base64'));
       return;
     }
     this.#calls.delete(message.callId);
     if (message.type === 'refused') for (const waiter of pending.waiters) waiter.reject(stale());
-    else {
-      const whole =
-        pending.pieces.length === 0 || pending.size > MAX_WHOLE_BYTES ? null : Buffer.concat(pending.pieces);
-      for (const waiter of pending.waiters) waiter.resolve({ result: message.result, whole });
-    }
+    else void this.#finish(pending, message.result);
+  }
+
+  #keep(): NonNullable<PendingCall['whole']> {
+    const pieces = new PassThrough();
+    // Whoever keeps it says what went wrong.
+    pieces.on('error', () => undefined);
+    return { pieces, kept: this.#options.keep(pieces) };
+  }
+
+  async #finish({ waiters, whole }: PendingCall, result: RunnerOutcome): Promise<void> {
+    whole?.pieces.end();
+    const outcome = { ...result, fullOutput: whole === null ? null : await whole.kept };
+    for (const waiter of waiters) waiter.resolve(outcome);
   }
 }
 

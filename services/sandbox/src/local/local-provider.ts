@@ -1,6 +1,20 @@
 import { execFile, spawn } from 'node:child_process';
-import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs';
-import { chmod, chown, lchown, mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { closeSync, constants, existsSync, openSync, readdirSync, readFileSync } from 'node:fs';
+import {
+  chmod,
+  chown,
+  copyFile,
+  lchown,
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  statfs,
+  writeFile,
+} from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -16,11 +30,20 @@ const FIRST_UID = 1_000_000;
 const FIRST_CONTEXT_GID = 1_000_000_000;
 const TMP_BYTES = 512 * 1024 * 1024;
 const SHM_BYTES = 64 * 1024 * 1024;
+/** Below so many free inodes the state disk is full, whatever its bytes. */
+const MIN_FREE_INODES = 20_000;
+const MEASURE_MS = 60_000;
+/** Joins the groups among the script's arguments, which end at `--`, before anything else is started. */
+const JOIN_GROUPS = ['while [ "$1" != -- ]; do echo 0 > "$1"; shift; done', 'shift'];
+/** Only the token (3) and the journal (4) are handed on, nothing that this service happened to inherit. */
+const CLOSE_THE_REST = 'for fd in /proc/self/fd/*; do fd=${fd##*/}; [ "$fd" -le 4 ] || eval "exec $fd>&-"; done';
 
 export interface LocalProviderOptions {
   readonly stateDir: string;
   /** The runner's bundle. */
   readonly runnerFile: string;
+  /** bubblewrap, by name or path. */
+  readonly bubblewrap: string;
   readonly allowUnisolated: boolean;
   readonly minFreeBytes: number;
   readonly memoryBytes: number;
@@ -31,11 +54,18 @@ export interface LocalProviderOptions {
 interface Places {
   readonly root: string;
   readonly link: string;
-  readonly state: string;
   readonly home: string;
   readonly etc: string;
   readonly workspace: string;
+  readonly journal: string;
   readonly pidFile: string;
+}
+
+/** How bubblewrap runs here. */
+interface Isolation {
+  readonly flags: readonly string[];
+  /** A copy of Node that can be run and not read. */
+  readonly node: string;
 }
 
 /**
@@ -46,57 +76,56 @@ export class LocalProvider implements SandboxProvider {
   readonly name = 'local';
   readonly isolation: string;
   readonly #options: LocalProviderOptions;
-  readonly #bwrap: string | null;
+  readonly #isolation: Isolation | null;
   readonly #root = process.getuid?.() === 0;
   readonly #limits: CgroupLimits;
 
-  private constructor(options: LocalProviderOptions, bwrap: string | null) {
+  private constructor(options: LocalProviderOptions, isolation: Isolation | null) {
     this.#options = options;
-    this.#bwrap = bwrap;
+    this.#isolation = isolation;
     this.#limits = new CgroupLimits({ memoryBytes: options.memoryBytes, maxProcesses: options.maxProcesses });
-    this.isolation = bwrap !== null ? 'bubblewrap' : options.allowUnisolated ? 'none' : 'unavailable';
-    if (bwrap === null)
+    this.isolation = isolation !== null ? 'bubblewrap' : options.allowUnisolated ? 'none' : 'unavailable';
+    if (isolation === null)
       options.logger.warn(
         options.allowUnisolated
           ? 'sandboxes are NOT isolated: HOLDFAST_ALLOW_UNISOLATED is set'
           : 'no isolation can be had: tools answer an error; install bubblewrap',
       );
-    else if (!this.#limits.available)
-      options.logger.warn('no cgroup can be written: sandboxes have no memory limit of their own');
+    else if (this.#limits.missing.length > 0)
+      options.logger.warn(
+        { missing: this.#limits.missing },
+        'cgroups cannot be written: sandboxes have no limits of their own for these; each process number stays bounded',
+      );
   }
 
   /** Finds out what isolation this machine allows, by trying it. */
   static async create(options: LocalProviderOptions): Promise<LocalProvider> {
-    let bwrap: string | null = null;
-    try {
-      const identity = process.getuid?.() === 0 ? { uid: FIRST_UID, gid: FIRST_UID } : {};
-      await run(
-        'bwrap',
-        [
-          '--unshare-all',
+    const identity = process.getuid?.() === 0 ? { uid: FIRST_UID, gid: FIRST_UID } : {};
+    // Without user namespaces inside there is less of the kernel to attack; bubblewrap knows how from 0.8 on.
+    for (const flags of [['--unshare-all', '--unshare-user', '--disable-userns'], ['--unshare-all']]) {
+      try {
+        const nothing = [
           '--ro-bind',
           '/usr',
           '/usr',
-          '--symlink',
-          'usr/bin',
-          '/bin',
-          '--symlink',
-          'usr/lib',
-          '/lib',
-          ...lib64(),
+          ...usrLinks(),
           '--proc',
           '/proc',
           '--dev',
           '/dev',
           '/usr/bin/true',
-        ],
-        { timeout: 10_000, cwd: '/', ...identity },
-      );
-      bwrap = 'bwrap';
-    } catch (error) {
-      options.logger.warn({ err: error }, 'bubblewrap does not work here');
+        ];
+        await run(options.bubblewrap, [...flags, ...nothing], { timeout: 10_000, cwd: '/', ...identity });
+        if (readFileSync('/proc/sys/fs/suid_dumpable', 'utf8').trim() === '1')
+          options.logger.warn(
+            'fs.suid_dumpable is 1: the code in a sandbox can read the memory of its runner; set it to 0',
+          );
+        return new LocalProvider(options, { flags, node: await unreadableNode(options.stateDir) });
+      } catch (error) {
+        options.logger.warn({ err: error, flags }, 'bubblewrap does not work here like this');
+      }
     }
-    return new LocalProvider(options, bwrap);
+    return new LocalProvider(options, null);
   }
 
   linkDir(spec: SandboxSpec): string {
@@ -112,7 +141,7 @@ export class LocalProvider implements SandboxProvider {
 
   async ensure(spec: SandboxSpec, token: string): Promise<boolean> {
     if ((await this.observe(spec)) === 'running') return false;
-    if (this.#bwrap === null && !this.#options.allowUnisolated) {
+    if (this.#isolation === null && !this.#options.allowUnisolated) {
       throw new AppError(
         'forbidden',
         'sandbox.isolation-unavailable',
@@ -122,17 +151,20 @@ export class LocalProvider implements SandboxProvider {
     const places = this.#places(spec);
     await this.#prepare(spec, places);
     const log = openSync(join(places.root, 'runner.log'), 'a', 0o600);
+    // Handed over open, it lies in no folder that the sandbox can see: nothing but the runner can write to it.
+    const journal = openSync(places.journal, 'a+', 0o600);
     const [command, args] = this.#command(spec, places);
     const child = spawn(command, args, {
       cwd: '/',
       env:
-        this.#bwrap === null
+        this.#isolation === null
           ? this.#plainEnv(places)
           : { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' },
-      stdio: ['ignore', log, log, 'pipe'],
+      stdio: ['ignore', log, log, 'pipe', journal],
       detached: true,
     });
     closeSync(log);
+    closeSync(journal);
     const tokenPipe = child.stdio[3];
     if (tokenPipe !== null && tokenPipe !== undefined && 'end' in tokenPipe) {
       tokenPipe.on('error', () => undefined);
@@ -145,10 +177,7 @@ export class LocalProvider implements SandboxProvider {
       );
     });
     child.unref();
-    if (child.pid !== undefined) {
-      this.#limits.add(spec.id, child.pid);
-      await this.#recordProcesses(places, child.pid);
-    }
+    if (child.pid !== undefined) await this.#recordProcesses(places, child.pid);
     return true;
   }
 
@@ -163,7 +192,7 @@ export class LocalProvider implements SandboxProvider {
         for (const one of [...descendants(pid).reverse(), pid]) signalProcess(one, signal);
       for (const deadline = Date.now() + patienceMs; Date.now() < deadline; await sleep(20)) {
         if ((await this.#alive(places)).length === 0) {
-          this.#limits.remove(spec.id);
+          await this.#limits.remove(spec.id);
           return;
         }
       }
@@ -174,7 +203,13 @@ export class LocalProvider implements SandboxProvider {
   async destroy(spec: SandboxSpec): Promise<void> {
     await this.suspend(spec);
     const { root } = this.#places(spec);
+    // An agent that has this service's own uid may have locked folders of its own.
+    if (!this.#root && existsSync(root)) await run('chmod', ['-R', 'u+rwX', '--', root]);
     await rm(root, { recursive: true, force: true, maxRetries: 3 });
+  }
+
+  async kept(): Promise<string[]> {
+    return readdir(join(this.#options.stateDir, 'sandboxes')).catch(() => []);
   }
 
   async observe(spec: SandboxSpec): Promise<Observation> {
@@ -184,16 +219,32 @@ export class LocalProvider implements SandboxProvider {
   }
 
   async usage(spec: SandboxSpec): Promise<number> {
-    const { stdout } = await run('du', ['-s', '-B1', '--', this.#places(spec).workspace], {
-      timeout: 60_000,
-      maxBuffer: 1 << 20,
-    }).catch((error: unknown) =>
+    const { root, workspace } = this.#places(spec);
+    const { stdout, killed } = await run('du', ['-s', '-c', '-B1', '--', root, workspace], {
+      timeout: MEASURE_MS,
+      maxBuffer: 1 << 24,
+    }).then(
+      ({ stdout: text }) => ({ stdout: text, killed: false }),
       // Files that vanish while they are counted make du fail, with a count all the same.
-      typeof error === 'object' && error !== null && 'stdout' in error
-        ? { stdout: String(error.stdout) }
-        : { stdout: '0' },
+      (error: { stdout?: string; killed?: boolean }) => ({ stdout: error.stdout ?? '', killed: error.killed === true }),
     );
-    return Number.parseInt(stdout, 10) || 0;
+    if (killed) return Number.POSITIVE_INFINITY;
+    return Number.parseInt(stdout.trimEnd().split('\n').at(-1) ?? '', 10) || 0;
+  }
+
+  async room(): Promise<{ freeBytes: number; lack: string | null }> {
+    const { minFreeBytes, stateDir } = this.#options;
+    const { bavail, bsize, files, ffree } = await statfs(stateDir);
+    const freeBytes = bavail * bsize;
+    if (freeBytes < minFreeBytes)
+      return { freeBytes, lack: `Tools cannot run: less than ${minFreeBytes} bytes are free on the platform's disk.` };
+    // Some file systems do not count inodes and say 0.
+    if (files > 0 && ffree < MIN_FREE_INODES)
+      return {
+        freeBytes,
+        lack: `Tools cannot run: the platform's disk has room for fewer than ${MIN_FREE_INODES} files.`,
+      };
+    return { freeBytes, lack: null };
   }
 
   #places(spec: SandboxSpec): Places {
@@ -201,11 +252,11 @@ export class LocalProvider implements SandboxProvider {
     return {
       root,
       link: join(root, 'link'),
-      state: join(root, 'state'),
       home: join(root, 'home'),
       etc: join(root, 'etc'),
       workspace:
         spec.contextId === null ? join(root, 'workspace') : join(this.#options.stateDir, 'contexts', spec.contextId),
+      journal: join(root, 'journal.jsonl'),
       pidFile: join(root, 'runner.pid'),
     };
   }
@@ -221,17 +272,10 @@ export class LocalProvider implements SandboxProvider {
 
   async #prepare(spec: SandboxSpec, places: Places): Promise<void> {
     await mkdir(this.#options.stateDir, { recursive: true });
-    const { bavail, bsize } = await statfs(this.#options.stateDir);
-    if (bavail * bsize < this.#options.minFreeBytes) {
-      throw new AppError(
-        'exhausted',
-        'sandbox.disk-full',
-        `Tools cannot run: less than ${this.#options.minFreeBytes} bytes are free on the platform's disk.`,
-      );
-    }
+    const { lack } = await this.room();
+    if (lack !== null) throw new AppError('exhausted', 'sandbox.disk-full', lack);
     await mkdir(places.root, { recursive: true, mode: 0o700 });
-    for (const dir of [places.link, places.state, places.home, places.etc, places.workspace])
-      await mkdir(dir, { recursive: true });
+    for (const dir of [places.link, places.home, places.etc, places.workspace]) await mkdir(dir, { recursive: true });
     const uid = this.#root ? this.#uid(spec) : (process.getuid?.() ?? 0);
     const gid = this.#root ? this.#gid(spec) : (process.getgid?.() ?? 0);
     await writeFile(
@@ -243,11 +287,10 @@ export class LocalProvider implements SandboxProvider {
     await writeFile(join(places.etc, 'nsswitch.conf'), 'passwd: files\ngroup: files\nhosts: files\n');
     await chmod(places.link, 0o711);
     await chmod(places.etc, 0o755);
-    await chmod(places.state, 0o700);
     await chmod(places.home, 0o700);
     await chmod(places.workspace, spec.contextId === null ? 0o700 : 0o2770);
     if (!this.#root) return;
-    for (const dir of [places.state, places.home]) await chown(dir, uid, gid);
+    await chown(places.home, uid, gid);
     if (spec.contextId === null) await chown(places.workspace, uid, gid);
     // The folder belongs to the group; each session writes as itself.
     else await lchown(places.workspace, 0, gid);
@@ -259,75 +302,56 @@ export class LocalProvider implements SandboxProvider {
       PATH: '/usr/local/bin:/usr/bin:/bin',
       HOME: places.home,
       HOLDFAST_LINK_DIR: places.link,
-      HOLDFAST_RUNNER_STATE: places.state,
       HOLDFAST_WORKSPACE: places.workspace,
       HOLDFAST_PROXY_PORT: '0',
     };
   }
 
   #command(spec: SandboxSpec, places: Places): [string, string[]] {
-    const { runnerFile, maxProcesses } = this.#options;
-    if (this.#bwrap === null) return [process.execPath, [runnerFile]];
-    const binds = [places.workspace, places.home, places.state, places.link, places.etc];
-    if (!this.#root)
-      return [
-        this.#bwrap,
-        this.#bwrapArgs(spec, {
-          workspace: places.workspace,
-          home: places.home,
-          state: places.state,
-          link: places.link,
-          etc: places.etc,
-          node: process.execPath,
-          runner: runnerFile,
-        }),
-      ];
+    const { runnerFile } = this.#options;
+    if (this.#isolation === null) return [process.execPath, [runnerFile]];
+    const { node } = this.#isolation;
+    const { workspace, home, link, etc } = places;
+    const groups = this.#limits.make(spec.id);
+    if (!this.#root) {
+      const script = ['set -e', CLOSE_THE_REST, ...JOIN_GROUPS, 'exec "$@"'].join('\n');
+      const outside = { workspace, home, link, etc, node, runner: runnerFile };
+      return ['/bin/bash', ['-c', script, 'sandbox', ...groups, '--', ...this.#bwrap(spec, outside)]];
+    }
     // In a mount namespace of its own, what the sandbox needs is put where its uid can reach it: the platform's own
     // folders may lie below one that only root can enter. Then root is given up for good.
     const inside = {
       workspace: '/mnt/0',
       home: '/mnt/1',
-      state: '/mnt/2',
-      link: '/mnt/3',
-      etc: '/mnt/4',
+      link: '/mnt/2',
+      etc: '/mnt/3',
       node: '/mnt/node',
       runner: '/mnt/runner.mjs',
     };
     const uid = this.#uid(spec);
     const script = [
       'set -e',
+      CLOSE_THE_REST,
       'mount -t tmpfs -o mode=0755,size=1m none /mnt',
-      ...binds.map((_, i) => `mkdir /mnt/${i} && mount --bind "$${i + 1}" /mnt/${i}`),
+      ...[0, 1, 2, 3].map((i) => `mkdir /mnt/${i}; mount --bind "$${i + 1}" /mnt/${i}`),
       'touch /mnt/node /mnt/runner.mjs',
-      'mount --bind "$6" /mnt/node',
-      'mount --bind "$7" /mnt/runner.mjs',
-      'shift 7',
-      `exec prlimit --nproc=${maxProcesses} --core=0 setpriv --reuid=${uid} --regid=${this.#gid(spec)} --clear-groups --inh-caps=-all --no-new-privs "$@"`,
+      'mount --bind "$5" /mnt/node',
+      'mount --bind "$6" /mnt/runner.mjs',
+      'shift 6',
+      ...JOIN_GROUPS,
+      `exec setpriv --reuid=${uid} --regid=${this.#gid(spec)} --clear-groups --inh-caps=-all --no-new-privs "$@"`,
     ].join('\n');
+    const binds = [workspace, home, link, etc, node, runnerFile];
     return [
       'unshare',
       [
-        '--mount',
-        '--propagation',
-        'private',
-        '--',
-        '/bin/sh',
-        '-c',
-        script,
-        'sh',
-        ...binds,
-        process.execPath,
-        runnerFile,
-        this.#bwrap,
-        ...this.#bwrapArgs(spec, inside),
+        ...['--mount', '--propagation', 'private', '--', '/bin/bash', '-c', script, 'sandbox'],
+        ...[...binds, ...groups, '--', ...this.#bwrap(spec, inside)],
       ],
     ];
   }
 
-  #bwrapArgs(
-    spec: SandboxSpec,
-    from: Record<'workspace' | 'home' | 'state' | 'link' | 'etc' | 'node' | 'runner', string>,
-  ): string[] {
+  #bwrap(spec: SandboxSpec, from: Record<'workspace' | 'home' | 'link' | 'etc' | 'node' | 'runner', string>): string[] {
     const etc = ['passwd', 'group', 'hosts', 'nsswitch.conf'].flatMap((name) => [
       '--ro-bind',
       join(from.etc, name),
@@ -344,76 +368,26 @@ export class LocalProvider implements SandboxProvider {
     ].flatMap((path) => ['--ro-bind-try', path, path]);
     const set = (name: string, value: string): string[] => ['--setenv', name, value];
     return [
-      '--unshare-all',
-      '--new-session',
-      '--hostname',
-      'sandbox',
-      '--ro-bind',
-      '/usr',
-      '/usr',
-      '--symlink',
-      'usr/bin',
-      '/bin',
-      '--symlink',
-      'usr/sbin',
-      '/sbin',
-      '--symlink',
-      'usr/lib',
-      '/lib',
-      ...lib64(),
-      ...system,
-      ...etc,
-      '--proc',
-      '/proc',
-      '--dev',
-      '/dev',
-      '--size',
-      String(SHM_BYTES),
-      '--tmpfs',
-      '/dev/shm',
-      '--size',
-      String(TMP_BYTES),
-      '--tmpfs',
-      '/tmp',
-      '--size',
-      String(1024 * 1024),
-      '--tmpfs',
-      '/run',
-      '--dir',
-      '/run/holdfast',
-      '--bind',
-      from.workspace,
-      '/workspace',
-      '--bind',
-      from.home,
-      '/home/agent',
-      '--bind',
-      from.state,
-      '/run/holdfast/state',
-      '--ro-bind',
-      from.link,
-      '/run/holdfast/link',
-      '--ro-bind',
-      from.node,
-      '/run/holdfast/node',
-      '--ro-bind',
-      from.runner,
-      '/run/holdfast/runner.mjs',
-      '--remount-ro',
-      '/run',
-      '--remount-ro',
-      '/dev',
-      '--remount-ro',
-      '/',
-      '--clearenv',
-      ...set('PATH', '/usr/local/bin:/usr/bin:/bin'),
-      ...set('HOME', '/home/agent'),
+      this.#options.bubblewrap,
+      ...(this.#isolation?.flags ?? []),
+      ...['--new-session', '--hostname', 'sandbox'],
+      ...['--ro-bind', '/usr', '/usr', ...usrLinks(), ...system, ...etc],
+      ...['--proc', '/proc', '--dev', '/dev'],
+      ...['--size', String(SHM_BYTES), '--tmpfs', '/dev/shm'],
+      ...['--size', String(TMP_BYTES), '--tmpfs', '/tmp'],
+      ...['--size', String(1024 * 1024), '--tmpfs', '/run', '--dir', '/run/holdfast'],
+      ...['--bind', from.workspace, '/workspace', '--bind', from.home, '/home/agent'],
+      ...['--ro-bind', from.link, '/run/holdfast/link'],
+      ...['--ro-bind', from.node, '/run/holdfast/node', '--ro-bind', from.runner, '/run/holdfast/runner.mjs'],
+      ...['--remount-ro', '/run', '--remount-ro', '/dev', '--remount-ro', '/'],
+      ...['--clearenv', ...set('PATH', '/usr/local/bin:/usr/bin:/bin'), ...set('HOME', '/home/agent')],
+      ...set('HOLDFAST_ALONE', '1'),
       ...(spec.contextId === null ? [] : set('HOLDFAST_UMASK', '007')),
-      '--chdir',
-      '/workspace',
-      '/run/holdfast/node',
-      '--max-semi-space-size=2',
-      '/run/holdfast/runner.mjs',
+      ...['--chdir', '/workspace'],
+      // Counted within the sandbox's own user namespace, so it binds this sandbox alone.
+      ...['prlimit', `--nproc=${this.#options.maxProcesses}`, '--core=0'],
+      // SIGUSR1 would open a debugger to whoever sends it.
+      ...['/run/holdfast/node', '--disable-sigusr1', '--max-semi-space-size=2', '/run/holdfast/runner.mjs'],
     ];
   }
 
@@ -424,7 +398,7 @@ export class LocalProvider implements SandboxProvider {
   async #recordProcesses(places: Places, pid: number): Promise<void> {
     const line = (one: number): string => `${one} ${startTimeOf(one)}\n`;
     await writeFile(places.pidFile, line(pid));
-    if (this.#bwrap === null) return;
+    if (this.#isolation === null) return;
     for (const deadline = Date.now() + 5_000; Date.now() < deadline && startTimeOf(pid) !== ''; await sleep(5)) {
       const inner = childrenOf(pid).find(isFirstOfNamespace);
       if (inner === undefined) continue;
@@ -443,14 +417,36 @@ export class LocalProvider implements SandboxProvider {
   }
 }
 
-function lib64(): string[] {
-  return existsSync('/lib64') ? ['--symlink', 'usr/lib64', '/lib64'] : [];
+function usrLinks(): string[] {
+  return ['bin', 'sbin', 'lib', 'lib64'].flatMap((name) =>
+    existsSync(`/usr/${name}`) ? ['--symlink', `usr/${name}`, `/${name}`] : [],
+  );
+}
+
+/**
+ * A copy of this Node that can be run and not read. The kernel lets no process of the same uid trace what runs from such
+ * a file, nor read its memory, its files or its environment: the runner's key and journal are safe from the agent's code.
+ */
+async function unreadableNode(stateDir: string): Promise<string> {
+  const folder = join(stateDir, 'runner');
+  const { size } = await stat(process.execPath);
+  const name = `node-${process.version}-${size}`;
+  if (existsSync(join(folder, name))) return join(folder, name);
+  await mkdir(folder, { recursive: true });
+  const older = (await readdir(folder)).filter((one) => one.startsWith('node-'));
+  const fresh = join(folder, randomUUID());
+  await copyFile(process.execPath, fresh, constants.COPYFILE_FICLONE);
+  await chmod(fresh, 0o111);
+  await rename(fresh, join(folder, name));
+  // What runs from them goes on.
+  for (const one of older) await rm(join(folder, one), { force: true });
+  return join(folder, name);
 }
 
 function startTimeOf(pid: number): string {
   try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
     return fields[0] === 'Z' ? '' : (fields[19] ?? '');
   } catch {
     return '';

@@ -30,6 +30,10 @@ export interface SandboxProvider {
   /** Folder with the sockets that the runner reaches; {@link prepareLink} makes it. */
   linkDir(spec: SandboxSpec): string;
   prepareLink(spec: SandboxSpec): Promise<void>;
-  /** Bytes in the workspace. */
+  /** Bytes that it holds on disk: workspace, home, and what is kept of its runner. */
   usage(spec: SandboxSpec): Promise<number>;
+  /** What is free on the disk that sandboxes write to, in bytes, and why no tool may run: it is nearly full; null when not. */
+  room(): Promise<{ freeBytes: number; lack: string | null }>;
+  /** Ids of the sandboxes that have files. */
+  kept(): Promise<string[]>;
 }

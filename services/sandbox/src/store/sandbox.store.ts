@@ -102,6 +102,25 @@ export class SandboxStore {
     return new Set(rows.map((row) => row.id));
   }
 
+  /** Sandboxes that should run and that nobody serves, or that this replica served before it was started anew. */
+  async abandoned(served: readonly string[]): Promise<SandboxRow[]> {
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `select ${COLUMNS} from sandboxes where status in ('starting', 'ready') and id <> all ($1)
+         and (owner is null or split_part(owner, ':', 1) = $2 or owner_expires_at < clock_timestamp())`,
+      [served, this.#instance],
+    );
+    return rows;
+  }
+
+  /** Those of the ids whose sandbox was destroyed. */
+  async destroyed(ids: readonly string[]): Promise<SandboxRow[]> {
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `select ${COLUMNS} from sandboxes where status = 'destroyed' and id = any ($1)`,
+      [ids],
+    );
+    return rows;
+  }
+
   async disown(ids: readonly string[]): Promise<void> {
     await this.#pool.query(
       'update sandboxes set owner = null, owner_expires_at = null where id = any ($1) and owner = $2',
@@ -127,8 +146,9 @@ export class SandboxStore {
       { incarnation: facts.incarnation, journal_id: facts.journalId, isolation: facts.isolation },
       [
         {
-          text: `update sandboxes set status = 'ready', journal_id = $2, public_key = $3, isolation = $4, updated_at = clock_timestamp() where id = $1`,
+          text: `update sandboxes set status = 'ready', journal_id = $2, public_key = $3, isolation = $4, updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
           values: [row.id, facts.journalId, facts.publicKey, facts.isolation],
+          rows: 1,
         },
       ],
     );
@@ -143,8 +163,9 @@ export class SandboxStore {
   ): Promise<void> {
     await this.record(row, type, data, [
       {
-        text: 'update sandboxes set status = $2, updated_at = clock_timestamp() where id = $1',
+        text: `update sandboxes set status = $2, updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
         values: [row.id, status],
+        rows: 1,
       },
       ...more,
     ]);

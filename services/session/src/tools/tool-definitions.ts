@@ -14,11 +14,14 @@ const BUILTINS: Readonly<Record<Exclude<BuiltinTool, 'web_search'>, ToolDefiniti
   bash: {
     name: 'bash',
     description:
-      'Run a shell command in the sandbox. The working directory and exported variables stay between calls. Long output is cut; the cut names a file with all of it.',
+      'Run a shell command in the sandbox. Working directory, variables and functions stay between calls, and so does what runs in the background. Long output is cut; the cut names a file with all of it.',
     inputSchema: object(
       {
         command: string('The command to run.'),
-        restart: { type: 'boolean', description: 'Start a fresh shell first.' },
+        restart: {
+          type: 'boolean',
+          description: 'First end what earlier calls left running, and start a fresh shell.',
+        },
         timeout_ms: { type: 'integer', description: 'Kill the command after this many milliseconds.' },
       },
       [],
