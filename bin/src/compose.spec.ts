@@ -73,7 +73,7 @@ describe('docker-compose.yml', () => {
   it.each(Object.entries(CONFIGS))('hands %s every setting that it reads, and nothing else', (name, schema) => {
     const { environment = {} } = services[name] ?? {};
     // Fixed by the image and the container.
-    const own = ['HOLDFAST_STATE_DIR', 'HOLDFAST_INSTANCE', 'BLOB_DIR'];
+    const own = ['HOLDFAST_STATE_DIR', 'HOLDFAST_INSTANCE', 'BLOB_DIR', 'SANDBOX_BUBBLEWRAP'];
     const known = Object.keys(schema.shape);
     const given = Object.entries(environment)
       .filter(([, value]) => value !== '')
