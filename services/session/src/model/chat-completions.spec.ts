@@ -2,15 +2,18 @@ import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { ChatCompletionsGateway } from './chat-completions.ts';
-import type { ModelReply } from './model.port.ts';
+import type { ModelReply, ModelRequest } from './model.port.ts';
 
 /** A gateway that answers one request as the spec says. */
 let answer: (response: ServerResponse) => void;
+let asked = '';
 let server: Server;
 let gateway: ChatCompletionsGateway;
 beforeAll(async () => {
   server = createServer((request, response) => {
-    request.resume().on('end', () => answer(response));
+    asked = '';
+    request.setEncoding('utf8').on('data', (text: string) => (asked += text));
+    request.on('end', () => answer(response));
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const baseUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1/`;
@@ -22,10 +25,10 @@ afterAll(async () => {
 });
 
 const said: string[] = [];
-const ask = (): Promise<ModelReply> => {
+const ask = (conversation: ModelRequest['conversation'] = []): Promise<ModelReply> => {
   said.length = 0;
   return gateway.stream(
-    { model: 'm', system: null, conversation: [], tools: [], effort: 'high', maxOutputTokens: 100 },
+    { model: 'm', system: null, conversation, tools: [], effort: 'high', maxOutputTokens: 100 },
     { signal: new AbortController().signal, onText: (text) => said.push(text) },
   );
 };
@@ -43,6 +46,39 @@ function streams(chunks: readonly object[], end = 'data: [DONE]\n\n'): Promise<M
 }
 const delta = (content: object, finish: string | null = null) => ({
   choices: [{ delta: content, finish_reason: finish }],
+});
+
+describe('a request to the gateway', () => {
+  const image = { type: 'image' as const, source: { type: 'base64' as const, media_type: 'image/png', data: 'AAAA' } };
+  const imagePart = { type: 'image_url', image_url: { url: 'data:image/png;base64,AAAA' } };
+
+  it('holds everything of the conversation: also a document’s context, and what a result has beside text', async () => {
+    answer = (response) => response.writeHead(200, { 'content-type': 'text/event-stream' }).end('data: [DONE]\n\n');
+    const call = (id: string) => ({ id, name: 'look', input: {} });
+    const document = {
+      type: 'document' as const,
+      source: { type: 'text' as const, media_type: 'text/plain' as const, data: 'body' },
+      title: 'Report',
+      context: 'from 2025',
+    };
+    const text = { type: 'text' as const, text: 'seen' };
+    await ask([
+      { role: 'user', content: [document, image] },
+      { role: 'assistant', text: [], calls: [call('a'), call('b')] },
+      { role: 'tool', callId: 'a', content: [text, image], isError: false },
+      { role: 'tool', callId: 'b', content: [text], isError: true },
+      { role: 'system', text: 'be brief' },
+    ]);
+    const { messages } = JSON.parse(asked) as { messages: object[] };
+    expect(messages).toMatchObject([
+      { role: 'user', content: [{ text: 'from 2025' }, { text: 'Report\n\nbody' }, imagePart] },
+      { role: 'assistant', tool_calls: [{ id: 'a' }, { id: 'b' }] },
+      { role: 'tool', tool_call_id: 'a', content: 'seen' },
+      { role: 'tool', tool_call_id: 'b', content: 'Error: seen' },
+      { role: 'user', content: [{ text: 'Part of the result of a:' }, imagePart] },
+      { role: 'system', content: 'be brief' },
+    ]);
+  });
 });
 
 describe('an answer of the gateway', () => {

@@ -59,28 +59,20 @@ function plainText(blocks: readonly StoredBlock[]): string {
   return blocks.map((block) => (block.type === 'text' ? block.text : '')).join('');
 }
 
-function userPart(block: StoredBlock): object {
-  if (block.type === 'text') return { type: 'text', text: block.text };
-  if (block.type === 'image') {
-    const { source } = block;
-    const url =
-      source.type === 'url'
-        ? source.url
-        : source.type === 'base64'
-          ? `data:${source.media_type};base64,${source.data}`
-          : '';
-    return { type: 'image_url', image_url: { url } };
-  }
-  if (block.type === 'document') {
-    const { source } = block;
-    const title = block.title ?? 'document';
-    if (source.type === 'text') return { type: 'text', text: `${title}\n\n${source.data}` };
-    if (source.type === 'url') return { type: 'text', text: `${title}: ${source.url}` };
-    if (source.type === 'base64') {
-      return { type: 'file', file: { filename: title, file_data: `data:${source.media_type};base64,${source.data}` } };
-    }
-  }
-  return { type: 'text', text: '[content that cannot be shown]' };
+const textPart = (text: string): object => ({ type: 'text', text });
+
+function partsOf(block: StoredBlock): object[] {
+  if (block.type === 'text') return [textPart(block.text)];
+  if (block.type === 'x_blob') return [textPart('[content that cannot be shown]')];
+  const { source } = block;
+  const data = source.type === 'base64' ? `data:${source.media_type};base64,${source.data}` : '';
+  if (block.type === 'image')
+    return [{ type: 'image_url', image_url: { url: source.type === 'url' ? source.url : data } }];
+  const title = block.title ?? 'document';
+  const about = block.context == null ? [] : [textPart(block.context)];
+  if (source.type === 'text') return [...about, textPart(`${title}\n\n${source.data}`)];
+  if (source.type === 'url') return [...about, textPart(`${title}: ${source.url}`)];
+  return [...about, { type: 'file', file: { filename: title, file_data: data } }];
 }
 
 function chatMessage(item: ConversationItem): ChatMessage {
@@ -90,7 +82,7 @@ function chatMessage(item: ConversationItem): ChatMessage {
     case 'user':
       return item.content.every((block) => block.type === 'text')
         ? { role: 'user', content: plainText(item.content) }
-        : { role: 'user', content: item.content.map(userPart) };
+        : { role: 'user', content: item.content.flatMap(partsOf) };
     case 'assistant': {
       const text = plainText(item.text);
       const message: ChatMessage = { role: 'assistant', content: text === '' && item.calls.length > 0 ? null : text };
@@ -110,10 +102,28 @@ function chatMessage(item: ConversationItem): ChatMessage {
   }
 }
 
+/** The dialect's tool messages hold text alone: what else a result has comes from the user, after the last result. */
+function chatMessages(items: readonly ConversationItem[]): ChatMessage[] {
+  const messages: ChatMessage[] = [];
+  let attached: object[] = [];
+  for (const item of items) {
+    if (item.role !== 'tool' && attached.length > 0) {
+      messages.push({ role: 'user', content: attached });
+      attached = [];
+    }
+    messages.push(chatMessage(item));
+    if (item.role !== 'tool') continue;
+    const more = item.content.filter((block) => block.type !== 'text');
+    if (more.length > 0) attached.push(textPart(`Part of the result of ${item.callId}:`), ...more.flatMap(partsOf));
+  }
+  if (attached.length > 0) messages.push({ role: 'user', content: attached });
+  return messages;
+}
+
 function requestBody(request: ModelRequest): string {
   const messages: ChatMessage[] =
     request.system === null || request.system === '' ? [] : [{ role: 'system', content: request.system }];
-  messages.push(...request.conversation.map(chatMessage));
+  messages.push(...chatMessages(request.conversation));
   return JSON.stringify({
     model: request.model,
     messages,
