@@ -1,3 +1,4 @@
+import { channel } from 'node:diagnostics_channel';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   type AppError,
@@ -35,7 +36,11 @@ export interface ConsumerOptions {
   readonly onError?: (error: unknown, subject: string) => void;
 }
 
+/** Named points at which specs kill the process. */
+const step = channel('holdfast:step');
 const ACK_WAIT_NS = 30 * 1_000_000_000;
+/** Events are handled one after another; one that waits longer than the server's patience comes twice. */
+const PREFETCH = 8;
 
 /**
  * A durable pull consumer with explicit acks. Promises: each event is handled at least once; one that can never succeed
@@ -57,7 +62,11 @@ export function consumeEvents(bus: Bus, options: ConsumerOptions): Registration 
           max_ack_pending: options.maxAckPending ?? 64,
         });
         const consumer = await jetstream(bus.connection).consumers.get(EVENTS_STREAM, options.durable);
-        messages = await consumer.consume({ max_messages: 64, idle_heartbeat: 2_000, abort_on_missing_resource: true });
+        messages = await consumer.consume({
+          max_messages: PREFETCH,
+          idle_heartbeat: 2_000,
+          abort_on_missing_resource: true,
+        });
         if (stopping.signal.aborted) messages.stop();
         for await (const message of messages) await handleOne(bus, message, options);
       } catch (error) {
@@ -81,7 +90,9 @@ async function handleOne(bus: Bus, message: JsMsg, options: ConsumerOptions): Pr
   const alive = setInterval(() => message.working(), 10_000);
   try {
     const event = message.json<StoredEvent>();
+    step.publish('event.received');
     await options.handle(event, { dataInLog: message.headers?.get('Holdfast-Data') === 'in-log', deliveries });
+    step.publish('event.handled');
     message.ack();
   } catch (error) {
     const failure = toAppError(error);

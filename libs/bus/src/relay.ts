@@ -1,3 +1,4 @@
+import { channel } from 'node:diagnostics_channel';
 import { AppError, EVENTS_STREAM, eventSubject, RELAY_HINT, type StoredEvent } from '@holdfast/contracts';
 import {
   type JetStreamClient,
@@ -31,6 +32,8 @@ export interface RelaySource {
 }
 
 const encoder = new TextEncoder();
+/** Named points at which specs kill the process. */
+const step = channel('holdfast:step');
 const START: RelayCursor = { txid: '0', position: '0' };
 const MESSAGE_ID = 'Nats-Msg-Id';
 /** Events above this many bytes travel without their data; consumers read it from the log. Below NATS' default bound (B4). */
@@ -163,7 +166,9 @@ export class Relay {
       const sequence = await this.#publish(manager, client, page, at.sequence);
       this.#published += page.events.length;
       at = { ...at, sequence, cursor: page.cursor };
+      step.publish('relay.published');
       await source.saveCheckpoint(at.cursor);
+      step.publish('relay.checkpointed');
     }
   }
 

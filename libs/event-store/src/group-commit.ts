@@ -3,6 +3,7 @@ import type pg from 'pg';
 import { type AppendRequest, type AppendResult, refusal, type StreamAppend } from './append.ts';
 import { errorCode, isConnectionLoss, logUnavailable } from './pool.ts';
 import { type Projection, project } from './projection.ts';
+import { step } from './step.ts';
 import { storableJson } from './storable.ts';
 
 const MAX_BATCH_REQUESTS = 256;
@@ -168,6 +169,7 @@ export class GroupCommit {
     const client = await pool.connect();
     let failed = true;
     try {
+      step.publish('append.beginning');
       const begun = client.query('begin');
       const appended = client.query<AppendRow>({ name: 'log-append', text: APPEND, values: batchArrays(batch) });
       const [, { rows }] = await Promise.all([begun, appended]);
@@ -190,7 +192,9 @@ export class GroupCommit {
       );
       const stored = streams.filter((events) => events.length > 0);
       for (const projection of projections) await project(client, projection, stored);
+      step.publish('append.written');
       await client.query('commit');
+      step.publish('append.committed');
       failed = false;
       return outcomes;
     } finally {

@@ -8,3 +8,4 @@ export * from './maintenance.ts';
 export * from './migrate.ts';
 export * from './pool.ts';
 export * from './projection.ts';
+export * from './step.ts';

@@ -20,6 +20,7 @@ import {
   DirectoryBlobStore,
   EventLog,
   forgetOldIdempotency,
+  step,
 } from '@holdfast/event-store';
 import { blobFolder, Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
@@ -260,7 +261,9 @@ async function dispatch(
     throw new AppError('invalid', 'command.unknown', `There is no command ${aggregate}.${verb}.`);
   }
   try {
-    return { body: await handler(id, command, context.deadlineAtMs - REPLY_MARGIN_MS) };
+    const body = await handler(id, command, context.deadlineAtMs - REPLY_MARGIN_MS);
+    step.publish('command.done');
+    return { body };
   } catch (error) {
     throw asLogError(error);
   }

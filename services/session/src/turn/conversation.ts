@@ -35,7 +35,7 @@ export class Conversation {
     return this.#items;
   }
 
-  /** One step of the fold. A compaction replaces what came before it by its summary and the newest user message. */
+  /** One step of the fold. A compaction replaces what came before it by its summary, and the message that is at work. */
   apply(event: SessionEvent): void {
     switch (event.type) {
       case 'session.message_processed': {
@@ -68,10 +68,12 @@ export class Conversation {
         return;
       case 'agent.thread_context_compacted': {
         const text = `Summary of the conversation so far:\n${event.data.summary}`;
+        const last = this.#items.at(-1);
+        const isAnswered = last?.role === 'assistant' && last.calls.length === 0;
         this.#items = [];
         this.#chars = 0;
         this.#add({ role: 'user', content: [{ type: 'text', text }] });
-        if (this.#lastUser !== null) this.#add(this.#lastUser);
+        if (this.#lastUser !== null && !isAnswered) this.#add(this.#lastUser);
         return;
       }
       default:

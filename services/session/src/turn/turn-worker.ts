@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Bus } from '@holdfast/bus';
 import { ALL_COMMITTED_SESSIONS, isAppError, parseSubject, TURN_HINT } from '@holdfast/contracts';
-import type { EventLog } from '@holdfast/event-store';
+import { type EventLog, step } from '@holdfast/event-store';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import {
@@ -226,6 +226,7 @@ export class TurnWorker {
       );
       if (events.length === 0 || idle) return;
       this.#taken += 1;
+      step.publish('turn.taken-over');
       logger.info({ session: id, generation }, 'took over a turn');
       this.begin(session, generation, true);
     } catch (error) {

@@ -14,7 +14,7 @@ import {
   type SessionError,
   storableText,
 } from '@holdfast/contracts';
-import { isConnectionLoss } from '@holdfast/event-store';
+import { isConnectionLoss, step } from '@holdfast/event-store';
 import type { Logger } from 'pino';
 import { ModelFailure, type ModelGateway, type ModelReply, type ModelRequest } from '../model/model.port.ts';
 import {
@@ -288,6 +288,7 @@ export class Turn {
         { conversation: this.session.conversation.items, tools: offeredTools(agent) },
         (state) => state.openRequest?.id !== request.id,
         (piece) => {
+          step.publish('model.streaming');
           text += piece;
           sequence += 1;
           const delta: LiveDelta = {
@@ -306,6 +307,7 @@ export class Turn {
         if (reply.contextExceeded && this.session.state.contextTokens > 0) return await this.#compact();
         return await this.#modelFailed(reply, reply.errorType);
       }
+      step.publish('model.answered');
       await this.#commit((state, ids) => {
         // An interrupt that came first wins: a cut call yields no message.
         if (state.openRequest?.id !== request.id || state.interruptPending) return null;
@@ -354,6 +356,7 @@ export class Turn {
         items = newer;
         continue;
       }
+      step.publish('compaction.answered');
       const summary = mark + (reply.text || '(nothing)');
       await this.#commit((state, ids) =>
         this.#goOn(state, [recordCompaction(state, { summary, usage: reply.usage, costUsd: reply.costUsd }, ids)], ids),
@@ -386,7 +389,9 @@ export class Turn {
     const controller = new AbortController();
     this.#inFlight.set(call.id, controller);
     void (async () => {
+      step.publish('tool.opened');
       const result = await this.#runCall(call, controller.signal);
+      step.publish('tool.done');
       await this.#commit((state, ids) =>
         state.calls.some((open) => open.id === call.id)
           ? this.#goOn(state, [recordToolResult(call.id, result, ids)], ids)
@@ -467,6 +472,7 @@ export class Turn {
         waitMs: settings.sandboxWaitMs,
         onAttach: async (reply) => {
           await this.#attach(reply);
+          step.publish('tool.attached');
           this.#sentUnder.set(call.id, reply.journalId);
         },
       },
