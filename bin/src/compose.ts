@@ -24,13 +24,16 @@ function settingsOfContainers(): Settings {
 async function main([command, ...args]: readonly string[]): Promise<number> {
   const settings = settingsOfContainers();
   const env = { NODE_ENV: 'production' };
+  const prepareSchema = async (): Promise<void> => {
+    await prepareDatabase(settings);
+    await migrate(settings, env);
+  };
   switch (command) {
     case 'credentials':
       writeCredentials(settings, CREDENTIALS);
       return 0;
     case 'migrate':
-      await prepareDatabase(settings);
-      await migrate(settings, env);
+      await prepareSchema();
       await bootstrap(settings, env);
       console.log('holdfast: the schema is up to date; docker compose run --rm admin sign-in prints the API key');
       return 0;
@@ -41,6 +44,8 @@ async function main([command, ...args]: readonly string[]): Promise<number> {
       );
       return 0;
     case 'log':
+      // A backup is restored into a schema without events: before the first bootstrap.
+      await prepareSchema();
       return maintain(settings, args);
     default:
       console.error(HELP);
