@@ -33,6 +33,16 @@ async function tablesInOrder(client: pg.ClientBase): Promise<string[]> {
   return ordered;
 }
 
+/** The columns of a table that hold values of their own; Postgres computes the others. */
+async function storedColumns(client: pg.ClientBase, table: string): Promise<string> {
+  const { rows } = await client.query<{ name: string }>(
+    `select attname as name from pg_attribute
+     where attrelid = $1::regclass and attnum > 0 and not attisdropped and attgenerated = '' order by attnum`,
+    [pg.escapeIdentifier(table)],
+  );
+  return rows.map(({ name }) => pg.escapeIdentifier(name)).join(', ');
+}
+
 async function appliedMigrations(client: pg.ClientBase): Promise<string[]> {
   const { rows } = await client.query<{ name: string }>(`select name from ${MIGRATIONS_TABLE} order by name`);
   return rows.map((row) => row.name);
@@ -82,6 +92,16 @@ export async function backup(connectionString: string, file: string): Promise<Re
  */
 export async function restore(connectionString: string, file: string): Promise<Record<string, number>> {
   const pool = new pg.Pool({ connectionString, max: 2, application_name: 'holdfast-restore' });
+  try {
+    const counts = await load(pool, file);
+    await rebaseLog(pool);
+    return counts;
+  } finally {
+    await pool.end();
+  }
+}
+
+async function load(pool: pg.Pool, file: string): Promise<Record<string, number>> {
   const client = await pool.connect();
   const counts: Record<string, number> = {};
   try {
@@ -112,8 +132,9 @@ export async function restore(connectionString: string, file: string): Promise<R
       if (!tables.includes(table))
         throw new AppError('invalid', 'backup.format', `The backup names an unknown table: ${table}.`);
       const name = pg.escapeIdentifier(table);
+      const columns = await storedColumns(client, table);
       await client.query(
-        `insert into ${name} overriding system value select * from json_populate_recordset(null::${name}, $1::json)`,
+        `insert into ${name} (${columns}) overriding system value select ${columns} from json_populate_recordset(null::${name}, $1::json)`,
         [JSON.stringify(page)],
       );
       counts[table] = (counts[table] ?? 0) + page.length;
@@ -125,12 +146,10 @@ export async function restore(connectionString: string, file: string): Promise<R
     // A lease of the old cluster means nothing here.
     await client.query('update streams set lease_owner = null, lease_expires_at = null where lease_owner is not null');
     await client.query('commit');
+    return counts;
   } finally {
     client.release(true);
   }
-  await rebaseLog(pool);
-  await pool.end();
-  return counts;
 }
 
 function parseLine<T>(schema: z.ZodType<T>, line: unknown): T {
