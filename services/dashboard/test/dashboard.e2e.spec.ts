@@ -69,6 +69,20 @@ describe('signing in', () => {
     await expectSeen(page.getByText('This API key is not valid.'));
   });
 
+  it('keeps the key out of the address when the page is not alive yet', async () => {
+    const visitor = await browser.newContext({ baseURL: platform.dashboardUrl, javaScriptEnabled: false });
+    const other = await visitor.newPage();
+    const sent: string[] = [];
+    other.on('request', (request) => sent.push(`${request.url()} ${request.postData() ?? ''}`));
+    await other.goto('/sign-in');
+    await other.getByLabel('API key', { exact: true }).fill(platform.apiKey);
+    await other.keyboard.press('Enter');
+    await other.waitForTimeout(300);
+    expect(sent.length).toBeGreaterThan(1);
+    expect(sent.join('\n')).not.toContain(platform.apiKey);
+    await visitor.close();
+  });
+
   it('takes an API key, and goes on to the page that was asked for', async () => {
     await page.getByLabel('API key', { exact: true }).fill(platform.apiKey);
     await page.keyboard.press('Enter');
@@ -143,6 +157,19 @@ describe('agents', () => {
     await expectSeen(page.getByText('This is version 1.'));
     await expect(page.getByLabel('Instructions', { exact: true }).inputValue()).resolves.toBe('Be brief.');
     await picture('agent');
+  });
+
+  it('are not saved over what somebody else saved, unless that is wanted', async () => {
+    await page.getByRole('button', { name: 'Back to version 2' }).click();
+    const id = new URL(page.url()).pathname.split('/').pop() ?? '';
+    await page.request.post(`/api/v1/agents/${id}`, { data: { system: 'Theirs.' } });
+    await page.getByLabel('Instructions', { exact: true }).fill('Mine.');
+    await page.getByRole('button', { name: 'Save as a new version' }).click();
+    await page.getByRole('button', { name: 'Save mine' }).click();
+    await expectSeen(page.getByText('Saved as version 4.'));
+    await expectGone(page.getByRole('button', { name: 'Save mine' }));
+    const saved = await page.request.get(`/api/v1/agents/${id}`);
+    expect(await saved.json()).toMatchObject({ version: 4, system: 'Mine.' });
   });
 });
 

@@ -1,16 +1,14 @@
 'use client';
-import { Compass } from 'lucide-react';
-import Link from 'next/link';
-import { buttonClass, Empty } from '../components/ui.tsx';
+import { Failure } from '../components/ui.tsx';
+import { ApiError } from '../lib/api.ts';
 
 export default function NotFound() {
   return (
     <main className="grid min-h-dvh place-items-center">
-      <Empty icon={<Compass />} title="There is no such page">
-        <Link className={buttonClass('plain')} href="/sessions">
-          Go to the sessions
-        </Link>
-      </Empty>
+      <Failure
+        error={new ApiError(404, 'not_found_error', 'There is no such page.')}
+        back={{ href: '/sessions', text: 'All sessions' }}
+      />
     </main>
   );
 }

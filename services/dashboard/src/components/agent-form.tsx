@@ -205,16 +205,18 @@ export function AgentForm(props: {
           />
         </Field>
       </fieldset>
-      <div className="sticky bottom-0 space-y-3 rounded-b-xl border-t bg-panel px-5 py-3">
-        {props.error == null && faults['form'] === undefined ? null : (
-          <FormError text={faults['form'] ?? messageOf(props.error)} />
-        )}
-        <div className="flex justify-end">
-          <Button look="primary" type="submit" busy={props.busy} disabled={props.disabled === true}>
-            {props.action}
-          </Button>
+      {props.disabled === true ? null : (
+        <div className="sticky bottom-0 space-y-3 rounded-b-xl border-t bg-panel px-5 py-3">
+          {props.error == null && faults['form'] === undefined ? null : (
+            <FormError text={faults['form'] ?? messageOf(props.error)} />
+          )}
+          <div className="flex justify-end">
+            <Button look="primary" type="submit" busy={props.busy}>
+              {props.action}
+            </Button>
+          </div>
         </div>
-      </div>
+      )}
     </form>
   );
 }

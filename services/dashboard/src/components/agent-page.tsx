@@ -62,7 +62,9 @@ export function AgentPage({ id }: { id: string }) {
       client.invalidateQueries({ queryKey: ['agents'] }),
     ]);
   const save = useMutation({
-    mutationFn: (body: object) => api<Agent>(`/v1/agents/${id}`, { body: { ...body, version: query.data?.version } }),
+    // Without a version it is saved over whatever is the newest.
+    mutationFn: ({ body, version }: { body: object; version?: number }) =>
+      api<Agent>(`/v1/agents/${id}`, { body: version === undefined ? body : { ...body, version } }),
     onSuccess: async (agent) => {
       toast.success(
         agent.version === query.data?.version ? 'Nothing had changed.' : `Saved as version ${agent.version}.`,
@@ -121,16 +123,18 @@ export function AgentPage({ id }: { id: string }) {
           {conflict ? (
             <div
               role="alert"
-              className="m-5 mb-0 flex items-center gap-3 rounded-lg bg-warn-soft p-3 text-sm text-warn"
+              className="m-5 mb-0 flex flex-wrap items-center gap-x-3 gap-y-2 rounded-lg bg-warn-soft p-3 text-sm text-warn"
             >
-              <span className="flex-1">Somebody saved another version meanwhile. Your text is still here.</span>
-              <Button size="small" onClick={() => void refresh().then(() => save.reset())}>
-                Save over the newest next time
+              <span className="min-w-56 flex-1">
+                A newer version was saved meanwhile. What you wrote is still here; it can become the newest.
+              </span>
+              <Button size="small" onClick={() => save.mutate({ body: save.variables?.body ?? {} })}>
+                Save mine
               </Button>
             </div>
           ) : null}
           {shown === undefined ? null : (
-            <div className="m-5 mb-0 flex items-center gap-3 rounded-lg bg-raised p-3 text-sm">
+            <div className="m-5 mb-0 flex flex-wrap items-center gap-x-3 gap-y-2 rounded-lg bg-raised p-3 text-sm">
               <span className="flex-1">This is version {shown.version}. Saving makes it the newest.</span>
               <Button size="small" onClick={() => setShown(undefined)}>
                 Back to version {agent.version}
@@ -144,7 +148,7 @@ export function AgentPage({ id }: { id: string }) {
             disabled={isArchived}
             busy={save.isPending}
             error={conflict ? null : save.error}
-            onSubmit={save.mutate}
+            onSubmit={(body) => save.mutate({ body, version: agent.version })}
           />
         </Panel>
         <Panel className="self-start overflow-hidden">

@@ -85,7 +85,12 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
         </span>
         {usage.x_cost_usd === undefined ? '' : ` · ${dollars(usage.x_cost_usd)}`}
       </p>
-      <Modal open={open === 'details'} onClose={close} title="Session" className="w-[min(44rem,calc(100vw-2rem))]">
+      <Modal
+        open={open === 'details'}
+        onClose={close}
+        title="Session details"
+        className="w-[min(44rem,calc(100vw-2rem))]"
+      >
         <Details view={view} />
       </Modal>
       <Modal open={open === 'rename'} onClose={close} title="Rename the session">

@@ -5,7 +5,7 @@ import { memo, type ReactNode, useId, useState } from 'react';
 import { bytes, dateTime, seconds, timeOfDay } from '../lib/format.ts';
 import { COMPOSER_ID } from './composer.tsx';
 import { Markdown } from './markdown.tsx';
-import { Button, CopyButton, cn, Input, TextArea, useNow } from './ui.tsx';
+import { Button, CopyButton, cn, Input, TextArea, useNow, Verbatim } from './ui.tsx';
 
 export type SendEvents = (events: readonly object[]) => Promise<void>;
 /** Longer texts of the user begin folded, so that one paste does not fill the page. */
@@ -271,9 +271,9 @@ function Text(props: { title: string; text: string; className?: string }) {
   return (
     <div className={cn('group/text relative px-3 py-2', props.className)}>
       <p className="mb-1 text-[11px] font-medium tracking-wide text-soft uppercase">{props.title}</p>
-      <pre className="max-h-80 overflow-auto font-mono text-xs leading-relaxed break-words whitespace-pre-wrap">
+      <Verbatim className="max-h-80 overflow-auto font-mono text-xs leading-relaxed break-words whitespace-pre-wrap">
         {props.text}
-      </pre>
+      </Verbatim>
       <CopyButton
         text={props.text}
         label={`Copy the ${props.title.toLowerCase()}`}

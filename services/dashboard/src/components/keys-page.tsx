@@ -63,7 +63,7 @@ export function KeysPage() {
           <ul className="divide-y">
             {list.items.map((key) => (
               <li key={key.id} className="flex items-center gap-4 px-4 py-2.5">
-                <span className={cn('min-w-0 flex-1', key.revoked_at !== null && 'opacity-60')}>
+                <span className={cn('min-w-0 flex-1', key.revoked_at !== null && 'text-soft line-through')}>
                   <span className="block truncate text-sm font-medium">{key.name}</span>
                   <span className="block truncate text-xs text-soft">
                     <span className="font-mono">{key.hint}</span> · created <Time at={key.created_at} />

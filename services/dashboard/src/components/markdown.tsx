@@ -2,7 +2,7 @@ import { type ComponentProps, memo, useRef } from 'react';
 import ReactMarkdown, { type Components } from 'react-markdown';
 import rehypeSanitize from 'rehype-sanitize';
 import remarkGfm from 'remark-gfm';
-import { CopyButton } from './ui.tsx';
+import { CopyButton, Verbatim } from './ui.tsx';
 
 /** Links leave without a trace of this page; images of other hosts stay links, because loading one would tell its host. */
 const components: Components = {
@@ -19,6 +19,10 @@ const components: Components = {
         {alt === undefined || alt === '' ? 'image' : alt}
       </a>
     ),
+  // The only input that survives the sanitiser: a task's box.
+  input: ({ checked }) => (
+    <input type="checkbox" checked={checked === true} disabled aria-label={checked === true ? 'done' : 'to do'} />
+  ),
   pre: ({ children }) => <CodeBlock>{children}</CodeBlock>,
   table: ({ children }) => (
     <div className="table-box">
@@ -31,7 +35,7 @@ function CodeBlock({ children }: Pick<ComponentProps<'pre'>, 'children'>) {
   const block = useRef<HTMLPreElement>(null);
   return (
     <div className="group/code relative">
-      <pre ref={block}>{children}</pre>
+      <Verbatim ref={block}>{children}</Verbatim>
       <CopyButton
         text={() => block.current?.textContent ?? ''}
         label="Copy the code"

@@ -53,14 +53,14 @@ export function Shell({ children }: { children: ReactNode }) {
       >
         Skip to the content
       </a>
-      <div className="flex shrink-0 items-center gap-2 border-b bg-panel px-3 py-2 md:hidden">
+      <header className="flex shrink-0 items-center gap-2 border-b bg-panel px-3 py-2 md:hidden">
         <Home />
         <span className="min-w-0 flex-1 truncate text-sm text-soft">
           {PLACES.find(({ href }) => isHere(href))?.text}
         </span>
         <SmallMenu waiting={waiting} isHere={isHere} />
-      </div>
-      <div className="hidden h-dvh w-52 shrink-0 flex-col border-r bg-panel p-3 md:flex">
+      </header>
+      <header className="hidden h-dvh w-52 shrink-0 flex-col border-r bg-panel p-3 md:flex">
         <div className="mb-3 px-2 py-2">
           <Home />
         </div>
@@ -93,9 +93,14 @@ export function Shell({ children }: { children: ReactNode }) {
             <LogOut className="size-4" aria-hidden /> Sign out
           </button>
         </div>
-      </div>
+      </header>
       <main id="content" tabIndex={-1} className="flex min-h-0 min-w-0 flex-1 flex-col overflow-y-auto outline-none">
         {status.data?.demo_gateway === true ? <DemoBanner /> : null}
+        {status.isError ? (
+          <p role="alert" className="shrink-0 border-b bg-bad-soft px-4 py-1.5 text-xs text-bad md:py-2 md:text-sm">
+            {messageOf(status.error)} {status.data === undefined ? '' : 'What is shown may be old.'}
+          </p>
+        ) : null}
         {children}
       </main>
     </div>
@@ -130,12 +135,10 @@ function Waiting({ count }: { count: number }) {
 function SmallMenu(props: { waiting: number; isHere: (href: string) => boolean }) {
   return (
     <DropdownMenu.Root>
-      <DropdownMenu.Trigger
-        aria-label="Menu"
-        className="flex items-center gap-2 rounded-lg p-1.5 text-soft hover:bg-raised hover:text-ink"
-      >
+      <DropdownMenu.Trigger className="flex items-center gap-2 rounded-lg p-1.5 text-soft hover:bg-raised hover:text-ink">
         <Waiting count={props.waiting} />
         <Menu className="size-5" aria-hidden />
+        <span className="sr-only">Menu</span>
       </DropdownMenu.Trigger>
       <MenuContent>
         {PLACES.map(({ href, text, icon: Icon }) => (

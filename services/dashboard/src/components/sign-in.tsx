@@ -51,7 +51,9 @@ export function SignIn({ target }: { target: string }) {
         <Panel className="p-6">
           <h1 className="text-lg font-semibold tracking-tight">Sign in</h1>
           <p className="mt-1 text-sm text-soft">With an API key of your workspace.</p>
+          {/* Sent before the page is alive it must not put the key into the address: by POST, and without a name. */}
           <form
+            method="post"
             className="mt-5 space-y-4"
             onSubmit={(event) => {
               event.preventDefault();
@@ -61,7 +63,6 @@ export function SignIn({ target }: { target: string }) {
             <Field label="API key" error={failure}>
               <Input
                 type="password"
-                name="api_key"
                 autoComplete="current-password"
                 placeholder="hf_…"
                 value={key}

@@ -1,5 +1,5 @@
 import { Tabs } from 'radix-ui';
-import { CopyButton } from './ui.tsx';
+import { CopyButton, Verbatim } from './ui.tsx';
 
 export interface Snippet {
   readonly name: string;
@@ -23,7 +23,9 @@ export function Snippets({ snippets }: { snippets: readonly Snippet[] }) {
       </Tabs.List>
       {snippets.map(({ name, text }) => (
         <Tabs.Content key={name} value={name} className="relative mt-2">
-          <pre className="overflow-x-auto rounded-lg bg-raised p-3 pr-10 font-mono text-xs leading-relaxed">{text}</pre>
+          <Verbatim className="overflow-x-auto rounded-lg bg-raised p-3 pr-10 font-mono text-xs leading-relaxed">
+            {text}
+          </Verbatim>
           <CopyButton text={text} label={`Copy the ${name} example`} className="absolute top-2 right-2 bg-raised" />
         </Tabs.Content>
       ))}

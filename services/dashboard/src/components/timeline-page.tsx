@@ -19,6 +19,7 @@ import {
   Loading,
   PageHeader,
   Panel,
+  Verbatim,
 } from './ui.tsx';
 
 const PAGE_EVENTS = 500;
@@ -132,9 +133,9 @@ const Entry = memo(function Entry({ entry, startedAt }: { entry: TimelineEntry; 
         </summary>
         {open ? (
           <div className="relative">
-            <pre className="max-h-[32rem] overflow-auto border-t bg-raised/60 px-4 py-3 font-mono text-xs break-all whitespace-pre-wrap">
+            <Verbatim className="max-h-[32rem] overflow-auto border-t bg-raised/60 px-4 py-3 font-mono text-xs break-all whitespace-pre-wrap">
               {JSON.stringify(entry, null, 2)}
-            </pre>
+            </Verbatim>
             <CopyButton
               text={JSON.stringify(entry, null, 2)}
               label="Copy the event"

@@ -208,12 +208,14 @@ export function Empty(props: { icon: ReactNode; title: string; children?: ReactN
 export function Failure(props: { error: unknown; onRetry?: () => void; back?: { href: string; text: string } }) {
   const isMissing = props.error instanceof ApiError && props.error.status === 404;
   const Icon = isMissing ? SearchX : AlertTriangle;
+  // With a way back it is all that the page has.
+  const Title = props.back === undefined ? 'p' : 'h1';
   return (
     <div role="alert" className="flex flex-col items-center gap-3 px-6 py-16 text-center text-balance">
       <div className={cn('rounded-full p-3.5', isMissing ? 'bg-raised text-soft' : 'bg-bad-soft text-bad')}>
         <Icon className="size-6" aria-hidden />
       </div>
-      <p className="max-w-lg text-sm [overflow-wrap:anywhere]">{messageOf(props.error)}</p>
+      <Title className="max-w-lg text-sm [overflow-wrap:anywhere]">{messageOf(props.error)}</Title>
       <div className="flex gap-2">
         {props.back === undefined ? null : (
           <Link className={buttonClass('plain')} href={props.back.href}>
@@ -287,11 +289,21 @@ export function CopyButton({
       aria-label={copied ? 'Copied' : label}
       title={label}
       onClick={() => void copy()}
-      className={cn('inline-flex rounded-md p-1 text-soft hover:bg-raised hover:text-ink', className)}
+      className={cn(
+        'inline-flex size-6 items-center justify-center rounded-md text-soft hover:bg-raised hover:text-ink',
+        className,
+      )}
     >
       {copied ? <Check className="size-3.5 text-accent" aria-hidden /> : <Copy className="size-3.5" aria-hidden />}
     </button>
   );
+}
+
+/** What scrolls must be reached without a mouse. */
+const reachable = { tabIndex: 0 };
+/** Text as it is. */
+export function Verbatim(props: ComponentProps<'pre'>) {
+  return <pre {...reachable} {...props} />;
 }
 
 /** An id, cut to what tells it apart; copied whole. */
@@ -327,21 +339,20 @@ export function Modal(props: {
             props.className,
           )}
         >
-          <div className="flex items-start justify-between gap-4">
-            <RadixDialog.Title className="min-w-0 text-base font-semibold [overflow-wrap:anywhere]">
-              {props.title}
-            </RadixDialog.Title>
-            <RadixDialog.Close
-              aria-label="Close"
-              className="-mt-1 -mr-1 rounded-lg p-1.5 text-soft hover:bg-raised hover:text-ink"
-            >
-              <X className="size-4" aria-hidden />
-            </RadixDialog.Close>
-          </div>
+          <RadixDialog.Title className="pr-8 text-base font-semibold [overflow-wrap:anywhere]">
+            {props.title}
+          </RadixDialog.Title>
           {props.about === undefined ? null : (
             <RadixDialog.Description className="mt-1 text-sm text-soft">{props.about}</RadixDialog.Description>
           )}
           <div className="mt-4">{props.children}</div>
+          {/* Last, so that the keyboard begins with what the dialog is for. */}
+          <RadixDialog.Close
+            aria-label="Close"
+            className="absolute top-3.5 right-3.5 rounded-lg p-1.5 text-soft hover:bg-raised hover:text-ink"
+          >
+            <X className="size-4" aria-hidden />
+          </RadixDialog.Close>
         </RadixDialog.Content>
       </RadixDialog.Portal>
     </RadixDialog.Root>
