@@ -35,7 +35,7 @@ export interface GroupCommitOptions {
 
 const APPEND = `select verdicts, versions, generations, recorded_at, positions from log_append(
   $1::integer[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::text[], $7::integer[], $8::boolean[], $9::integer[],
-  $10::integer[], $11::text[], $12::text[], $13::smallint[], $14::text[], $15::text[])`;
+  $10::integer[], $11::integer[], $12::text[], $13::text[], $14::smallint[], $15::text[], $16::text[])`;
 
 interface AppendRow {
   verdicts: string[];
@@ -164,18 +164,32 @@ export class GroupCommit {
     return { streams: waiting.request.appends.map(({ streamId }, i) => resultOf(streamId, streams[i] ?? [], 0)) };
   }
 
+  /** Whether statements or projections commit together with this append. */
+  #hasCompany({ appends, statements = [] }: AppendRequest): boolean {
+    const { projections } = this.#options;
+    const projected = (streamId: string): boolean => projections.some((each) => streamId.startsWith(each.streamPrefix));
+    return statements.length > 0 || appends.some(({ streamId }) => projected(streamId));
+  }
+
   async #transaction(batch: readonly Waiting[]): Promise<Outcome[]> {
     const { pool, projections } = this.#options;
     const client = await pool.connect();
     let failed = true;
     try {
+      // What commits with nothing else needs no transaction around its one statement.
+      const alone = !batch.some(({ request }) => this.#hasCompany(request));
       step.publish('append.beginning');
-      const begun = client.query('begin');
+      const begun = alone ? null : client.query('begin');
       const appended = client.query<AppendRow>({ name: 'log-append', text: APPEND, values: batchArrays(batch) });
       const [, { rows }] = await Promise.all([begun, appended]);
       const row = rows[0];
       if (row === undefined) throw new AppError('defect', 'log.no-answer', 'log_append answered nothing.');
       const outcomes = outcomesOf(batch, row);
+      if (alone) {
+        step.publish('append.committed');
+        failed = false;
+        return outcomes;
+      }
       for (const [i, outcome] of outcomes.entries()) {
         if ('refused' in outcome) continue;
         for (const statement of batch[i]?.request.statements ?? []) {
@@ -270,8 +284,9 @@ function batchArrays(batch: readonly Waiting[]): unknown[] {
     appends.map((append) => append.lease?.ttlMs ?? null),
     appends.map((append) => append.releaseLease ?? false),
     appends.map((append) => append.events.length),
-    // Of each event the append that it belongs to; SQL counts from 1.
+    // Of each event the append that it belongs to and its place in it; SQL counts from 1.
     appends.flatMap((append, n) => append.events.map(() => n + 1)),
+    appends.flatMap((append) => append.events.map((_, n) => n + 1)),
     events.map(({ event }) => event.id),
     events.map(({ event }) => event.type),
     events.map(({ event }) => event.schemaVersion),

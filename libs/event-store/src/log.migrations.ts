@@ -81,7 +81,7 @@ create table consumer_handled (
 create function log_append(
   a_request integer[], a_stream text[], a_workspace text[], a_expected integer[], a_generation integer[],
   a_owner text[], a_ttl_ms integer[], a_release boolean[], a_count integer[],
-  e_append integer[], e_id text[], e_type text[], e_schema smallint[], e_data text[], e_metadata text[],
+  e_append integer[], e_number integer[], e_id text[], e_type text[], e_schema smallint[], e_data text[], e_metadata text[],
   out verdicts text[], out versions integer[], out generations integer[], out recorded_at timestamptz, out positions bigint[]
 ) language plpgsql as $$
 declare
@@ -129,9 +129,8 @@ begin
     insert into events (id, workspace_id, stream_id, version, type, schema_version, data, metadata, recorded_at)
     select e.id, a.workspace_id, a.stream_id, a.version + e.number, e.type, e.schema_version,
            e.data::json, e.metadata::json, log_append.recorded_at
-    from (select u.*, (row_number() over (partition by u.append order by u.n))::integer as number
-          from unnest(e_append, e_id, e_type, e_schema, e_data, e_metadata) with ordinality
-               as u(append, id, type, schema_version, data, metadata, n)) e
+    from unnest(e_append, e_number, e_id, e_type, e_schema, e_data, e_metadata) with ordinality
+           as e(append, number, id, type, schema_version, data, metadata, n)
     join unnest(a_stream, a_workspace, versions, verdicts) with ordinality
            as a(stream_id, workspace_id, version, verdict, i) on a.i = e.append
     where a.verdict = 'ok' order by e.n
