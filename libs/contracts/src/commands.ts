@@ -29,6 +29,8 @@ export interface Command<B = unknown> {
   readonly idempotency: Idempotency | null;
   /** W3C trace context, passed on into event metadata. */
   readonly traceparent: string | null;
+  /** The same command was asked for before and not answered: it may have been done, or still be. */
+  readonly again?: boolean;
   readonly body: B;
 }
 

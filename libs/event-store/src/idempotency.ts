@@ -32,7 +32,8 @@ export function isKeyConflict(error: unknown): boolean {
 
 /**
  * The command that this request is a repeat of, or null. With a key the key decides, for ever; without one a retry
- * (attempt n > 0) claims the newest row of the same fingerprint and attempt n−1, once.
+ * (attempt n > 0) claims the newest row of the same fingerprint and a lower attempt, once: the attempt before it may have
+ * died where nobody heard it, at a gateway that was down. `again`: this very retry may have claimed its row before.
  *
  * @throws AppError `idempotency.key-reused` when the key was used for another request.
  */
@@ -40,6 +41,7 @@ export async function findRepeated(
   pool: pg.Pool,
   workspaceId: string,
   idempotency: Idempotency,
+  again = false,
 ): Promise<string | null> {
   if (idempotency.key !== null) {
     const { rows } = await pool.query<{ fingerprint: string; command_id: string }>(
@@ -59,11 +61,11 @@ export async function findRepeated(
   const { rows } = await pool.query<{ command_id: string }>(
     `update idempotency set attempt = $3, created_at = clock_timestamp() where id = (
        select id from idempotency
-       where workspace_id = $1 and key is null and fingerprint = $2 and attempt = $3 - 1
+       where workspace_id = $1 and key is null and fingerprint = $2 and attempt < $5
          and created_at > clock_timestamp() - $4 * interval '1 millisecond'
        order by created_at desc, id desc limit 1 for update
-     ) and attempt = $3 - 1 returning command_id`,
-    [workspaceId, idempotency.fingerprint, idempotency.attempt, RETRY_WINDOW_MS],
+     ) and attempt < $5 returning command_id`,
+    [workspaceId, idempotency.fingerprint, idempotency.attempt, RETRY_WINDOW_MS, idempotency.attempt + (again ? 1 : 0)],
   );
   return rows[0]?.command_id ?? null;
 }

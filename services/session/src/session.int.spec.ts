@@ -227,6 +227,51 @@ describe('idempotency (T5)', () => {
   });
 });
 
+describe('a command that is asked for again', () => {
+  it('was done, or is being done: it is done once and answered', async () => {
+    const other = await world.service('session-2');
+    /** Both at once; nobody waits for the first one's answer any more, so it may as well be refused. */
+    const again = async <R>(
+      aggregate: 'agent' | 'session',
+      id: string,
+      verb: string,
+      body: object,
+    ): Promise<{ answer: R; repeat: () => Promise<R> }> => {
+      const commandId = newId('command');
+      const repeat = () => world.command<R>(aggregate, id, verb, body, { commandId, again: true });
+      const [first, second] = await Promise.allSettled([
+        world.command<R>(aggregate, id, verb, body, { commandId }),
+        repeat(),
+      ]);
+      if (second.status === 'rejected') throw second.reason;
+      // Durations are of the moment.
+      if (first.status === 'fulfilled') expect({ ...first.value, stats: 0 }).toEqual({ ...second.value, stats: 0 });
+      return { answer: second.value, repeat };
+    };
+    for (let n = 0; n < 8; n++) {
+      const agent = await again<Agent>('agent', newId('agent'), 'create', {
+        name: 'spec',
+        model: 'demo',
+        tools: toolset(),
+      });
+      expect(await agent.repeat()).toEqual(agent.answer);
+      const { answer: session } = await again<Session>('session', newId('session'), 'create', {
+        agent: agent.answer.id,
+        environment_id: await world.environmentId(),
+      });
+      const sent = await again<object>('session', session.id, 'send-events', { events: [say('hello')] });
+      await world.until(session.id, idle());
+      // Long after: the turn that it started is over.
+      expect(await sent.repeat()).toEqual(sent.answer);
+      expect(texts(await world.events(session.id))).toHaveLength(1);
+      const archived = await again<Session>('session', session.id, 'archive', {});
+      expect(archived.answer.status).toBe('terminated');
+      expect(types(await world.events(session.id)).filter((type) => type === 'user.message')).toHaveLength(1);
+    }
+    await world.stopService(other);
+  }, 60_000);
+});
+
 describe('life cycle', () => {
   it('archives and deletes idle sessions only, and only within the workspace', async () => {
     const session = await world.createSession();

@@ -82,6 +82,17 @@ export class Exchange<B = unknown> {
   }
 }
 
+/** How long one process may take for a command before it is asked for again, perhaps of another one, in milliseconds. */
+const PATIENCE_MS = 2_500;
+/** Failures that leave open whether the command was, or can be, done. */
+const UNANSWERED: ReadonlySet<string> = new Set([
+  'bus.no-responders',
+  'bus.timeout',
+  'bus.unavailable',
+  'log.unavailable',
+  'log.deadline',
+]);
+
 /** Sends commands to the session service. */
 export class Commands {
   readonly #bus: Bus;
@@ -93,21 +104,22 @@ export class Commands {
   }
 
   /**
-   * A question that nobody heard is asked again until the time is up: nothing can have happened. One that was heard and
-   * not answered is not; the caller's retry is recognised by its idempotency facts.
+   * Asks until it is answered or the time is up. A command that was not answered may have been done by a process that
+   * died; asked again it is known by its id, so it is done once.
    */
   async send<R>(aggregate: Aggregate, id: string, verb: string, command: Command): Promise<R> {
-    const deadlineAtMs = Date.now() + this.#timeoutMs;
-    for (;;) {
+    const endsAtMs = Date.now() + this.#timeoutMs;
+    for (let again = false; ; ) {
       try {
-        const reply = await this.#bus.request<CommandReply>(commandSubject(aggregate, id, verb), command, {
-          deadlineAtMs,
-          traceparent: command.traceparent,
-        });
+        const reply = await this.#bus.request<CommandReply>(
+          commandSubject(aggregate, id, verb),
+          again ? { ...command, again } : command,
+          { deadlineAtMs: Math.min(endsAtMs, Date.now() + PATIENCE_MS), traceparent: command.traceparent },
+        );
         return reply.body as R;
       } catch (error) {
-        if (!(error instanceof AppError) || error.code !== 'bus.no-responders' || Date.now() + 100 > deadlineAtMs)
-          throw error;
+        if (!(error instanceof AppError) || !UNANSWERED.has(error.code) || Date.now() + 100 > endsAtMs) throw error;
+        again ||= error.code !== 'bus.no-responders';
         await sleep(50);
       }
     }

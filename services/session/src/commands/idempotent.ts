@@ -47,25 +47,28 @@ export class Idempotent {
     work: (claim: readonly CompanionStatement[]) => Promise<T>,
   ): Promise<T> {
     const { idempotency, workspaceId, commandId } = command;
-    if (idempotency === null) return work([]);
     const earlier = await this.#earlier(command);
     if (earlier !== null) return answer(earlier);
     try {
-      return await work([idempotencyStatement(workspaceId, idempotency, commandId)]);
+      return await work(idempotency === null ? [] : [idempotencyStatement(workspaceId, idempotency, commandId)]);
     } catch (error) {
-      if (!isKeyConflict(error)) throw error;
+      // The first of two at once may have been stored only now.
+      if (!isKeyConflict(error) && command.again !== true) throw error;
       const first = await this.#earlier(command);
       if (first === null) throw error;
       return answer(first);
     }
   }
 
-  async #earlier({ idempotency, workspaceId }: Command): Promise<readonly StoredEvent[] | null> {
+  /** What this command stored when it was asked for before, or the request that it repeats; null = nothing. */
+  async #earlier({ commandId, again, idempotency, workspaceId }: Command): Promise<readonly StoredEvent[] | null> {
+    const own = again === true ? await this.#eventsOf(commandId) : [];
+    if (own.length > 0) return own;
     if (idempotency === null || (idempotency.key === null && idempotency.attempt === 0)) return null;
-    let repeated = await findRepeated(this.#pool, workspaceId, idempotency);
+    let repeated = await findRepeated(this.#pool, workspaceId, idempotency, again);
     if (repeated === null && idempotency.key === null) {
       await sleep(TWIN_WAIT_MS);
-      repeated = await findRepeated(this.#pool, workspaceId, idempotency);
+      repeated = await findRepeated(this.#pool, workspaceId, idempotency, again);
     }
     return repeated === null ? null : this.#eventsOf(repeated);
   }
