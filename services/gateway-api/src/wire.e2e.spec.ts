@@ -652,6 +652,25 @@ describe('a repeated request', () => {
   }, 40_000);
 });
 
+describe('a command', () => {
+  it('is not carried out once its caller was told that it failed', async () => {
+    const session = platform.pid('session');
+    process.kill(session, 'SIGSTOP');
+    try {
+      const late = await failure('/v1/agents', { json: { name: 'late', model: 'demo' } });
+      expect(late).toMatchObject({ status: 503, type: 'overloaded_error', code: 'bus.timeout' });
+      expect([late.headers.get('x-should-retry'), late.headers.get('retry-after')]).toEqual(['true', '1']);
+    } finally {
+      process.kill(session, 'SIGCONT');
+    }
+    // What is sent now is answered after what waited.
+    await newAgent();
+    await sleep(500);
+    const { data } = await client.json<Page<Agent>>('/v1/agents?limit=100');
+    expect(data.filter(({ name }) => name === 'late')).toEqual([]);
+  }, 60_000);
+});
+
 describe('content', () => {
   const image = (bytes: number) => ({
     type: 'image' as const,

@@ -51,6 +51,9 @@ const QUERY: Readonly<Record<string, object>> = {
   'types[]': { type: 'array', items: text },
   'event_deltas[]': listOf('agent.message', 'agent.thinking'),
   after: { ...text, description: 'A log version or an event id; what follows is sent first. `0` is the start.' },
+  x_needs_action: { type: 'boolean', description: 'Only sessions that wait for the client.' },
+  x_text: { ...text, description: 'Only sessions whose title or id holds this.' },
+  lifecycle: { type: 'string', enum: ['active', 'deprecated', 'retired'] },
   after_id: text,
   before_id: text,
 };

@@ -260,8 +260,11 @@ async function dispatch(
   if (handler === undefined || !isId('workspace', command.workspaceId)) {
     throw new AppError('invalid', 'command.unknown', `There is no command ${aggregate}.${verb}.`);
   }
+  const deadlineAtMs = context.deadlineAtMs - REPLY_MARGIN_MS;
+  // Its caller was told that it failed: whoever still wants it has sent it again.
+  if (Date.now() > deadlineAtMs) throw new AppError('unavailable', 'command.late', 'The command came too late.');
   try {
-    const body = await handler(id, command, context.deadlineAtMs - REPLY_MARGIN_MS);
+    const body = await handler(id, command, deadlineAtMs);
     step.publish('command.done');
     return { body };
   } catch (error) {
