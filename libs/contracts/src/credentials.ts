@@ -38,7 +38,7 @@ export function credentialHint(credential: string): string {
 export const credentialHash = z.string().regex(/^[0-9a-f]{64}$/);
 const minted = z.strictObject({ hash: credentialHash, hint: z.string().min(1).max(32) });
 
-/** `cmd.api_key.<new id>.create` → {@link ApiKeyResource}. Not idempotent: a repeat under another id is another key. */
+/** `cmd.api_key.<new id>.create` → {@link ApiKeyResource}; a repeat of the request is refused, see `credential.made-before`. */
 export const createApiKeyCommand = minted.extend({ name: text(LIMITS.nameChars, 1) });
 export type CreateApiKeyCommand = z.infer<typeof createApiKeyCommand>;
 

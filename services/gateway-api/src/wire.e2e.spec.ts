@@ -623,6 +623,11 @@ describe('a repeated request', () => {
     expect(await twenty(`/v1/agents/${agent.id}`, { description: 'once' }, 'update')).toHaveLength(1);
     const list = await client.json<Page<WireEvent>>(`/v1/sessions/${id}/events?types[]=user.message`);
     expect(list.data).toHaveLength(1);
+    const makeKey = { json: { name: 'once' }, headers: { 'idempotency-key': 'api key' } };
+    const made = await client.json<{ id: string }>('/v1/x/api_keys', makeKey);
+    const again = await failure('/v1/x/api_keys', makeKey);
+    expect(again).toMatchObject({ status: 409, code: 'credential.made-before' });
+    expect(again.message).toContain(made.id);
     const reused = await failure('/v1/agents', {
       json: { name: 'two', model: 'demo' },
       headers: { 'idempotency-key': 'agent' },
@@ -754,6 +759,18 @@ describe('a stream', () => {
 });
 
 describe('the service', () => {
+  it('without its database asks callers to come again, and goes on with it', async () => {
+    platform.kill('postgres');
+    const answers: string[] = [];
+    for (const deadline = Date.now() + 30_000; Date.now() < deadline; await sleep(50)) {
+      const response = await client.api('/v1/sessions');
+      answers.push(`${response.status} ${response.headers.get('retry-after')}`);
+      await response.arrayBuffer();
+      if (response.ok && answers.includes('503 1')) break;
+    }
+    expect([...new Set(answers)].sort()).toEqual(['200 null', '503 1']);
+  }, 60_000);
+
   it('says that it lives, what it waits for, and what it speaks', async () => {
     expect((await fetch(`${platform.apiUrl}/healthz`)).status).toBe(200);
     expect(await (await fetch(`${platform.apiUrl}/readyz`)).json()).toEqual({ ready: true, waiting: {} });

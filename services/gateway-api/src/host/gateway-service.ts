@@ -8,7 +8,7 @@ import {
   LIMITS,
   type ServiceBeat,
 } from '@holdfast/contracts';
-import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
+import { asLogError, createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
 import { blobFolder, Health, invalidRequest, startBeats } from '@holdfast/platform';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type pg from 'pg';
@@ -152,7 +152,7 @@ class Callers {
 
   /** @throws AppError `auth.missing`, `auth.invalid`, `request.too-many`, `workspace.not-found` */
   async admit(request: FastifyRequest, reply: FastifyReply): Promise<void> {
-    const principal = await this.#authenticator.authenticate(request.headers);
+    const principal = await orUnavailable(this.#authenticator.authenticate(request.headers));
     this.#rate.take(keyOf(principal), Date.now());
     const asked = request.headers['anthropic-workspace-id'];
     if (typeof asked === 'string' && asked !== principal.workspaceId) {
@@ -167,6 +167,13 @@ class Callers {
   }
 }
 
+/** A database that is away is no defect of ours: the caller is told to come again. */
+function orUnavailable<T>(work: Promise<T>): Promise<T> {
+  return work.catch((error: unknown) => {
+    throw asLogError(error);
+  });
+}
+
 function addRoute(server: FastifyInstance, one: Operation, callers: Callers): void {
   server.route({
     method: one.method,
@@ -179,7 +186,7 @@ function addRoute(server: FastifyInstance, one: Operation, callers: Callers): vo
       : { onRequest: (request: FastifyRequest, reply: FastifyReply) => callers.admit(request, reply) }),
     handler: async (request: FastifyRequest, reply: FastifyReply) => {
       const body = parseBody(one, request.body) as never;
-      const result = await one.handle(new Exchange(request, reply, callers.of(request), body));
+      const result = await orUnavailable(one.handle(new Exchange(request, reply, callers.of(request), body)));
       return one.streams === true ? reply : result;
     },
   });

@@ -116,7 +116,8 @@ export function openApiDocument(operations: readonly Operation[]): object {
         parameters: [
           ...[...one.path.matchAll(/:(\w+)/g)].map(([, name]) => ({ name, in: 'path', required: true, schema: text })),
           ...(one.query ?? []).map((name) => ({ name, in: 'query', schema: QUERY[name] ?? text })),
-          ...(one.method === 'GET' ? [] : [IDEMPOTENCY]),
+          // Signing in twice is two sign-ins.
+          ...(one.method === 'GET' || /sign_in|dashboard_sessions/.test(one.path) ? [] : [IDEMPOTENCY]),
           ...(one.streams === true ? [LAST_EVENT] : []),
         ],
         ...(one.body === undefined

@@ -102,7 +102,7 @@ export function platformOperations(parts: {
           'api_key',
           newId('apiKey'),
           'create',
-          exchange.command({ name: exchange.body.name, hash, hint }, null),
+          exchange.command({ name: exchange.body.name, hash, hint }, exchange.idempotency),
         );
         return { ...made, key: text };
       },

@@ -8,45 +8,39 @@ import {
   type CredentialKind,
   DASHBOARD_SESSION_TTL_MS,
   LINK_TTL_MS,
+  parseStream,
   type RedeemLinkCommand,
+  type StoredEvent,
   streamOf,
 } from '@holdfast/contracts';
 import { type CompanionStatement, derivedEventId, type EventLog, type StreamAppend } from '@holdfast/event-store';
 import type { DataSource } from 'typeorm';
-import { commandMetadata } from '../commands/idempotent.ts';
+import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
 import { ApiKeyEntity } from './catalogue.entities.ts';
 
 /** API keys, dashboard sessions and one-time links. No credential text ever reaches this service. */
 export class CredentialCommands {
   readonly #log: EventLog;
   readonly #source: DataSource;
+  readonly #idempotent: Idempotent;
   readonly #onRevoked: (id: string) => void;
 
-  constructor(log: EventLog, source: DataSource, onRevoked: (id: string) => void) {
+  constructor(log: EventLog, source: DataSource, idempotent: Idempotent, onRevoked: (id: string) => void) {
     this.#log = log;
     this.#source = source;
+    this.#idempotent = idempotent;
     this.#onRevoked = onRevoked;
   }
 
-  async createApiKey(id: string, command: Command<CreateApiKeyCommand>): Promise<ApiKeyResource> {
+  /** @throws AppError `credential.made-before` for a repeat: the text of the key that stands is known to nobody here. */
+  createApiKey(id: string, command: Command<CreateApiKeyCommand>): Promise<ApiKeyResource> {
+    const { workspaceId } = command;
     const { name, hash, hint } = command.body;
-    await this.#append(
-      command,
-      [created(command, id, name, 'api_key')],
-      [
-        insertKey({
-          id,
-          workspaceId: command.workspaceId,
-          name,
-          kind: 'api_key',
-          hash,
-          hint,
-          parentId: null,
-          ttlMs: null,
-        }),
-      ],
-    );
-    return this.#resource(command.workspaceId, id);
+    return this.#idempotent.run(command, madeBefore, async (claim) => {
+      const insert = insertKey({ id, workspaceId, name, kind: 'api_key', hash, hint, parentId: null, ttlMs: null });
+      await this.#append(command, [created(command, id, name, 'api_key')], [insert, ...claim]);
+      return this.#resource(workspaceId, id);
+    });
   }
 
   async revoke(id: string, command: Command): Promise<ApiKeyResource> {
@@ -173,6 +167,16 @@ export class CredentialCommands {
     const row = await this.#row(workspaceId, id);
     return { id, expires_at: row.expiresAt?.toISOString() ?? '' };
   }
+}
+
+function madeBefore(events: readonly StoredEvent[]): never {
+  const { id } = parseStream(events[0]?.streamId ?? '');
+  throw new AppError(
+    'rejected',
+    'credential.made-before',
+    `An earlier attempt of this request made the key ${id}, and only that answer had its text. Revoke it and make another.`,
+    { details: { id } },
+  );
 }
 
 function notFound(id: string): AppError {

@@ -158,7 +158,7 @@ export class SessionService {
     const onRevoked = (id: string): void => bus.publishLive(CREDENTIAL_REVOKED, { id } satisfies CredentialRevoked);
     const handlers = commandHandlers({
       catalogue: new CatalogueCommands(log, catalogue, idempotent),
-      credentials: new CredentialCommands(log, source, onRevoked),
+      credentials: new CredentialCommands(log, source, idempotent, onRevoked),
       sessions: new SessionCommands({ store, log, pool, catalogue, idempotent, turns }),
     });
     for (const aggregate of ['session', 'agent', 'environment', 'api_key'] as const) {
