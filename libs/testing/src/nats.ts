@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Bus, connectBus, natsServerConfig } from '@holdfast/bus';
 import { EVENTS_STREAM, type StoredEvent } from '@holdfast/contracts';
@@ -36,11 +36,9 @@ export async function spoilEventsStream(bus: Bus, how: 'purge' | 'delete'): Prom
   await manager.streams[how](EVENTS_STREAM);
 }
 
-let count = 0;
-
 /** A nats-server with the platform's own configuration. With an existing folder it starts again where it was. */
 export async function startNats(options: { dir?: string; port?: number } = {}): Promise<NatsServer & { dir: string }> {
-  const dir = options.dir ?? join(testRunDir(), `nats-${process.pid}-${count++}`);
+  const dir = options.dir ?? (await mkdtemp(join(testRunDir(), 'nats-')));
   const port = options.port ?? (await freePort());
   await mkdir(dir, { recursive: true });
   const passwords = { 'gateway-api': 'pw-gateway', session: 'pw-session', sandbox: 'pw-sandbox' };
