@@ -43,6 +43,20 @@ async function storedColumns(client: pg.ClientBase, table: string): Promise<stri
   return rows.map(({ name }) => pg.escapeIdentifier(name)).join(', ');
 }
 
+/** Lets every column that counts by itself go on above the greatest number that is stored. */
+async function countOn(client: pg.ClientBase): Promise<void> {
+  const { rows } = await client.query<{ table: string; column: string }>(
+    `select attrelid::regclass::text as table, attname as column from pg_attribute join pg_class c on c.oid = attrelid
+     where relnamespace = 'public'::regnamespace and relkind = 'r' and attidentity <> ''`,
+  );
+  for (const { table, column } of rows) {
+    await client.query(
+      `select setval(pg_get_serial_sequence($1, $2), coalesce(max(${pg.escapeIdentifier(column)}), 0) + 1, false) from ${table}`,
+      [table, column],
+    );
+  }
+}
+
 async function appliedMigrations(client: pg.ClientBase): Promise<string[]> {
   const { rows } = await client.query<{ name: string }>(`select name from ${MIGRATIONS_TABLE} order by name`);
   return rows.map((row) => row.name);
@@ -139,10 +153,7 @@ async function load(pool: pg.Pool, file: string): Promise<Record<string, number>
       );
       counts[table] = (counts[table] ?? 0) + page.length;
     }
-    await client.query(
-      `select setval(pg_get_serial_sequence('events', 'position'), coalesce((select max(position) from events), 0) + 1, false),
-              setval(pg_get_serial_sequence('idempotency', 'id'), coalesce((select max(id) from idempotency), 0) + 1, false)`,
-    );
+    await countOn(client);
     // A lease of the old cluster means nothing here.
     await client.query('update streams set lease_owner = null, lease_expires_at = null where lease_owner is not null');
     await client.query('commit');

@@ -118,13 +118,16 @@ describe('the Grafana dashboard', () => {
 });
 
 describe('a backup', () => {
-  it('brings every row of every table back, computed columns too', async () => {
-    await asRole(null, (client) =>
-      client.query(
+  it('brings every row of every table back, computed columns too, and counts on from there', async () => {
+    const addSandbox = `insert into sandboxes (id, workspace_id, session_id, environment_id, status, environment)
+      select 'sbx_' || n, 'wrkspc_default', 'sesn_' || n, 'env_1', 'ready', '{}' from (select count(*) as n from sandboxes) t`;
+    await asRole(null, async (client) => {
+      await client.query(addSandbox);
+      await client.query(
         `insert into sessions (id, workspace_id, view, status, version, agent_id, agent_version, environment_id, created_at, updated_at)
          values ('sesn_1', 'wrkspc_default', '{"stopReason": {"type": "requires_action"}}', 'idle', 1, 'agent_1', 1, 'env_1', now(), now())`,
-      ),
-    );
+      );
+    });
     const dir = mkdtempSync(join(tmpdir(), 'holdfast-backup-'));
     const copy = await testDatabase();
     try {
@@ -146,6 +149,12 @@ describe('a backup', () => {
         };
         if (table !== 'relay_checkpoint') expect(await rows(copy.url)).toEqual(await rows(database.url));
       }
+      const client = new pg.Client({ connectionString: copy.url });
+      await client.connect();
+      await client.query(addSandbox);
+      const { rows } = await client.query('select serial from sandboxes order by 1');
+      await client.end();
+      expect(rows).toEqual([{ serial: 1 }, { serial: 2 }]);
     } finally {
       await copy.drop();
       rmSync(dir, { recursive: true });
