@@ -60,16 +60,19 @@ async function runAll(benches: readonly Bench[]): Promise<Outcome[]> {
   const { judged } = await import('./report.ts');
   const { foreignCpu } = await import('./processes.ts');
   const stage = new RunStage();
-  const onSignal = (): void => {
-    console.error('stopping');
-    void stage.end().finally(() => process.exit(130));
+  const leave = (why: string, exitCode: number): void => {
+    console.error(why);
+    void stage.end().finally(() => process.exit(exitCode));
   };
-  process.once('SIGINT', onSignal);
-  process.once('SIGTERM', onSignal);
+  process.once('SIGINT', () => leave('stopping', 130));
+  process.once('SIGTERM', () => leave('stopping', 143));
+  // What nobody awaited must not leave a platform behind.
+  process.once('uncaughtException', (error) => leave(error.stack ?? error.message, 1));
 
   const outcomes: Outcome[] = [];
   try {
     for (const bench of benches) {
+      if (stage.isOver) break;
       console.error(`${bench.name} …`);
       const startedAt = performance.now();
       const foreign = foreignCpu(() => stage.pids());

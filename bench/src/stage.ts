@@ -10,9 +10,16 @@ import { ScriptedModel } from './scripted-model.ts';
 export class RunStage implements Stage {
   #arena: Promise<Arena> | null = null;
   #postgres: Promise<{ dir: string; server: Awaited<ReturnType<typeof startPostgres>> }> | null = null;
+  #end: Promise<void> | null = null;
   #pids: () => Record<string, number> = () => ({});
 
-  arena(): Promise<Arena> {
+  /** True once the end has begun: nothing is started any more. */
+  get isOver(): boolean {
+    return this.#end !== null;
+  }
+
+  async arena(): Promise<Arena> {
+    this.#refuseWhenOver();
     this.#arena ??= (async () => {
       const model = await ScriptedModel.start();
       const platform = await startPlatform({ LITELLM_GATEWAY_URL: model.url });
@@ -23,6 +30,7 @@ export class RunStage implements Stage {
   }
 
   async postgres(): Promise<string> {
+    this.#refuseWhenOver();
     this.#postgres ??= (async () => {
       const dir = await mkdtemp(join(tmpdir(), 'holdfast-bench-'));
       return { dir, server: await startPostgres(dir) };
@@ -37,7 +45,16 @@ export class RunStage implements Stage {
   }
 
   /** Ends and removes everything, also what is still starting. */
-  async end(): Promise<void> {
+  end(): Promise<void> {
+    this.#end ??= this.#remove();
+    return this.#end;
+  }
+
+  #refuseWhenOver(): void {
+    if (this.isOver) throw new Error('the run was stopped');
+  }
+
+  async #remove(): Promise<void> {
     const [arena, postgres] = await Promise.allSettled([this.#arena, this.#postgres]);
     if (arena.status === 'fulfilled' && arena.value !== null) {
       await arena.value.api.close();

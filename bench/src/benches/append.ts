@@ -14,6 +14,8 @@ async function withLog<T>(stage: Stage, work: (log: EventLog, connect: () => Pro
     const result = await work(log, async () => {
       // Queries that are asked for at once travel at once, as the log's own do.
       const client = new pg.Client({ connectionString, pipeline: true });
+      // Its queries tell when the connection is lost; without a listener the event would end the process.
+      client.on('error', () => undefined);
       await client.connect();
       clients.push(client);
       return client;
