@@ -1,6 +1,14 @@
-import { randomUUID } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Agent, ALL_SESSION_DELTAS, newId, type Session, type SessionEvent, streamOf } from '@holdfast/contracts';
+import {
+  type Agent,
+  ALL_SESSION_DELTAS,
+  type ApiKeyResource,
+  newId,
+  type Session,
+  type SessionEvent,
+  streamOf,
+} from '@holdfast/contracts';
 import { checkLog, compareProjection } from '@holdfast/event-store';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { DEFAULT_WORKSPACE } from './migrations/bootstrap.ts';
@@ -232,7 +240,7 @@ describe('a command that is asked for again', () => {
     const other = await world.service('session-2');
     /** Both at once; nobody waits for the first one's answer any more, so it may as well be refused. */
     const again = async <R>(
-      aggregate: 'agent' | 'session',
+      aggregate: 'agent' | 'api_key' | 'session',
       id: string,
       verb: string,
       body: object,
@@ -255,6 +263,13 @@ describe('a command that is asked for again', () => {
         tools: toolset(),
       });
       expect(await agent.repeat()).toEqual(agent.answer);
+      const minted = () => ({ hash: randomBytes(32).toString('hex'), hint: 'hf_…' });
+      const key = await again<ApiKeyResource>('api_key', newId('apiKey'), 'create', { name: 'spec', ...minted() });
+      expect(await key.repeat()).toEqual(key.answer);
+      const linkId = newId('apiKey');
+      await again('api_key', linkId, 'create-link', { parent_id: key.answer.id, ...minted() });
+      const signedIn = await again('api_key', linkId, 'redeem-link', { session_id: newId('apiKey'), ...minted() });
+      expect(await signedIn.repeat()).toEqual(signedIn.answer);
       const { answer: session } = await again<Session>('session', newId('session'), 'create', {
         agent: agent.answer.id,
         environment_id: await world.environmentId(),

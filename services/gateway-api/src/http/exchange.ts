@@ -89,6 +89,7 @@ const UNANSWERED: ReadonlySet<string> = new Set([
   'bus.no-responders',
   'bus.timeout',
   'bus.unavailable',
+  'command.late',
   'log.unavailable',
   'log.deadline',
 ]);

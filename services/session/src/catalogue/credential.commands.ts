@@ -36,6 +36,17 @@ export class CredentialCommands {
   createApiKey(id: string, command: Command<CreateApiKeyCommand>): Promise<ApiKeyResource> {
     const { workspaceId } = command;
     const { name, hash, hint } = command.body;
+    const madeBefore = (events: readonly StoredEvent[]): Promise<ApiKeyResource> => {
+      const made = parseStream(events[0]?.streamId ?? '').id;
+      // The same command, asked again: its caller has the text.
+      if (made === id) return this.#resource(workspaceId, id);
+      throw new AppError(
+        'rejected',
+        'credential.made-before',
+        `An earlier attempt of this request made the key ${made}, and only that answer had its text. Revoke it and make another.`,
+        { details: { id: made } },
+      );
+    };
     return this.#idempotent.run(command, madeBefore, async (claim) => {
       const insert = insertKey({ id, workspaceId, name, kind: 'api_key', hash, hint, parentId: null, ttlMs: null });
       await this.#append(command, [created(command, id, name, 'api_key')], [insert, ...claim]);
@@ -64,7 +75,12 @@ export class CredentialCommands {
   }
 
   /** Spends a link for a dashboard session; of two redeemers one wins. */
-  async redeemLink(linkId: string, command: Command<RedeemLinkCommand>): Promise<ChildCredential> {
+  redeemLink(linkId: string, command: Command<RedeemLinkCommand>): Promise<ChildCredential> {
+    const answer = () => this.#childOf(command.workspaceId, command.body.session_id);
+    return this.#idempotent.run(command, answer, () => this.#redeem(linkId, command));
+  }
+
+  async #redeem(linkId: string, command: Command<RedeemLinkCommand>): Promise<ChildCredential> {
     const spent = new AppError(
       'unauthenticated',
       'credential.link-spent',
@@ -115,9 +131,13 @@ export class CredentialCommands {
       .getRepository(ApiKeyEntity)
       .findOneBy({ id: parentId, workspaceId: command.workspaceId, kind: 'api_key' });
     if (parent === null || parent.revokedAt !== null) throw notFound(parentId);
-    const insert = insertKey({ id, workspaceId: command.workspaceId, name: kind, kind, hash, hint, parentId, ttlMs });
-    await this.#append(command, [created(command, id, kind, kind)], [insert]);
-    return this.#childOf(command.workspaceId, id);
+    const { workspaceId } = command;
+    const insert = insertKey({ id, workspaceId, name: kind, kind, hash, hint, parentId, ttlMs });
+    const answer = () => this.#childOf(workspaceId, id);
+    return this.#idempotent.run(command, answer, async () => {
+      await this.#append(command, [created(command, id, kind, kind)], [insert]);
+      return answer();
+    });
   }
 
   async #append(
@@ -167,16 +187,6 @@ export class CredentialCommands {
     const row = await this.#row(workspaceId, id);
     return { id, expires_at: row.expiresAt?.toISOString() ?? '' };
   }
-}
-
-function madeBefore(events: readonly StoredEvent[]): never {
-  const { id } = parseStream(events[0]?.streamId ?? '');
-  throw new AppError(
-    'rejected',
-    'credential.made-before',
-    `An earlier attempt of this request made the key ${id}, and only that answer had its text. Revoke it and make another.`,
-    { details: { id } },
-  );
 }
 
 function notFound(id: string): AppError {
