@@ -7,11 +7,13 @@ import {
   type Environment,
   environmentResource,
   modelResource,
+  platformStatus,
   primaryThreadId,
   type Session,
   sessionEventResource,
   sessionResourceSchema,
   threadResource,
+  timelinePage,
   type WireEvent,
 } from '@holdfast/contracts';
 import {
@@ -116,6 +118,8 @@ describe('every object', () => {
       [`${at}/resources`, z.strictObject({ data: z.array(z.never()), next_page: z.null() })],
       ['/v1/models/demo', modelResource],
       ['/v1/x/api_keys', page(apiKeyResource)],
+      ['/v1/x/status', platformStatus],
+      [`${at}/x/timeline`, timelinePage],
     ];
     for (const [path, schema] of shown) {
       const parsed = schema.safeParse(await client.json(path));
