@@ -126,7 +126,14 @@ export class Turn {
 
   /** The lease was not renewed: gone to another worker, unless the turn just freed it. */
   leaseMissing(): void {
-    if (this.session.state.status !== 'idle') this.abandon();
+    if (this.session.state.status === 'idle' || this.#over.signal.aborted) return;
+    this.#fenced('its lease was taken');
+    this.abandon();
+  }
+
+  #fenced(how: string): void {
+    const { session, generation } = this;
+    this.#options.logger.info({ session: session.id, generation, how }, 'fenced: another worker has the session');
   }
 
   async run(): Promise<void> {
@@ -142,16 +149,11 @@ export class Turn {
           await this.#cut(DEFECT);
         }
       }
+      if (this.session.state.generation > this.generation) this.#fenced('it saw the other one in the log');
     } catch (error) {
       if (this.#over.signal.aborted) return;
-      if (isFenced(error)) {
-        this.#options.logger.info(
-          { session: this.session.id, generation: this.generation },
-          'fenced: another worker has the session',
-        );
-        return;
-      }
-      throw error;
+      if (!isFenced(error)) throw error;
+      this.#fenced('its append or call was refused');
     } finally {
       this.#over.abort(new Error('the turn is over'));
       for (const controller of this.#inFlight.values()) controller.abort(this.#over.signal.reason);
