@@ -73,7 +73,9 @@ describe('bash', () => {
   });
 
   it('runs commands of any length, and says how they ended', async () => {
-    expect(await bash(`echo ${'x'.repeat(300_000)} | wc -c`)).toBe('300001\n');
+    expect(await bash(`echo x${'🌱'.repeat(100_000)} | wc -c`)).toBe('400002\n');
+    expect(await bash(`: ${'x'.repeat(5_000_000)}`)).toMatch(/too long/);
+    expect(await bash('a\0b')).toMatch(/a text that is not empty/);
     expect(await bash('echo one; exit 3')).toBe('one\n\n[exit code 3]');
     expect(await bash('kill -9 $$')).toBe('\n[killed by SIGKILL]');
     expect(await bash('nosuchthing\nif')).toMatch(/line 1: nosuchthing|syntax error/);

@@ -1,13 +1,13 @@
 import { isUtf8 } from 'node:buffer';
 import { type ChildProcess, spawn } from 'node:child_process';
-import { constants, existsSync, mkdirSync, rmSync } from 'node:fs';
+import { constants, existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
 import { glob, mkdir, open, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join, resolve } from 'node:path';
 import type { Readable } from 'node:stream';
 import type { RunnerOutcome, SandboxTool } from '@holdfast/contracts';
 import { Output, SHOWN_CHARS } from './output.ts';
 import { CALL_MARK, killOthers, killTree, startedAt } from './processes.ts';
-import { SHELL, STATE_VARIABLE } from './shell.ts';
+import { SHELL, shellEnv } from './shell.ts';
 
 export interface ToolPlaces {
   readonly workspace: string;
@@ -98,32 +98,30 @@ export class Tools {
 
   async #bash(call: ToolCall, output: Output): Promise<boolean> {
     const { scratch, workspace } = this.#places;
-    const state = join(scratch, 'shell-state');
+    const state = { before: join(scratch, 'shell'), after: join(scratch, `shell-${call.callId}`) };
     if (call.input['restart'] === true) {
       this.killLeftovers();
-      rmSync(state, { force: true, recursive: true });
+      rmSync(state.before, { force: true, recursive: true });
     }
     const { command } = call.input;
     if (command === undefined && call.input['restart'] === true) {
       output.add('The shell was restarted.');
       return false;
     }
-    if (typeof command !== 'string' || command === '') throw new ToolFault('bash needs {"command": "…"}.');
+    if (typeof command !== 'string' || command === '' || command.includes('\0'))
+      throw new ToolFault('bash needs {"command": "…"}, a text that is not empty.');
     mkdirSync(scratch, { recursive: true });
     const child = spawn('/bin/bash', ['-c', SHELL], {
       argv0: 'bash',
       cwd: workspace,
-      env: { ...call.env, [CALL_MARK]: call.callId, [STATE_VARIABLE]: state },
-      stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
+      env: { ...call.env, ...shellEnv(command, state), [CALL_MARK]: call.callId },
+      stdio: ['ignore', 'pipe', 'pipe'],
       detached: true,
     });
-    const script = child.stdio[3];
-    if (script !== null && script !== undefined && 'end' in script) {
-      // A shell that ends before it has read its command says so by its exit code.
-      script.on('error', () => undefined);
-      script.end(command);
-    }
     const { code, signal, timedOut } = await this.#supervise(child, call, output);
+    // A shell that was killed may not have written all of it; one that became another program wrote nothing.
+    if (code === null) rmSync(state.after, { force: true });
+    else if (existsSync(state.after)) renameSync(state.after, state.before);
     if (timedOut) output.add(`\n[timed out after ${call.timeoutMs} ms; the command was killed]`);
     else if (code !== 0) output.add(code === null ? `\n[killed by ${signal}]` : `\n[exit code ${code}]`);
     return timedOut || code !== 0;
@@ -301,6 +299,7 @@ function stringOf(input: ToolCall['input'], name: string): string {
 
 function describe(error: unknown): string {
   const { code = '', path, message } = error as NodeJS.ErrnoException;
+  if (code === 'E2BIG') return 'The command is too long; write it to a file with write and run that.';
   if (code === 'EAGAIN')
     return 'The sandbox has as many processes as it may have; bash with {"restart": true} ends what earlier calls left running.';
   const words: Record<string, string> = {

@@ -276,6 +276,10 @@ describe('isolation', () => {
     ).toMatch(/^shared\n0/);
     expect((await run(a, 'cat plan.txt')).text).toMatch(/^shared\nmore/);
     expect((await run(c, 'ls')).text.trim()).toMatch(/^(\(no output\))?$/);
+    // Not a stranger's repository, although its files have another owner.
+    await run(a, 'git init -q repo; cp /bin/bash borrowed; chmod 4755 borrowed');
+    expect((await run(b, 'git -C repo rev-parse --is-inside-work-tree')).text).toBe('true\n');
+    expect((await run(b, 'id -u; ./borrowed -p -c "id -u"')).text).toMatch(/^(\d+)\n\1\n$/);
   }, 60_000);
 });
 

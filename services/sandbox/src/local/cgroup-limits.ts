@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { accessSync, constants, existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -91,11 +91,12 @@ function delegated(controller: string): boolean {
   }
 }
 
-/** Whether our folder exists, or could be made, in the controller's own hierarchy (version 1). */
+/** Whether our folder is there, or could be made, and is ours to write in the controller's own hierarchy (version 1). */
 function made(controller: string): boolean {
   if (!existsSync(join(ROOT, controller, 'cgroup.procs')) || existsSync(join(ROOT, 'cgroup.controllers'))) return false;
   try {
     mkdirSync(join(ROOT, controller, PARENT), { recursive: true });
+    accessSync(join(ROOT, controller, PARENT), constants.W_OK);
     return true;
   } catch {
     return false;

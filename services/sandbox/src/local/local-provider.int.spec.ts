@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -97,6 +98,17 @@ describe('the disk', () => {
     writeFileSync(join(folder, 'state', 'sandboxes', spec.id, 'large'), Buffer.alloc(5_000_000));
     expect((await provider.usage(spec)) - before).toBeGreaterThanOrEqual(5_000_000);
   });
+});
+
+it('a tree of any depth is removed with its sandbox', async () => {
+  const provider = await create();
+  await provider.prepareLink(spec);
+  const root = join(folder, 'state', 'sandboxes', spec.id);
+  execFileSync('/bin/bash', ['-c', 'for i in {1..600}; do mkdir long-name && cd long-name || exit 1; done'], {
+    cwd: root,
+  });
+  await provider.destroy(spec);
+  expect(existsSync(root)).toBe(false);
 });
 
 it('the Node that runs runners can be run and not read', async () => {

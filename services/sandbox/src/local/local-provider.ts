@@ -205,7 +205,8 @@ export class LocalProvider implements SandboxProvider {
     const { root } = this.#places(spec);
     // An agent that has this service's own uid may have locked folders of its own.
     if (!this.#root && existsSync(root)) await run('chmod', ['-R', 'u+rwX', '--', root]);
-    await rm(root, { recursive: true, force: true, maxRetries: 3 });
+    // Unlike Node's own, it takes trees of any depth.
+    await run('rm', ['-rf', '--', root]);
   }
 
   async kept(): Promise<string[]> {
@@ -285,6 +286,8 @@ export class LocalProvider implements SandboxProvider {
     await writeFile(join(places.etc, 'group'), `root:x:0:\nagent:x:${gid}:\nnogroup:x:65534:\n`);
     await writeFile(join(places.etc, 'hosts'), '127.0.0.1 localhost\n::1 localhost\n');
     await writeFile(join(places.etc, 'nsswitch.conf'), 'passwd: files\ngroup: files\nhosts: files\n');
+    // The sessions of a context have uids of their own and trust each other's repositories.
+    await writeFile(join(places.etc, 'gitconfig'), spec.contextId === null ? '' : '[safe]\n\tdirectory = *\n');
     await chmod(places.link, 0o711);
     await chmod(places.etc, 0o755);
     await chmod(places.home, 0o700);
@@ -352,7 +355,7 @@ export class LocalProvider implements SandboxProvider {
   }
 
   #bwrap(spec: SandboxSpec, from: Record<'workspace' | 'home' | 'link' | 'etc' | 'node' | 'runner', string>): string[] {
-    const etc = ['passwd', 'group', 'hosts', 'nsswitch.conf'].flatMap((name) => [
+    const etc = ['passwd', 'group', 'hosts', 'nsswitch.conf', 'gitconfig'].flatMap((name) => [
       '--ro-bind',
       join(from.etc, name),
       `/etc/${name}`,
