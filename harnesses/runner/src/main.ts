@@ -30,9 +30,11 @@ const network: Record<string, string> =
         // Node's own fetch heeds the others only then.
         NODE_USE_ENV_PROXY: '1',
       };
-if (proxyPort > 0) startEgressRelay(join(linkDir, 'egress.sock'), proxyPort);
+// Reached by name from here: the folder's path may be longer than a socket's may be.
+process.chdir(linkDir);
+if (proxyPort > 0) startEgressRelay('egress.sock', proxyPort);
 const runner = new Runner({
-  hubSocket: join(linkDir, 'hub.sock'),
+  hubSocket: 'hub.sock',
   token,
   journal: new Journal(JOURNAL_FILE),
   tools: new Tools({ workspace, home, scratch: join(home, '.holdfast'), alone }),

@@ -68,7 +68,7 @@ export class Runner {
 
   #dial(retryMs: number): void {
     if (this.#stopped) return;
-    const socket = new WebSocket(`ws+unix://${this.#options.hubSocket}:/runner-link`, {
+    const socket = new WebSocket(`ws+unix:${this.#options.hubSocket}:/runner-link`, {
       handshakeTimeout: 5_000,
       maxPayload: 16 * 1024 * 1024,
       perMessageDeflate: false,

@@ -1,6 +1,4 @@
 import { lookup } from 'node:dns/promises';
-import { rmSync } from 'node:fs';
-import { chmod } from 'node:fs/promises';
 import {
   createServer,
   request as httpRequest,
@@ -9,10 +7,10 @@ import {
   type ServerResponse,
 } from 'node:http';
 import { connect, isIP, type Socket } from 'node:net';
-import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import type { ResolvedNetworking } from '@holdfast/contracts';
 import { isPublicAddress } from '@holdfast/platform';
+import { listenIn } from '../link-socket.ts';
 import { hostAllowed, PACKAGE_HOSTS } from './allowed-hosts.ts';
 
 const IDLE_MS = 120_000;
@@ -65,8 +63,6 @@ export class EgressProxy {
   }
 
   async listen(linkDir: string): Promise<void> {
-    const path = join(linkDir, 'egress.sock');
-    rmSync(path, { force: true });
     const server = createServer(
       {
         maxHeaderSize: 32 * 1024,
@@ -79,11 +75,7 @@ export class EgressProxy {
     server.maxConnections = MAX_CONNECTIONS;
     server.on('connect', (request, socket: Socket, head: Buffer) => void this.#tunnel(request, socket, head));
     server.on('clientError', (_error, socket) => socket.destroy());
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', reject);
-      server.listen(path, resolve);
-    });
-    await chmod(path, 0o666);
+    await listenIn(linkDir, 'egress.sock', server);
     this.#server = server;
   }
 

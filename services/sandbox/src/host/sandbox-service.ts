@@ -258,6 +258,8 @@ export class SandboxService {
     if (served.busy || this.#served.get(row.id) !== served) return;
     const lost = (await provider.observe(spec)) !== 'running';
     if (!lost && Date.now() - served.lastUsedMs < this.#config.SANDBOX_IDLE_MS) return;
+    // After a stall it may be another replica's, or destroyed; then it is not ours to end.
+    if (!(await store.renew([row.id])).has(row.id)) return;
     this.#served.delete(row.id);
     await served.close();
     await provider.suspend(spec);

@@ -1,5 +1,5 @@
 import { createHash, generateKeyPairSync, type KeyObject, sign } from 'node:crypto';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
@@ -53,10 +53,12 @@ const spki = (key: KeyObject): string => key.export({ type: 'spki', format: 'der
 class Dialler {
   readonly keys = generateKeyPairSync('ed25519');
   readonly heard: HubMessage[] = [];
-  readonly socket = new WebSocket(`ws+unix://${join(folder, 'hub.sock')}:/runner-link`);
-  readonly closed = new Promise<void>((resolve) => this.socket.on('close', () => resolve()));
+  readonly socket: WebSocket;
+  readonly closed: Promise<void>;
 
-  constructor(answer: (nonce: string, own: Dialler) => string | null) {
+  constructor(answer: (nonce: string, own: Dialler) => string | null, linkDir = folder) {
+    this.socket = new WebSocket(`ws+unix://${join(linkDir, 'hub.sock')}:/runner-link`);
+    this.closed = new Promise((resolve) => this.socket.on('close', () => resolve()));
     this.socket.on('error', () => undefined);
     this.socket.on('message', (data) => {
       const message = JSON.parse(String(data as Buffer)) as HubMessage;
@@ -142,6 +144,26 @@ describe('a link', () => {
       'its token is wrong',
     ]);
     expect([hub.linked, recorded]).toEqual([false, []]);
+  });
+
+  it('finds the newest hub, also when an older one lets go of its socket late', async () => {
+    await open();
+    const older = hub;
+    await open();
+    await older.close();
+    await new Dialler(hello()).hears('welcome');
+    expect(hub.linked).toBe(true);
+  });
+
+  it('stands in a folder whose path is too long for a socket', async () => {
+    const short = folder;
+    folder = join(folder, 'long'.repeat(30), 'link');
+    mkdirSync(folder, { recursive: true });
+    await open();
+    symlinkSync(folder, join(short, 'link'));
+    await new Dialler(hello(), join(short, 'link')).hears('welcome');
+    expect(hub.linked).toBe(true);
+    folder = short;
   });
 
   it('is not kept out by many that stay silent', async () => {

@@ -1,8 +1,5 @@
 import { createHash, createPublicKey, randomBytes, timingSafeEqual, verify } from 'node:crypto';
-import { rmSync } from 'node:fs';
-import { chmod } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
-import { join } from 'node:path';
 import { PassThrough, type Readable } from 'node:stream';
 import {
   AppError,
@@ -17,6 +14,7 @@ import {
   type ToolOutcome,
 } from '@holdfast/contracts';
 import { type WebSocket, WebSocketServer } from 'ws';
+import { listenIn } from '../link-socket.ts';
 
 const CANCEL_WAIT_MS = 5_000;
 const GREET_MS = 5_000;
@@ -79,8 +77,6 @@ export class Hub {
   }
 
   async listen(): Promise<void> {
-    const path = join(this.#options.linkDir, 'hub.sock');
-    rmSync(path, { force: true });
     const server = createServer(
       { headersTimeout: GREET_MS, connectionsCheckingInterval: GREET_MS },
       (_request, response) => response.writeHead(404).end(),
@@ -93,18 +89,14 @@ export class Hub {
       perMessageDeflate: false,
     });
     this.#sockets.on('connection', (socket) => this.#greet(socket));
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', reject);
-      server.listen(path, resolve);
-    });
-    // Whoever reaches the folder may dial; the proof decides.
-    await chmod(path, 0o666);
+    await listenIn(this.#options.linkDir, 'hub.sock', server);
     this.#server = server;
   }
 
   async close(): Promise<void> {
     this.#link?.terminate();
     for (const client of this.#sockets?.clients ?? []) client.terminate();
+    this.#server?.closeAllConnections();
     await new Promise<void>((resolve) => {
       if (this.#server === null) resolve();
       else this.#server.close(() => resolve());
