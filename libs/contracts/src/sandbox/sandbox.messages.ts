@@ -54,14 +54,6 @@ export const EXEC_ALIVE_MS = 1_000;
 /** What a tool result shows of its output; the rest is kept in a file of the sandbox and as a blob. */
 export const TOOL_OUTPUT_CHARS = 30_000;
 
-/** `…link.claim`: the runner refuses lower generations from now on (T1). Answers `{}`. */
-export const claimBody = z.object({ sessionId: z.string(), generation: z.int() });
-export type ClaimBody = z.infer<typeof claimBody>;
-
 /** `…link.cancel`: kills the call's process tree, or leaves a tombstone when it never started. Answers its outcome. */
 export const cancelBody = z.object({ sessionId: z.string(), callId: z.string(), generation: z.int() });
 export type CancelBody = z.infer<typeof cancelBody>;
-
-/** `cmd.sandbox.<sessionId>.destroy` to any replica: the session was archived or deleted. Idempotent. */
-export const destroySandboxBody = z.object({ workspaceId: z.string(), sessionId: z.string(), reason: z.string() });
-export type DestroySandboxBody = z.infer<typeof destroySandboxBody>;

@@ -6,7 +6,6 @@ import { fileURLToPath } from 'node:url';
 import { type Bus, connectBus } from '@holdfast/bus';
 import {
   AppError,
-  type DestroySandboxBody,
   type EnsureSandboxBody,
   type EnsureSandboxReply,
   isAppError,
@@ -96,10 +95,6 @@ export class SandboxService {
     bus.reply<EnsureSandboxBody, EnsureSandboxReply>('cmd.sandbox.*.ensure', { queue: 'sandbox' }, (body, context) =>
       this.#inOrder(body.sessionId, () => this.#ensure(body, context.deadlineAtMs)),
     );
-    bus.reply<DestroySandboxBody, object>('cmd.sandbox.*.destroy', { queue: 'sandbox' }, async (body) => {
-      await this.destroy(body.sessionId, body.reason, null);
-      return {};
-    });
     const stopTimers = this.#startTimers();
     this.#health.add('postgres', async () => {
       await pool.query('select 1 from sandboxes limit 1');
@@ -147,36 +142,26 @@ export class SandboxService {
     parts.server?.close();
   }
 
-  /** Removes a session's sandbox and its files. `handled` is the event that asked for it, if one did (B3). */
-  destroy(sessionId: string, reason: string, handled: StoredEvent | null): Promise<void> {
+  /** Removes a session's sandbox and its files, once for each event that asks for it (B3). */
+  destroy(sessionId: string, reason: string, handled: StoredEvent): Promise<void> {
     return this.#inOrder(sessionId, async () => {
       const { store, pool, provider } = this.#need();
-      if (handled !== null) {
-        const { rowCount } = await pool.query('select 1 from consumer_handled where consumer = $1 and event_id = $2', [
-          DESTROY_CONSUMER,
-          handled.id,
-        ]);
-        if (rowCount !== 0) return;
-      }
+      const { rowCount } = await pool.query('select 1 from consumer_handled where consumer = $1 and event_id = $2', [
+        DESTROY_CONSUMER,
+        handled.id,
+      ]);
+      if (rowCount !== 0) return;
       const row = await store.ofSession(sessionId);
       if (row === null) return;
       await this.#served.get(row.id)?.close();
       this.#served.delete(row.id);
       await provider.destroy(specOf(row));
-      await store.mark(
-        row,
-        'destroyed',
-        'sandbox.destroyed',
-        { reason },
-        handled === null
-          ? []
-          : [
-              {
-                text: 'insert into consumer_handled (consumer, event_id, workspace_id) values ($1, $2, $3) on conflict do nothing',
-                values: [DESTROY_CONSUMER, handled.id, handled.workspaceId],
-              },
-            ],
-      );
+      await store.mark(row, 'destroyed', 'sandbox.destroyed', { reason }, [
+        {
+          text: 'insert into consumer_handled (consumer, event_id, workspace_id) values ($1, $2, $3) on conflict do nothing',
+          values: [DESTROY_CONSUMER, handled.id, handled.workspaceId],
+        },
+      ]);
     });
   }
 

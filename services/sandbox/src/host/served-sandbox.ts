@@ -4,7 +4,6 @@ import type { Bus, Registration } from '@holdfast/bus';
 import {
   AppError,
   type CancelBody,
-  type ClaimBody,
   EXEC_ALIVE_MS,
   type ExecBody,
   type ExecReply,
@@ -200,10 +199,6 @@ export class ServedSandbox {
       bus.replyMany<ExecBody, ExecReply>(sandboxLinkSubject(id, 'exec'), {}, (body, _context, send) =>
         this.#exec(body, send),
       ),
-      bus.reply<ClaimBody, object>(sandboxLinkSubject(id, 'claim'), {}, async ({ generation }) => {
-        await this.#live().claim(generation);
-        return {};
-      }),
       bus.reply<CancelBody, ToolOutcome>(sandboxLinkSubject(id, 'cancel'), {}, async ({ callId, generation }) => ({
         ...(await this.#live().cancel(callId, generation)),
         fullOutput: null,
