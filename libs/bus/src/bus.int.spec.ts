@@ -99,6 +99,24 @@ describe('requests', () => {
     expect(await ask('gone')).toEqual(['bus.no-responders']);
   });
 
+  it('comes back from a server that was killed, also when it refused the credentials for a while', async () => {
+    const own = await startNats();
+    const bus = await own.connect('session');
+    bus.reply('cmd.session.>', {}, () => 'here');
+    await own.kill();
+    const other = { 'gateway-api': 'other', session: 'other', sandbox: 'other' };
+    const changed = await startNats({ dir: own.dir, port: own.port, passwords: other });
+    await sleep(1_500);
+    await changed.kill();
+    const again = await startNats({ dir: own.dir, port: own.port });
+    const caller = await again.connect('gateway-api');
+    const answers = async (): Promise<boolean> =>
+      (await caller.request('cmd.session.a.b', {}, { timeoutMs: 500 }).catch(() => null)) === 'here';
+    await eventually(answers);
+    await Promise.all([bus.close(), caller.close()]);
+    await again.stop();
+  }, 30_000);
+
   it('lets no service but the session service publish events (B5)', async () => {
     await ensureStreams(session);
     const before = (await streamInfo(await jetstreamManager(session.connection), EVENTS_STREAM))?.state.messages;

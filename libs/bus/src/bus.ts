@@ -238,6 +238,8 @@ export async function connectBus(options: BusOptions): Promise<Bus> {
     reconnectTimeWait: 250,
     reconnectJitter: 100,
     waitOnFirstConnect: true,
+    // Else two refusals in a row, as while passwords are being changed, would end the connection for good.
+    ignoreAuthErrorAbort: true,
     pingInterval: 5_000,
     maxPingOut: 3,
     inboxPrefix: '_INBOX',

@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { type FileHandle, mkdir, open, rename, rm, stat, utimes } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { AppError, isId } from '@holdfast/contracts';
 
@@ -35,16 +35,19 @@ export class DirectoryBlobStore implements BlobStore {
   async put(workspaceId: string, bytes: Uint8Array | AsyncIterable<Uint8Array>): Promise<BlobRef> {
     const home = this.#workspaceFolder(workspaceId);
     const incoming = join(home, 'incoming');
-    await mkdir(incoming, { recursive: true, mode: 0o700 });
+    const madeHome = await mkdir(incoming, { recursive: true, mode: 0o700 });
     const temporary = join(incoming, randomBytes(12).toString('hex'));
     const file = await open(temporary, 'wx', 0o600);
     try {
       const written = await writeAll(file, bytes);
       await file.sync();
       const folder = join(home, written.digest.slice(0, 2));
-      await mkdir(folder, { recursive: true, mode: 0o700 });
+      const madeFolder = await mkdir(folder, { recursive: true, mode: 0o700 });
       await rename(temporary, join(folder, written.digest));
+      // A new folder is an entry of the one above it, which has to be on disk too.
       await syncFolder(folder);
+      if (madeFolder !== undefined) await syncFolder(home);
+      if (madeHome !== undefined) await syncFolder(dirname(madeHome));
       return written;
     } finally {
       await file.close();

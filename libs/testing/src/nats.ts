@@ -37,11 +37,17 @@ export async function spoilEventsStream(bus: Bus, how: 'purge' | 'delete'): Prom
 }
 
 /** A nats-server with the platform's own configuration. With an existing folder it starts again where it was. */
-export async function startNats(options: { dir?: string; port?: number } = {}): Promise<NatsServer & { dir: string }> {
+export async function startNats(
+  options: { dir?: string; port?: number; passwords?: Record<NatsUser, string> } = {},
+): Promise<NatsServer & { dir: string }> {
   const dir = options.dir ?? (await mkdtemp(join(testRunDir(), 'nats-')));
   const port = options.port ?? (await freePort());
   await mkdir(dir, { recursive: true });
-  const passwords = { 'gateway-api': 'pw-gateway', session: 'pw-session', sandbox: 'pw-sandbox' };
+  const passwords = options.passwords ?? {
+    'gateway-api': 'pw-gateway',
+    session: 'pw-session',
+    sandbox: 'pw-sandbox',
+  };
   const config = join(dir, 'nats.conf');
   await writeFile(config, natsServerConfig({ host: '127.0.0.1', port, storeDir: join(dir, 'store'), passwords }));
   const child = spawn(await findNatsServer(() => undefined), ['-c', config, '-l', join(dir, 'nats.log')], {
