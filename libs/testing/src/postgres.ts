@@ -13,9 +13,9 @@ const run = promisify(execFile);
 /** `nobody` on every Linux: Postgres refuses to run as root. */
 const UNPRIVILEGED = 65_534;
 
-/** Below the range that outgoing connections take theirs from, which would take a port between the look and its use. */
+/** Below the range that outgoing connections take theirs from, also with the 2,100 that health ports lie above the API's. */
 const FIRST_PORT = 12_000;
-const PORTS = 20_000;
+const PORTS = 18_000;
 
 /** A free TCP port on loopback; by chance, so that workers and other runs hardly meet. */
 export async function freePort(): Promise<number> {
