@@ -286,6 +286,15 @@ describe('a chat', () => {
     await expectSeen(page.getByText('You said: said while nobody looked'));
   });
 
+  it('notices that the network went, and goes on when it is back', async () => {
+    await context.setOffline(true);
+    await expectSeen(page.getByText('Reconnecting…'));
+    await sendFromElsewhere('said while we were away');
+    await context.setOffline(false);
+    await expectSeen(page.getByText('You said: said while we were away'));
+    await expectGone(page.getByText('Reconnecting…'));
+  });
+
   it('shows the same in two tabs, and takes a word from either', async () => {
     const other = await context.newPage();
     await other.goto(page.url());

@@ -51,7 +51,7 @@ export function SessionsPage() {
     agentId === '' ? '' : `&agent_id=${encodeURIComponent(agentId)}`,
     text === '' ? '' : `&x_text=${encodeURIComponent(text)}`,
   ].join('');
-  const list = usePages<Session>(['sessions', query], `/v1/sessions?limit=50${query}`, 2_000);
+  const list = usePages<Session>(['sessions', query], `/v1/sessions?limit=50${query}`, text === '' ? 2_000 : 10_000);
   const isNarrowed = agentId !== '' || text !== '';
   const counts = status.data?.sessions;
   const start = (

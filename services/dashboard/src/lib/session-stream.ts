@@ -97,6 +97,8 @@ export class SessionStream {
       if (document.hidden) unseen = setTimeout(stop, HIDDEN_HOLD_MS);
     };
     document.addEventListener('visibilitychange', onVisibility);
+    // A connection that the network took is not told so; the browser is.
+    window.addEventListener('offline', stop);
     onVisibility();
     try {
       const cursor = this.#snapshot.chat?.view.version ?? 0;
@@ -122,6 +124,7 @@ export class SessionStream {
       clearTimeout(watchdog);
       clearTimeout(unseen);
       document.removeEventListener('visibilitychange', onVisibility);
+      window.removeEventListener('offline', stop);
       run.signal.removeEventListener('abort', stop);
     }
   }

@@ -40,6 +40,9 @@ function needsApiKey(exchange: Exchange): void {
     throw new AppError('forbidden', 'auth.needs-api-key', 'This needs an API key, not a dashboard session.');
 }
 
+/** Every open page of the dashboard asks; of a hundred thousand sessions a count takes a tenth of a second. */
+const COUNTS_TTL_MS = 1_000;
+
 /** Our own routes beside the wire contract: keys, sign-in and the status page. */
 export function platformOperations(parts: {
   reader: CatalogueReader;
@@ -75,6 +78,33 @@ export function platformOperations(parts: {
           );
     return { ...child, token: text };
   };
+
+  const countsOf = shared(COUNTS_TTL_MS, async (workspaceId) => {
+    const [sessions, needingAction, pending, sandboxes] = await Promise.all([
+      pool.query<{ status: string; amount: number }>(
+        'select status, count(*)::integer as amount from sessions where workspace_id = $1 and archived_at is null group by status',
+        [workspaceId],
+      ),
+      pool.query<{ amount: number }>(
+        'select count(*)::integer as amount from sessions where workspace_id = $1 and needs_action',
+        [workspaceId],
+      ),
+      pool.query<{ amount: number }>(
+        `select coalesce(sum(jsonb_array_length(view->'pending')), 0)::integer as amount from sessions where workspace_id = $1 and status in ('running', 'rescheduling')`,
+        [workspaceId],
+      ),
+      pool.query<{ status: string; amount: number }>(
+        `select status, count(*)::integer as amount from sandboxes where workspace_id = $1 and status <> 'destroyed' group by status`,
+        [workspaceId],
+      ),
+    ]);
+    return {
+      sessions: Object.fromEntries(sessions.rows.map((row) => [row.status, row.amount])),
+      sessions_needing_action: needingAction.rows[0]?.amount ?? 0,
+      queued_messages: pending.rows[0]?.amount ?? 0,
+      sandboxes: Object.fromEntries(sandboxes.rows.map((row) => [row.status, row.amount])),
+    };
+  });
 
   return [
     operation({
@@ -192,25 +222,7 @@ export function platformOperations(parts: {
       answer: platformStatus,
       handle: async (exchange): Promise<PlatformStatus> => {
         const { workspaceId } = exchange.principal;
-        const [sessions, needingAction, pending, sandboxes, deadLetters] = await Promise.all([
-          pool.query<{ status: string; amount: number }>(
-            'select status, count(*)::integer as amount from sessions where workspace_id = $1 and archived_at is null group by status',
-            [workspaceId],
-          ),
-          pool.query<{ amount: number }>(
-            'select count(*)::integer as amount from sessions where workspace_id = $1 and needs_action',
-            [workspaceId],
-          ),
-          pool.query<{ amount: number }>(
-            `select coalesce(sum(jsonb_array_length(view->'pending')), 0)::integer as amount from sessions where workspace_id = $1 and status in ('running', 'rescheduling')`,
-            [workspaceId],
-          ),
-          pool.query<{ status: string; amount: number }>(
-            `select status, count(*)::integer as amount from sandboxes where workspace_id = $1 and status <> 'destroyed' group by status`,
-            [workspaceId],
-          ),
-          parts.deadLetters(),
-        ]);
+        const [counts, deadLetters] = await Promise.all([countsOf(workspaceId), parts.deadLetters()]);
         const beats = parts.beats();
         const relay = beats.find((beat) => beat.service === 'session' && beat.figures['relay_leading'] === true);
         return {
@@ -222,12 +234,9 @@ export function platformOperations(parts: {
             memory_bytes: beat.memoryBytes,
             figures: beat.figures,
           })),
-          sessions: Object.fromEntries(sessions.rows.map((row) => [row.status, row.amount])),
-          sessions_needing_action: needingAction.rows[0]?.amount ?? 0,
-          queued_messages: pending.rows[0]?.amount ?? 0,
+          ...counts,
           relay: relay === undefined ? null : { instance: relay.instance, lag_ms: lagOf(relay) },
           dead_letters: deadLetters,
-          sandboxes: Object.fromEntries(sandboxes.rows.map((row) => [row.status, row.amount])),
         };
       },
     }),
@@ -251,4 +260,17 @@ export function platformOperations(parts: {
 function lagOf(relay: ServiceBeat): number | null {
   const lagMs = relay.figures['relay_lagMs'];
   return typeof lagMs === 'number' ? lagMs : null;
+}
+
+/** Asks at most once per key in `ttlMs`; who asks in between shares the answer. */
+function shared<T>(ttlMs: number, ask: (key: string) => Promise<T>): (key: string) => Promise<T> {
+  const answers = new Map<string, Promise<T>>();
+  return (key) => {
+    const known = answers.get(key);
+    if (known !== undefined) return known;
+    const answer = ask(key);
+    answers.set(key, answer);
+    setTimeout(() => answers.delete(key), ttlMs).unref();
+    return answer;
+  };
 }
