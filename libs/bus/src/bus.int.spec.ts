@@ -113,6 +113,7 @@ describe('requests', () => {
     const answers = async (): Promise<boolean> =>
       (await caller.request('cmd.session.a.b', {}, { timeoutMs: 500 }).catch(() => null)) === 'here';
     await eventually(answers);
+    expect(await answers()).toBe(true);
     await Promise.all([bus.close(), caller.close()]);
     await again.stop();
   }, 30_000);

@@ -52,7 +52,7 @@ describe('a session in memory', () => {
     // The append is stored, its answer is lost, and the next try is told that somebody was first.
     const unsure = new Proxy(log, {
       get: (target, name) => {
-        if (name !== 'append') return Reflect.get(target, name).bind(target);
+        if (name !== 'append') return (Reflect.get(target, name) as (...all: unknown[]) => unknown).bind(target);
         return async (...request: Parameters<EventLog['append']>) => {
           const result = await target.append(...request);
           if (lost++ > 0) return result;
