@@ -13,7 +13,8 @@ export interface Migration {
  * `log_append` is the whole hot path in one call: it locks the streams of a batch in sorted order (L4), checks version,
  * generation and lease of each append (L1), and stores the accepted ones. A refused append changes nothing and does not
  * touch its neighbours. Arrays instead of JSON: parsing one JSON document for the batch costs more than the insert. Each
- * step is one statement over the whole batch: a loop over its streams cost twice the time.
+ * step is one statement over the whole batch: a loop over its streams cost twice the time. Generic plans: for a batch of one
+ * Postgres planned every statement anew at each call.
  */
 export const logMigrations: readonly Migration[] = [
   {
@@ -83,7 +84,7 @@ create function log_append(
   a_owner text[], a_ttl_ms integer[], a_release boolean[], a_count integer[],
   e_append integer[], e_number integer[], e_id text[], e_type text[], e_schema smallint[], e_data text[], e_metadata text[],
   out verdicts text[], out versions integer[], out generations integer[], out recorded_at timestamptz, out positions bigint[]
-) language plpgsql as $$
+) language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
   now_at timestamptz;
 begin
