@@ -106,7 +106,15 @@ export class Runner {
           signature: sign(null, Buffer.from(message.nonce), this.#keys.privateKey).toString('base64'),
           token: this.#token,
           journalId: journal.id,
+          pod: null,
+          channel: 'calls',
         });
+        return;
+      case 'bound':
+        this.#token = null;
+        return;
+      case 'measure':
+        this.#send({ type: 'measured', id: message.id, bytes: null });
         return;
       case 'welcome':
         this.#welcomed = true;

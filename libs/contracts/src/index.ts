@@ -21,4 +21,5 @@ export * from './wire/events.ts';
 export * from './wire/limits.ts';
 export * from './wire/models.ts';
 export * from './wire/platform.ts';
+export * from './wire/sandboxes.ts';
 export * from './wire/sessions.ts';

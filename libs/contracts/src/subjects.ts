@@ -51,9 +51,12 @@ export function openPreviewSubject(sessionId: string): string {
   return `qry.session.${sessionId}.open-preview`;
 }
 
-/** Commands to the sandbox of a session that only the service holding its runner's link may answer. */
-export function sandboxLinkSubject(sandboxId: string, verb: string): string {
-  return `cmd.sandbox.${sandboxId}.link.${verb}`;
+/**
+ * Commands that only the service holding a runner's link may answer, by the sandbox's id, or by the pod's UID while
+ * nobody has claimed the pod.
+ */
+export function sandboxLinkSubject(id: string, verb: 'exec' | 'cancel' | 'claim' | 'bind'): string {
+  return `cmd.sandbox.${id}.link.${verb}`;
 }
 
 /** Post-commit hint of one stream: `live.<aggregate>.<id>.committed`. */

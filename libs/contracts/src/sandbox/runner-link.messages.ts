@@ -4,14 +4,22 @@ import { SANDBOX_TOOLS } from '../wire/agents.ts';
 
 /**
  * The link between a runner in its sandbox and the hub in the sandbox service: JSON messages over a WebSocket that the
- * runner dials. The hub speaks first with a nonce; the runner proves itself by the token that it got over a file
- * descriptor, once, and by a signature with a key of its own from then on (X5).
+ * runner dials. The hub speaks first with a nonce; the runner proves itself by its token, once (on one machine it comes
+ * over a file descriptor, in a pod it is the projected service-account token for {@link HUB_AUDIENCE}), and by a
+ * signature with a key of its own from then on (X5).
+ *
+ * A pod dials before anybody has claimed it: it is `bound` to its key at once, and `welcome` comes with the claim. It
+ * opens one link for calls, and one more for each connection that leaves the sandbox: after `welcome` the messages of
+ * such an `egress` link are binary, the bytes of one connection to the platform's proxy.
  */
 export const RUNNER_LINK_PATH = '/runner-link';
 /** A link that is silent for so long is taken as gone; both sides ping at a third of it. */
 export const LINK_SILENCE_MS = 9_000;
 /** What one message may hold; longer output travels in pieces. */
 export const LINK_MESSAGE_BYTES = 8 * 1024 * 1024;
+
+/** The audience that a pod's token must be made for; the API server refuses such a token, and the hub any other. */
+export const HUB_AUDIENCE = 'holdfast-hub';
 
 const callId = z.string().min(1).max(128);
 const outcome = z.object({
@@ -24,6 +32,8 @@ export type RunnerOutcome = z.infer<typeof outcome>;
 
 export const hubMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('challenge'), nonce: z.string() }),
+  /** The key is bound: from now on it is the proof, the token is not asked for again. A `welcome` follows with the claim. */
+  z.object({ type: z.literal('bound') }),
   z.object({ type: z.literal('welcome'), env: z.record(z.string(), z.string()) }),
   z.object({ type: z.literal('claim'), id: z.string(), generation: z.int() }),
   z.object({
@@ -35,6 +45,8 @@ export const hubMessage = z.discriminatedUnion('type', [
     timeoutMs: z.int().min(1),
   }),
   z.object({ type: z.literal('cancel'), id: z.string(), callId, generation: z.int() }),
+  /** How many bytes do workspace and home hold? */
+  z.object({ type: z.literal('measure'), id: z.string() }),
   /** The workspace is above its bound: everything that may write is killed. */
   z.object({ type: z.literal('over-limit'), text: z.string() }),
 ]);
@@ -47,8 +59,11 @@ export const runnerMessage = z.discriminatedUnion('type', [
     publicKey: z.string().max(256),
     /** Of the nonce, base64. */
     signature: z.string().max(256),
-    token: z.string().max(128).nullable(),
+    token: z.string().max(8_192).nullable(),
     journalId: z.string().max(128),
+    /** The pod's UID, which its key is bound to; null where the socket itself says who dials. */
+    pod: z.string().max(64).nullable(),
+    channel: z.enum(['calls', 'egress']),
   }),
   /** Part of a call's whole output, base64; before its `done`. */
   z.object({ type: z.literal('output'), callId, data: z.string() }),
@@ -56,5 +71,7 @@ export const runnerMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('refused'), callId, code: z.literal('stale-generation') }),
   /** Answer to claim or cancel. */
   z.object({ type: z.literal('answer'), id: z.string(), stale: z.boolean(), result: outcome.nullable() }),
+  /** Answer to measure; null = more files than can be counted in time. */
+  z.object({ type: z.literal('measured'), id: z.string(), bytes: z.int().min(0).nullable() }),
 ]);
 export type RunnerMessage = z.infer<typeof runnerMessage>;

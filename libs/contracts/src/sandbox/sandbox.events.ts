@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { durableEvent } from '../event-declaration.ts';
+import { SANDBOX_REASONS } from './sandbox.messages.ts';
 
 const base = { schemaVersion: 1, aggregate: 'sandbox' } as const;
 const reason = z.object({ reason: z.string() });
@@ -19,7 +20,21 @@ export const SandboxReady = durableEvent({
   ...base,
   type: 'sandbox.ready',
   summary: 'The runner of this incarnation linked to the hub and proved itself.',
-  data: z.object({ incarnation: z.int(), journal_id: z.string(), isolation: z.string() }),
+  data: z.object({
+    incarnation: z.int(),
+    journal_id: z.string(),
+    isolation: z.string(),
+    /** Where it runs on a cluster, and whether it was taken from the pool. */
+    node: z.string().optional(),
+    pod: z.string().optional(),
+    launch: z.enum(['warm', 'cold', 'resumed']).optional(),
+  }),
+});
+export const SandboxWaiting = durableEvent({
+  ...base,
+  type: 'sandbox.waiting',
+  summary: 'The sandbox cannot be had yet, for this reason; told once for each reason of an incarnation.',
+  data: z.object({ incarnation: z.int(), reason: z.enum(SANDBOX_REASONS), message: z.string() }),
 });
 export const SandboxLost = durableEvent({
   ...base,
@@ -61,6 +76,7 @@ export const SandboxEgressDecided = durableEvent({
 export const sandboxEvents = Object.freeze([
   SandboxRequested,
   SandboxReady,
+  SandboxWaiting,
   SandboxLost,
   SandboxFailed,
   SandboxSuspended,

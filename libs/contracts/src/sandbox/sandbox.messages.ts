@@ -5,10 +5,10 @@ import type { EnvironmentConfig } from '../wire/environments.ts';
 /**
  * Messages between the turn worker (session service) and the sandbox service.
  *
- * `cmd.sandbox.<sessionId>.ensure` goes to any replica (queue group) and answers when the runner is linked, or with an
- * AppError (`sandbox.isolation-unavailable`, `sandbox.start-failed`, `sandbox.disk-full`, …). The other commands go to
- * {@link sandboxLinkSubject}, which only the replica that holds the runner's link subscribes to: no responders means
- * that no link stands right now; the caller tries again until its own deadline.
+ * `cmd.sandbox.<sessionId>.ensure` goes to any replica (queue group), which tells what it waits for and then that the
+ * runner is linked, or an AppError (`sandbox.isolation-unavailable`, `sandbox.start-failed`, `sandbox.disk-full`, …).
+ * The other commands go to {@link sandboxLinkSubject}, which only the replica that holds the runner's link subscribes
+ * to: no responders means that no link stands right now; the caller tries again until its own deadline.
  */
 export const ensureSandboxBody = z.object({
   workspaceId: z.string(),
@@ -23,6 +23,53 @@ export interface EnsureSandboxReply {
   readonly sandboxId: string;
   /** Made with the journal; another id than the one a call was opened under means that its journal is gone. */
   readonly journalId: string;
+}
+
+/** Why a sandbox is not there yet, or not any more. Codes are stable; the message has the particulars. */
+export const SANDBOX_REASONS = [
+  /** No node has room, or none that the environment's selector and tolerations allow. */
+  'unschedulable',
+  'image-pull',
+  /** The workspace's quota is used up. */
+  'quota-exceeded',
+  /** Its runner ends again and again. */
+  'crash-loop',
+  /** The API server refuses or does not answer. */
+  'cluster-unreachable',
+  'cluster-refused',
+  /** Nothing warm is left: it starts cold. */
+  'pool-empty',
+  /** The node it ran on does not answer. */
+  'node-lost',
+  /** The volume is not bound or not attached yet. */
+  'volume-pending',
+  /** The pod runs and its runner has not dialled yet. */
+  'not-linked',
+  /** It is being made, and nothing is wrong so far. */
+  'starting',
+] as const;
+export type SandboxReasonCode = (typeof SANDBOX_REASONS)[number];
+export interface SandboxReason {
+  readonly code: SandboxReasonCode;
+  readonly message: string;
+}
+
+/**
+ * Replies to ensure: `waiting` when there is a reason to tell, again at least every {@link ENSURE_ALIVE_MS}, so that a
+ * silent service is noticed; `ready` is the last. An AppError ends the sequence too.
+ */
+export type EnsureSandboxUpdate =
+  | { readonly kind: 'waiting'; readonly reason: SandboxReason | null }
+  | ({ readonly kind: 'ready' } & EnsureSandboxReply);
+export const ENSURE_ALIVE_MS = 1_000;
+
+/** `…link.claim`: refuses lower generations from now on (T1), and says under which journal calls are taken. */
+export interface ClaimBody {
+  readonly generation: number;
+}
+/** `…link.bind`, by pod UID, to the replica that holds an unclaimed pod's link: it serves this sandbox from now on. */
+export interface BindBody {
+  readonly sandboxId: string;
 }
 
 /** `…link.exec`: idempotent by call id. Several {@link ExecReply} come back on the caller's inbox. */

@@ -29,10 +29,81 @@ const packages = z.strictObject({
   pip: noPackages,
 });
 
+/** A Kubernetes label key or value, a DNS name, an image: what the cluster itself would refuse is refused here. */
+const labelKey = z
+  .string()
+  .max(317)
+  .regex(
+    /^(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\/)?[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$/,
+    'must be a Kubernetes label key',
+  );
+const labelValue = z
+  .string()
+  .regex(/^(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$/, 'must be a Kubernetes label value');
+const dnsName = z
+  .string()
+  .max(253)
+  .regex(/^[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?$/, 'must be a lower-case DNS name');
+const imageName = z
+  .string()
+  .max(512)
+  .regex(/^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$/, 'must be an image reference');
+const toleration = z.strictObject({
+  key: labelKey.optional(),
+  operator: z.enum(['Exists', 'Equal']).optional(),
+  value: labelValue.optional(),
+  effect: z.enum(['NoSchedule', 'PreferNoSchedule', 'NoExecute']).optional(),
+});
+const workspaceKind = z.enum(['volume', 'ephemeral']);
+const sandboxMembers = {
+  image: imageName.nullable(),
+  cpu_millis: z.int().min(50).max(256_000).nullable(),
+  memory_mib: z.int().min(64).max(4_194_304).nullable(),
+  runtime_class: dnsName.nullable(),
+  node_selector: z
+    .record(labelKey, labelValue)
+    .refine(
+      (map) => Object.keys(map).length <= LIMITS.nodeSelectors,
+      `must have at most ${LIMITS.nodeSelectors} labels`,
+    ),
+  tolerations: z.array(toleration).max(LIMITS.tolerations),
+  workspace: workspaceKind,
+  workspace_mib: z.int().min(16).max(16_777_216).nullable(),
+  storage_class: dnsName.nullable(),
+  pool_size: z.int().min(0).max(LIMITS.poolSize),
+  idle_seconds: z.int().min(5).max(604_800).nullable(),
+  max_lifetime_seconds: z.int().min(60).max(31_536_000).nullable(),
+};
+/**
+ * How sandboxes of an environment are made; our addition to the wire contract. Null = the platform's own setting. What
+ * only a cluster has (image, runtime class, placement, pool, storage class) means nothing to the local provider.
+ *
+ * `workspace`: a `volume` keeps files while the sandbox is suspended; an `ephemeral` one is given back when idle and its
+ * files are gone. `pool_size`: sandboxes that are kept warm. There is no way to ask for privileges.
+ */
+const sandboxConfig = z.strictObject(sandboxMembers);
+export type SandboxEnvironment = DeepReadonly<z.infer<typeof sandboxConfig>>;
+export const DEFAULT_SANDBOX: SandboxEnvironment = Object.freeze({
+  image: null,
+  cpu_millis: null,
+  memory_mib: null,
+  runtime_class: null,
+  node_selector: {},
+  tolerations: [],
+  workspace: 'volume',
+  workspace_mib: null,
+  storage_class: null,
+  pool_size: 0,
+  idle_seconds: null,
+  max_lifetime_seconds: null,
+});
+
 const cloudConfig = z.strictObject({
   type: z.literal('cloud'),
   networking: networking.nullish(),
   packages: packages.nullish(),
+  /** What is left out stays as it was, else it is the default; null resets all of it. */
+  x_sandbox: sandboxConfig.partial().nullish(),
 });
 export const environmentConfigParam = z.discriminatedUnion('type', [
   cloudConfig,
@@ -78,10 +149,21 @@ const environmentConfig = z.strictObject({
     npm: z.array(z.never()),
     pip: z.array(z.never()),
   }),
+  /** Absent in environments that were stored before it existed. */
+  x_sandbox: sandboxConfig.optional(),
 });
 /** A configuration with every member present, as responses have it. */
 export type EnvironmentConfig = DeepReadonly<z.infer<typeof environmentConfig>>;
 export type ResolvedNetworking = EnvironmentConfig['networking'];
+
+/** How sandboxes of an environment are made, with every member. */
+export function sandboxOf(config: EnvironmentConfig): SandboxEnvironment {
+  return { ...DEFAULT_SANDBOX, ...config.x_sandbox };
+}
+
+function withDefined<T extends object>(before: T, changes: { readonly [K in keyof T]?: T[K] | undefined }): T {
+  return { ...before, ...Object.fromEntries(Object.entries(changes).filter(([, value]) => value !== undefined)) };
+}
 
 /** What is left out stays as it was, else it is the default: unrestricted; where limited, nothing is allowed. */
 export function resolveEnvironmentConfig(
@@ -102,6 +184,10 @@ export function resolveEnvironmentConfig(
             allow_package_managers: given.allow_package_managers ?? old?.allow_package_managers ?? false,
           },
     packages: { apt: [], cargo: [], gem: [], go: [], npm: [], pip: [] },
+    x_sandbox: withDefined(
+      param?.x_sandbox === null || before === undefined ? DEFAULT_SANDBOX : sandboxOf(before),
+      param?.x_sandbox ?? {},
+    ),
   };
 }
 

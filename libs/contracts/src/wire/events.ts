@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { idSchema } from '../ids.ts';
 import { jsonObject } from '../json-schema.ts';
+import { SANDBOX_REASONS } from '../sandbox/sandbox.messages.ts';
 import { agentSnapshot } from './agents.ts';
 import { naming, text, timestamp } from './common.ts';
 import { LIMITS } from './limits.ts';
@@ -158,6 +159,8 @@ export const sessionError = z.strictObject({
   type: z.enum(SESSION_ERROR_TYPES),
   message: z.string(),
   retry_status: z.strictObject({ type: z.enum(['retrying', 'exhausted', 'terminal']) }),
+  /** Our addition: what a session waits for, one of {@link SANDBOX_REASONS}. */
+  x_reason: z.enum(SANDBOX_REASONS).optional(),
 });
 export type SessionError = z.infer<typeof sessionError>;
 

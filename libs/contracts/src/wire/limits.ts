@@ -24,6 +24,10 @@ export const LIMITS = {
   toolNameChars: 128,
   allowedHosts: 256,
   contextKeyChars: 128,
+  nodeSelectors: 16,
+  tolerations: 16,
+  /** Sandboxes that one environment keeps warm. */
+  poolSize: 200,
   listLimitMax: 100,
   eventListLimitMax: 1_000,
   modelListLimitMax: 1_000,

@@ -6,8 +6,10 @@ import { fileURLToPath } from 'node:url';
 import { type Bus, connectBus } from '@holdfast/bus';
 import {
   AppError,
+  ENSURE_ALIVE_MS,
   type EnsureSandboxBody,
   type EnsureSandboxReply,
+  type EnsureSandboxUpdate,
   isAppError,
   type StoredEvent,
 } from '@holdfast/contracts';
@@ -92,8 +94,18 @@ export class SandboxService {
       logger,
     });
     const store = new SandboxStore(pool, log, instance, `${instance}:${randomUUID()}`);
-    bus.reply<EnsureSandboxBody, EnsureSandboxReply>('cmd.sandbox.*.ensure', { queue: 'sandbox' }, (body, context) =>
-      this.#inOrder(body.sessionId, () => this.#ensure(body, context.deadlineAtMs)),
+    bus.replyMany<EnsureSandboxBody, EnsureSandboxUpdate>(
+      'cmd.sandbox.*.ensure',
+      { queue: 'sandbox' },
+      async (body, context, send) => {
+        const alive = setInterval(() => send({ kind: 'waiting', reason: null }), ENSURE_ALIVE_MS);
+        try {
+          const reply = await this.#inOrder(body.sessionId, () => this.#ensure(body, context.deadlineAtMs));
+          send({ kind: 'ready', ...reply });
+        } finally {
+          clearInterval(alive);
+        }
+      },
     );
     const stopTimers = this.#startTimers();
     this.#health.add('postgres', async () => {

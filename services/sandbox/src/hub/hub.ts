@@ -255,7 +255,7 @@ export class Hub {
       this.#questions.get(message.id)?.resolve(message);
       return;
     }
-    if (message.type === 'hello') return;
+    if (message.type === 'hello' || message.type === 'measured') return;
     const pending = this.#calls.get(message.callId);
     if (pending === undefined) return;
     if (message.type === 'output') {

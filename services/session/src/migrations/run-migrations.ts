@@ -12,7 +12,11 @@ const CALL = ['usage on all sequences in schema public', 'execute on all functio
 const GRANTS: Readonly<Record<string, readonly string[]>> = {
   holdfast_session: [`${WRITE} all tables in schema public`, ...CALL],
   holdfast_gateway: ['select on all tables in schema public'],
-  holdfast_sandbox: [`${WRITE} sandboxes, events, streams, consumer_handled`, ...CALL],
+  holdfast_sandbox: [
+    `${WRITE} sandboxes, runner_keys, sandbox_environments, sandbox_pools, events, streams, consumer_handled`,
+    'select on sandbox_installation',
+    ...CALL,
+  ],
   holdfast_observer: [
     'select (position, txid, workspace_id, stream_id, version, type, recorded_at) on events',
     'select (id, workspace_id, status, created_at, updated_at, archived_at) on sessions',

@@ -7,6 +7,7 @@ import {
   type ModelUsage,
   patchMetadata,
   resolveTools,
+  type SandboxReason,
   type SessionDraft,
   type SessionError,
   type SessionEvent,
@@ -536,6 +537,21 @@ export function attachSandbox(sandbox: { sandboxId: string; journalId: string },
   return draft(ids, {
     type: 'session.sandbox_attached',
     data: { sandbox_id: sandbox.sandboxId, journal_id: sandbox.journalId },
+  });
+}
+
+/** A turn waits for its sandbox; it goes on by itself when the cluster can. */
+export function reportWaiting(reason: SandboxReason, ids: IdSource): Draft {
+  return draft(ids, {
+    type: 'session.error',
+    data: {
+      error: {
+        type: 'unknown_error',
+        message: `The sandbox cannot be had yet: ${reason.message}`,
+        retry_status: { type: 'retrying' },
+        x_reason: reason.code,
+      },
+    },
   });
 }
 

@@ -20,6 +20,7 @@ import {
   commandSubject,
   type EnsureSandboxBody,
   type EnsureSandboxReply,
+  type EnsureSandboxUpdate,
   type ExecBody,
   type ExecReply,
   newId,
@@ -165,9 +166,10 @@ export class ScriptedSandbox {
   };
 
   constructor(bus: Bus) {
-    bus.reply<EnsureSandboxBody, EnsureSandboxReply>('cmd.sandbox.*.ensure', { queue: 'sandbox' }, (body) =>
-      this.ensure(body),
-    );
+    bus.reply<EnsureSandboxBody, EnsureSandboxUpdate>('cmd.sandbox.*.ensure', { queue: 'sandbox' }, async (body) => ({
+      kind: 'ready',
+      ...(await this.ensure(body)),
+    }));
     bus.replyMany<ExecBody, ExecReply>('cmd.sandbox.*.link.exec', {}, async (body, _context, send) => {
       this.executed.set(body.callId, (this.executed.get(body.callId) ?? 0) + 1);
       send({ kind: 'alive' });

@@ -3,6 +3,7 @@ import {
   AppError,
   type EnsureSandboxBody,
   type EnsureSandboxReply,
+  type EnsureSandboxUpdate,
   type ExecBody,
   type ExecReply,
   sandboxLinkSubject,
@@ -32,6 +33,7 @@ const done: ToolOutcome = { outcome: 'completed', isError: false, text: 'done', 
 const diskFull = new AppError('exhausted', 'sandbox.disk-full', 'The disk is full.');
 const linkLost = new AppError('unavailable', 'sandbox.link-lost', 'The link was lost.');
 let attached: string[];
+let waited: string[];
 
 /** A sandbox service that says these things, one after the other; the last of them again and again. */
 async function serve(
@@ -40,14 +42,22 @@ async function serve(
 ): Promise<{ sent: number }> {
   const count = { sent: 0 };
   attached = [];
+  waited = [];
   const next = <T>(from: (T | AppError)[]): T => {
     const one = from.length > 1 ? from.shift() : from[0];
     if (one === undefined || one instanceof AppError) throw one ?? linkLost;
     return one;
   };
   registrations.push(
-    sandbox.reply<EnsureSandboxBody, EnsureSandboxReply>('cmd.sandbox.*.ensure', { queue: 'sandbox' }, () =>
-      Promise.resolve(next(ensures)),
+    sandbox.replyMany<EnsureSandboxBody, EnsureSandboxUpdate>(
+      'cmd.sandbox.*.ensure',
+      { queue: 'sandbox' },
+      (_body, _context, send) => {
+        send({ kind: 'waiting', reason: { code: 'unschedulable', message: 'no node has room' } });
+        send({ kind: 'waiting', reason: null });
+        send({ kind: 'ready', ...next(ensures) });
+        return Promise.resolve();
+      },
     ),
     sandbox.replyMany<ExecBody, ExecReply>(sandboxLinkSubject('sbx_1', 'exec'), {}, (_body, _context, send) => {
       count.sent += 1;
@@ -77,6 +87,7 @@ const exec = (changes: Partial<Dispatch> = {}) =>
       known: null,
       sentUnder: null,
       waitMs: 1_000,
+      onWaiting: ({ code }) => waited.push(code),
       onAttach: ({ journalId }) => {
         attached.push(journalId);
         return Promise.resolve();
@@ -97,7 +108,7 @@ describe('a call on its way to a sandbox', () => {
   it('that was never sent says why it could not be', async () => {
     const count = await serve([diskFull]);
     expect(await exec()).toEqual({ unavailable: 'The disk is full.' });
-    expect([count.sent, attached]).toEqual([0, []]);
+    expect([count.sent, attached, waited]).toEqual([0, [], ['unschedulable']]);
   });
 
   it('that may have run is unknown, whatever keeps it from being asked about again', async () => {

@@ -6,9 +6,11 @@ import {
   commandSubject,
   type EnsureSandboxBody,
   type EnsureSandboxReply,
+  type EnsureSandboxUpdate,
   type ExecBody,
   type ExecReply,
   isAppError,
+  type SandboxReason,
   sandboxLinkSubject,
   type ToolOutcome,
 } from '@holdfast/contracts';
@@ -28,6 +30,8 @@ export interface Dispatch {
   readonly sentUnder: string | null;
   /** How long to wait for a sandbox, in milliseconds. */
   readonly waitMs: number;
+  /** Told, again and again, why a sandbox cannot be had yet. */
+  readonly onWaiting: (reason: SandboxReason) => void;
   /** Must be durable before the call is sent. */
   readonly onAttach: (sandbox: EnsureSandboxReply) => Promise<void>;
 }
@@ -59,13 +63,7 @@ export class SandboxClient {
       signal.throwIfAborted();
       try {
         if (target === null) {
-          target = await this.#bus.request<EnsureSandboxReply>(
-            commandSubject('sandbox', call.ensure.sessionId, 'ensure'),
-            call.ensure,
-            {
-              deadlineAtMs: patientUntilMs,
-            },
-          );
+          target = await this.#ensure(call, patientUntilMs, signal);
         }
         if (sentUnder !== null && sentUnder !== target.journalId) return unknownOutcome;
         await call.onAttach(target);
@@ -89,25 +87,29 @@ export class SandboxClient {
     }
   }
 
+  async #ensure(call: Dispatch, deadlineAtMs: number, signal: AbortSignal): Promise<EnsureSandboxReply> {
+    const updates = this.#bus.requestMany<EnsureSandboxUpdate>(
+      commandSubject('sandbox', call.ensure.sessionId, 'ensure'),
+      call.ensure,
+      { silenceMs: LINK_SILENCE_MS, deadlineAtMs },
+    );
+    for await (const update of untilAborted(updates, signal)) {
+      if (update.kind === 'ready') return { sandboxId: update.sandboxId, journalId: update.journalId };
+      if (update.reason !== null) call.onWaiting(update.reason);
+    }
+    throw new AppError('unavailable', 'sandbox.starting', 'The sandbox is still starting.');
+  }
+
   async #exec(sandboxId: string, body: ExecBody, signal: AbortSignal, onAlive: () => void): Promise<ToolOutcome> {
     const replies = this.#bus.requestMany<ExecReply>(sandboxLinkSubject(sandboxId, 'exec'), body, {
       silenceMs: LINK_SILENCE_MS,
       deadlineAtMs: Date.now() + body.timeoutMs + 60_000,
     });
-    const aborted = new Promise<never>((_resolve, reject) => {
-      signal.addEventListener('abort', () => reject(signal.reason), { once: true });
-    });
-    aborted.catch(() => undefined);
-    try {
-      for (;;) {
-        const next = await Promise.race([replies.next(), aborted]);
-        if (next.done === true) throw new AppError('unavailable', 'sandbox.link-ended', 'The sandbox broke off.');
-        if (next.value.kind === 'done') return next.value.result;
-        onAlive();
-      }
-    } finally {
-      void replies.return(undefined);
+    for await (const reply of untilAborted(replies, signal)) {
+      if (reply.kind === 'done') return reply.result;
+      onAlive();
     }
+    throw new AppError('unavailable', 'sandbox.link-ended', 'The sandbox broke off.');
   }
 
   /** Stops a call or makes sure that it never starts (a tombstone, T1); null when the sandbox cannot be reached. */
@@ -120,5 +122,22 @@ export class SandboxClient {
       if (isAppError(error) && error.code !== 'sandbox.stale-generation') return null;
       throw error;
     }
+  }
+}
+
+/** What comes until the signal's abort, whose reason is thrown. */
+async function* untilAborted<T>(replies: AsyncGenerator<T>, signal: AbortSignal): AsyncGenerator<T, void> {
+  const aborted = new Promise<never>((_resolve, reject) => {
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+  });
+  aborted.catch(() => undefined);
+  try {
+    for (;;) {
+      const next = await Promise.race([replies.next(), aborted]);
+      if (next.done === true) return;
+      yield next.value;
+    }
+  } finally {
+    void replies.return(undefined);
   }
 }

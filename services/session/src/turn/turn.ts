@@ -31,6 +31,7 @@ import {
   nextStep,
   recordCompaction,
   recordToolResult,
+  reportWaiting,
   type ToolResult,
   type TurnBounds,
 } from '../session/session.decider.ts';
@@ -451,8 +452,17 @@ export class Turn {
       settings.toolTimeoutMs,
       typeof asked === 'number' && asked >= 1 ? Math.trunc(asked) : settings.toolDefaultTimeoutMs,
     );
+    let told: string | null = null;
     const outcome = await tools.sandboxes.exec(
       {
+        onWaiting: (reason) => {
+          if (reason.code === told) return;
+          told = reason.code;
+          // What cannot be told now is told with the next reason, or with the call's own result.
+          void this.#commit((_state, ids) => ({ drafts: [reportWaiting(reason, ids)] })).catch((error: unknown) =>
+            this.#options.logger.warn({ err: error, session: this.session.id }, 'a wait could not be told'),
+          );
+        },
         ensure: {
           workspaceId,
           sessionId: this.session.id,
