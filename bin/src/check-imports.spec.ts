@@ -7,7 +7,7 @@ import { checkImports, edgesOf } from './check-imports.ts';
 let root: string;
 beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), 'holdfast-imports-'));
-  write('package.json', '{"devDependencies":{"@jest/globals":"1"}}');
+  write('package.json', '{"devDependencies":{"@jest/globals":"1","@kubernetes/client-node":"1"}}');
   const houses = { contracts: '"zod":"1"', bus: '"@holdfast/contracts":"1","@nestjs/core":"1"' };
   for (const [name, dependencies] of Object.entries(houses))
     write(`libs/${name}/package.json`, `{"dependencies":{${dependencies}}}`);
@@ -34,6 +34,8 @@ describe('the import rules', () => {
     ['services/session/src/a.int.spec.ts', `import '../../../bin/src/demo.ts';`],
     ['services/sandbox/src/a.ts', `import '@kubernetes/client-node';`],
     ['bin/src/a.spec.ts', `import '../../services/session/src/config.ts';`],
+    ['k8s/testbed/src/a.ts', `import '@kubernetes/client-node'; import '../../../bin/src/b.ts';`],
+    ['services/sandbox/src/a.k8s.spec.ts', `import '../../../k8s/testbed/src/a.ts';`],
     ['services/dashboard/src/a.tsx', `import 'react'; export const a = <p>from 'x'</p>;`],
     [
       'harnesses/runner/src/a.ts',
@@ -55,6 +57,7 @@ describe('the import rules', () => {
     ['services/session/src/a.ts', `import '../../sandbox/src/b.ts';`, /leaves services\/session/],
     ['services/session/src/a.ts', `import '../../../bin/src/demo.ts';`, /leaves services\/session/],
     ['bin/src/a.ts', `import '../../services/session/src/config.ts';`, /leaves bin/],
+    ['services/sandbox/src/a.ts', `import '../../../k8s/testbed/src/a.ts';`, /leaves services\/sandbox/],
     ['services/session/src/a.ts', `import '@holdfast/testing';`, /may not import/],
     ['services/session/src/a.ts', `import './b.spec.ts';`, /only specs/],
     ['services/session/src/a.ts', `import '@holdfast/bus/src/bus.ts';`, /past the door/],

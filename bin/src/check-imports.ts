@@ -2,7 +2,7 @@ import { globSync, readFileSync } from 'node:fs';
 import { builtinModules } from 'node:module';
 import { dirname, join } from 'node:path';
 import { parseSync } from '@swc/core';
-import { PROJECT_RULES, type ProjectRule, PURE_FILE, SPEC_FILE } from './import-rules.ts';
+import { PROJECT_RULES, type ProjectRule, PURE_FILE, ROOT_PROJECTS, SPEC_FILE } from './import-rules.ts';
 
 /** One import as it stands in a file. */
 interface Edge {
@@ -94,9 +94,9 @@ function judgeRelative(project: Project, file: string, target: string, spec: boo
   }
   // What bin runs before anything is built reads the declarations from their source.
   if (project.folder === 'bin' && found === 'libs/contracts/src/index.ts') return null;
-  // The specs' servers and scripted models live in bin, which has no package to be imported by.
-  if (found.startsWith('bin/src/') && (spec || project.folder === 'libs/testing' || project.folder === 'bench'))
-    return null;
+  // Servers, scripted models and the cluster of the specs have no package to be imported by.
+  const isTool = ROOT_PROJECTS.some((folder) => found.startsWith(`${folder}/src/`));
+  if (isTool && (spec || ['libs/testing', 'bench', ...ROOT_PROJECTS].includes(project.folder))) return null;
   // What docker-compose.yml hands on is held against what each service reads.
   if (project.folder === 'bin' && spec && /^services\/[\w-]+\/src\/config\.ts$/.test(found)) return null;
   return `"${target}" leaves ${project.folder}; import the other project by its name`;
@@ -136,8 +136,9 @@ function projectsOf(root: string, development: ReadonlySet<string>): Project[] {
     for (const folder of globSync(rule.folder, { cwd: root, exclude: (name) => SKIPPED.includes(name) })) {
       if (projects.has(folder)) continue;
       const own = readManifest(root, folder);
-      const declared =
-        folder === 'bin' ? development : new Set(Object.keys({ ...own.dependencies, ...own.devDependencies }));
+      const declared = ROOT_PROJECTS.includes(folder)
+        ? development
+        : new Set(Object.keys({ ...own.dependencies, ...own.devDependencies }));
       projects.set(folder, { folder, name: folder.split('/').at(-1) ?? folder, rule, declared });
     }
   }

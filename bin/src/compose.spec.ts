@@ -145,7 +145,7 @@ describe('the Dockerfiles', () => {
     );
   });
 
-  it.each(dockerfiles)(
+  it.each([...dockerfiles, 'harnesses/runner/Dockerfile'])(
     '%s starts from the Node that everything is tested with, and ends as an ordinary user',
     (path) => {
       expect(validate(read(path))).toEqual([]);

@@ -1,6 +1,6 @@
 /**
- * Who may import whom (the architecture's layers), as data. A project is a folder with a package.json, or `bin`, which
- * belongs to the root's. What no rule allows is refused.
+ * Who may import whom (the architecture's layers), as data. A project is a folder with a package.json, or one of
+ * {@link ROOT_PROJECTS}. What no rule allows is refused.
  */
 export interface ProjectRule {
   /** Folder, or folder with `/*` for each of its folders that has no rule of its own. */
@@ -41,7 +41,12 @@ export const PROJECT_RULES: readonly ProjectRule[] = [
   },
   { folder: 'bench', libs: [...SERVICE_LIBS, 'testing'], refused: [] },
   { folder: 'bin', libs: [...SERVICE_LIBS], refused: [] },
+  // Beside the sandbox service the only one that talks to Kubernetes: it makes the cluster that the service is tested on.
+  { folder: 'k8s/testbed', libs: [], refused: [...NEST, ...PAGES, '@nats-io/*', 'typeorm', 'pg', 'pg-*'] },
 ];
+
+/** Tools without a package of their own: they use the root's, and each other's code by its path. */
+export const ROOT_PROJECTS: readonly string[] = ['bin', 'k8s/testbed'];
 
 /** Files whose code does no I/O by their role suffix: they import contracts, each other's kind, and types. */
 export const PURE_FILE = /\.(?:decider|state|view|manifest|observe)\.ts$/;

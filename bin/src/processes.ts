@@ -169,6 +169,26 @@ export interface ProcessPlan {
   readonly fingerprint: string;
 }
 
+/** Starts a process in a group of its own, with its output in its log, and records it. It outlives who starts it. */
+export function startRecorded(plan: ProcessPlan, run: RunFolder): ChildProcess {
+  const file = run.logFile(plan.name);
+  if (existsSync(file) && statSync(file).size > MAX_LOG_BYTES) renameSync(file, `${file}.1`);
+  const log = openSync(file, 'a', 0o600);
+  const { uid, gid } = plan;
+  const child = spawn(plan.command, [...plan.args], {
+    cwd: plan.cwd,
+    env: { ...plan.env, [MARK]: run.mark(plan.name, plan.fingerprint) },
+    stdio: ['ignore', log, log],
+    // A group of its own: a Ctrl-C in the terminal stops the supervisor, which stops the rest in order.
+    detached: true,
+    ...(uid === undefined ? {} : { uid }),
+    ...(gid === undefined ? {} : { gid }),
+  });
+  closeSync(log);
+  if (child.pid !== undefined) run.record(plan.name, child.pid, plan.fingerprint);
+  return child;
+}
+
 const FIRST_BACKOFF_MS = 100;
 const MAX_BACKOFF_MS = 5_000;
 const STEADY_MS = 10_000;
@@ -240,27 +260,11 @@ export class Keeper {
   }
 
   #spawn(): Promise<string> {
-    const file = this.#run.logFile(this.plan.name);
-    if (existsSync(file) && statSync(file).size > MAX_LOG_BYTES) renameSync(file, `${file}.1`);
-    const log = openSync(file, 'a', 0o600);
-    const { uid, gid } = this.plan;
-    const child: ChildProcess = spawn(this.plan.command, [...this.plan.args], {
-      cwd: this.plan.cwd,
-      env: { ...this.plan.env, [MARK]: this.#run.mark(this.plan.name, this.plan.fingerprint) },
-      stdio: ['ignore', log, log],
-      // A group of its own: a Ctrl-C in the terminal stops the supervisor, which stops the rest in order.
-      detached: true,
-      ...(uid === undefined ? {} : { uid }),
-      ...(gid === undefined ? {} : { gid }),
-    });
-    closeSync(log);
+    const child = startRecorded(this.plan, this.#run);
+    this.#pid = child.pid ?? null;
     return new Promise((resolve) => {
       child.once('error', (error) => resolve(error.message));
       child.once('exit', (code, signal) => resolve(signal ?? `exit ${code}`));
-      if (child.pid !== undefined) {
-        this.#pid = child.pid;
-        this.#run.record(this.plan.name, child.pid, this.plan.fingerprint);
-      }
     });
   }
 }

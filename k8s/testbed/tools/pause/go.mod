@@ -1,0 +1,3 @@
+module holdfast/testbed/pause
+
+go 1.26.0
