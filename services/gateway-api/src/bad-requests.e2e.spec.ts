@@ -165,6 +165,13 @@ const bodies: readonly (readonly [path: (own: Own) => string, valid: (own: Own) 
       config: {
         type: 'cloud',
         networking: { type: 'limited', allowed_hosts: ['example.com'], allow_mcp_servers: true },
+        x_sandbox: {
+          image: 'python:3.13',
+          cpu_millis: 500,
+          node_selector: { disk: 'ssd' },
+          tolerations: [{ key: 'gpu', operator: 'Exists' }],
+          workspace: 'ephemeral',
+        },
       },
     }),
   ],
@@ -362,7 +369,16 @@ const badId = fc.oneof(
 
 const wrongPlace: fc.Arbitrary<Bad> = fc
   .record({
-    kind: fc.constantFrom('agents', 'environments', 'sessions', 'models', 'nothing', 'x/api_keys'),
+    kind: fc.constantFrom(
+      'agents',
+      'environments',
+      'sessions',
+      'models',
+      'nothing',
+      'x/api_keys',
+      'x/sandboxes',
+      'x/sandbox_pools',
+    ),
     id: badId,
     rest: fc.constantFrom(
       '',
@@ -393,7 +409,7 @@ const badPages = [
   '%00',
   'sevt_none',
   'A'.repeat(5_000),
-  ...['agents', 'environments', 'sessions', 'events', 'agent_versions', 'api_keys'].flatMap((list) => [
+  ...['agents', 'environments', 'sessions', 'events', 'agent_versions', 'api_keys', 'sandboxes'].flatMap((list) => [
     token([list, 'desc', { t: 1, i: '\u0000', d: 'next' }]),
     token([list, 'desc', { t: 1e300, i: 'a', d: 'next' }]),
     token([list, 'asc', { s: 2 ** 31 }]),
@@ -420,6 +436,8 @@ const badQuery: fc.Arbitrary<Bad> = fc
       '/v1/sessions/@session@/events',
       '/v1/agents/@agent@/versions',
       '/v1/x/api_keys',
+      '/v1/x/sandboxes',
+      '/v1/x/sandbox_pools',
     ].map((path): [string, string[]] => [
       path,
       [
@@ -460,6 +478,7 @@ const badQuery: fc.Arbitrary<Bad> = fc
         ...['-1', '1.5', '99999999', '1e9', 'abc', 'sevt_none', '%00', '0&after=0'].map((one) => `after=${one}`),
       ],
     ],
+    ['/v1/x/sandboxes', ['status[]=lost', 'status=%00', 'session_id=a&session_id=b', 'environment_id=%00']],
     ['/v1/sessions/@session@/x/timeline', ['after=-5', 'after=x', 'after=4294967296', 'limit=0', 'limit=1001']],
   )
   .chain(([path, queries]) =>

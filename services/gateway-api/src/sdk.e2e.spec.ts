@@ -108,7 +108,16 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
     const made = await beta.environments.create({ name: `more-${agent.id}`, config: { type: 'cloud', networking } });
     expect(made.config).toMatchObject({ type: 'cloud', networking });
     const changed = await beta.environments.update(made.id, { description: 'for a spec' });
-    expect(await beta.environments.retrieve(made.id)).toEqual(changed);
+    // What the contract does not know goes through the SDK and comes back, also when its own answer is sent again.
+    const x_sandbox = { pool_size: 2, node_selector: { disk: 'ssd' } };
+    const pooled = await beta.environments.update(made.id, { config: { type: 'cloud', x_sandbox } as never });
+    expect(pooled.config).toMatchObject({ networking, x_sandbox: { ...x_sandbox, image: null, workspace: 'volume' } });
+    expect(await beta.environments.update(made.id, { config: pooled.config as never })).toEqual(pooled);
+    expect(await beta.environments.update(made.id, { config: { type: 'cloud', x_sandbox: null } as never })).toEqual({
+      ...changed,
+      updated_at: expect.any(String),
+    });
+    expect((await beta.environments.retrieve(made.id)).config).toEqual(changed.config);
     const listed = await all(beta.environments.list({ limit: 1 }));
     expect(listed.map((one) => one.id)).toEqual(expect.arrayContaining([made.id, environment.id]));
     expect((await beta.environments.archive(made.id)).archived_at).not.toBeNull();

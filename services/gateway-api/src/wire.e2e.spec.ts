@@ -4,12 +4,18 @@ import {
   type Agent,
   agentResource,
   apiKeyResource,
+  DEFAULT_SANDBOX,
   type Environment,
   environmentResource,
   modelResource,
   platformStatus,
   primaryThreadId,
+  SANDBOX_HINTS,
+  type Sandbox,
+  type SandboxPool,
   type Session,
+  sandboxPoolResource,
+  sandboxResource,
   sessionEventResource,
   sessionResourceSchema,
   threadResource,
@@ -25,6 +31,7 @@ import {
   userMessage,
 } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import pg from 'pg';
 import { z } from 'zod';
 
 /** Everything the contract says of the API, asked of the whole platform; the SDKs' own flows are in sdk.e2e. */
@@ -271,6 +278,183 @@ describe('environments', () => {
     expect(await failure(`/v1/environments/${environment.id}`, { method: 'DELETE' })).toMatchObject({ status: 409 });
     expect(await client.json(at, { method: 'DELETE' })).toEqual({ id: made.id, type: 'environment_deleted' });
   }, 20_000);
+});
+
+describe('the sandbox settings of an environment', () => {
+  it('are taken in parts, answered whole, kept by an update, and reset by null', async () => {
+    const made = await newEnvironment({ config: { type: 'cloud', x_sandbox: { pool_size: 3, image: 'python:3.13' } } });
+    expect(made.config.x_sandbox).toEqual({ ...DEFAULT_SANDBOX, pool_size: 3, image: 'python:3.13' });
+    const at = `/v1/environments/${made.id}`;
+    const update = (x_sandbox: object | null): Promise<Environment> =>
+      client.json(at, { json: { config: { type: 'cloud', x_sandbox } } });
+    expect(await update({})).toEqual(made);
+    expect(await client.json(at, { json: {} })).toEqual(made);
+    expect((await update({ idle_seconds: 60 })).config.x_sandbox).toMatchObject({ pool_size: 3, idle_seconds: 60 });
+    expect((await update(null)).config.x_sandbox).toEqual(DEFAULT_SANDBOX);
+    expect(await client.json<Environment>(at)).toMatchObject({ config: { x_sandbox: DEFAULT_SANDBOX } });
+  }, 20_000);
+
+  it.each<[string, object]>([
+    ['config.x_sandbox.pool_size: Too big: expected number to be <=200', { pool_size: 201 }],
+    [
+      'config.x_sandbox.node_selector: must have at most 16 labels',
+      { node_selector: Object.fromEntries(Array.from({ length: 17 }, (_, n) => [`label-${n}`, 'x'])) },
+    ],
+    ['must be a Kubernetes label key', { node_selector: { 'a b': 'x' } }],
+    ['config.x_sandbox.image: must be an image reference', { image: 'python 3.13' }],
+    ['config.x_sandbox: Unrecognized key: "privileged"', { privileged: true }],
+  ])('are refused with: %s', async (message, x_sandbox) => {
+    const json = { name: 'refused', config: { type: 'cloud', x_sandbox } };
+    for (const path of ['/v1/environments', `/v1/environments/${environment.id}`]) {
+      const answer = await failure(path, { json });
+      expect(answer).toMatchObject({ status: 400, type: 'invalid_request_error' });
+      expect(answer.message).toContain(message);
+    }
+  });
+});
+
+describe('sandboxes', () => {
+  const list = async (query = ''): Promise<readonly Sandbox[]> =>
+    (await client.json<Page<Sandbox>>(`/v1/x/sandboxes?limit=100${query}`)).data;
+  let database: pg.Client;
+  let real: Sandbox;
+  let pooled: Environment;
+  const other = 'wrkspc_elsewhere';
+  /** As a sandbox service on a cluster records it. */
+  const record = (columns: Readonly<Record<string, unknown>> & { readonly id: string }): Promise<unknown> => {
+    const row: Record<string, unknown> = {
+      workspace_id: 'wrkspc_default',
+      session_id: `sesn_${columns.id}`,
+      environment_id: pooled.id,
+      environment: '{}',
+      provider: 'kubernetes',
+      ...columns,
+    };
+    const given = Object.keys(row);
+    return database.query(
+      `insert into sandboxes (${given.join(', ')}) values (${given.map((_, n) => `$${n + 1}`).join(', ')})`,
+      Object.values(row),
+    );
+  };
+  beforeAll(async () => {
+    database = new pg.Client({ connectionString: platform.databaseUrl });
+    await database.connect();
+    pooled = await newEnvironment({ config: { type: 'cloud', x_sandbox: { pool_size: 5 } } });
+    const session = await client.session();
+    await send(session, userMessage('RUN[true]'));
+    await client.untilIdle(session, 30_000);
+    const [found] = await list(`&session_id=${session}`);
+    if (found === undefined) throw new Error('The session has no sandbox.');
+    real = found;
+  }, 60_000);
+  afterAll(() => database.end());
+
+  it('are shown with each key, of every provider and in every state, and why they are not ready', async () => {
+    sandboxResource.parse(real);
+    expect(real).toMatchObject({ status: 'ready', provider: 'local', reason: null, pod: null, node: null });
+    expect(await client.json(`/v1/x/sandboxes/${real.id}`)).toEqual(real);
+    const since = new Date().toISOString();
+    await record({
+      id: 'sbx_stuck',
+      status: 'starting',
+      launch: 'cold',
+      namespace: 'holdfast-default',
+      reason: { code: 'unschedulable', message: '0/2 nodes are available', since },
+    });
+    await record({
+      id: 'sbx_warm',
+      status: 'ready',
+      launch: 'warm',
+      pod: 'pool-abc',
+      node: 'node-1',
+      claimed_at: since,
+      ready_at: since,
+    });
+    await record({ id: 'sbx_old', status: 'ready', claimed_at: new Date(Date.now() - 61_000) });
+    await record({ id: 'sbx_failed', status: 'failed', reason: { code: null, message: 'no room on the disk', since } });
+    await record({ id: 'sbx_gone', status: 'destroyed', claimed_at: since });
+    for (const one of await list()) sandboxResource.parse(one);
+    expect(await client.json('/v1/x/sandboxes/sbx_stuck')).toMatchObject({
+      reason: {
+        code: 'unschedulable',
+        message: '0/2 nodes are available',
+        hint: SANDBOX_HINTS.unschedulable,
+        since,
+      },
+    });
+    expect(await client.json('/v1/x/sandboxes/sbx_failed')).toMatchObject({ reason: { code: null, hint: null } });
+    expect(await client.json('/v1/x/sandboxes/sbx_warm')).toMatchObject({ pod: 'pool-abc', node: 'node-1' });
+  });
+
+  it('are listed newest first, by session, environment and state, and the destroyed where they are asked for', async () => {
+    const ids = async (query: string): Promise<string[]> => (await list(query)).map(({ id }) => id);
+    const alive = ['sbx_failed', 'sbx_old', 'sbx_warm', 'sbx_stuck'];
+    expect(await ids('')).toEqual([...alive, real.id]);
+    expect(await ids(`&environment_id=${pooled.id}`)).toEqual(alive);
+    expect(await ids('&session_id=sesn_sbx_warm')).toEqual(['sbx_warm']);
+    expect(await ids('&status[]=starting&status[]=failed')).toEqual(['sbx_failed', 'sbx_stuck']);
+    expect(await ids('&status[]=destroyed')).toEqual(['sbx_gone']);
+    expect(await ids('&status[]=destroyed&status[]=starting')).toEqual(['sbx_gone', 'sbx_stuck']);
+    const walked: string[] = [];
+    for (let page: string | null = ''; page !== null; ) {
+      const answer: Page<Sandbox> = await client.json(`/v1/x/sandboxes?limit=2${page === '' ? '' : `&page=${page}`}`);
+      walked.push(...answer.data.map(({ id }) => id));
+      page = answer.next_page;
+    }
+    expect(walked).toEqual([...alive, real.id]);
+    expect(await failure('/v1/x/sandboxes?status[]=lost')).toMatchObject({ status: 400 });
+  });
+
+  it('have a timeline', async () => {
+    const { data } = timelinePage.parse(await client.json(`/v1/x/sandboxes/${real.id}/timeline`));
+    expect(data.map(({ type }) => type)).toEqual(['sandbox.requested', 'sandbox.ready']);
+    expect(timelinePage.parse(await client.json(`/v1/x/sandboxes/${real.id}/timeline?limit=1`)).next_after).toBe(1);
+  });
+
+  it('are counted by pool: those that are asked for, and those that are still there', async () => {
+    const pools = async (): Promise<Record<string, SandboxPool>> => {
+      const { data } = await client.json<Page<SandboxPool>>('/v1/x/sandbox_pools');
+      return Object.fromEntries(data.map((pool) => [pool.environment_id, sandboxPoolResource.parse(pool)]));
+    };
+    expect((await pools())[pooled.id]).toEqual({
+      type: 'sandbox_pool',
+      environment_id: pooled.id,
+      environment_name: pooled.name,
+      size: 5,
+      ready: 0,
+      claims_per_minute: 2,
+      waiting: 1,
+      reason: null,
+      observed_at: null,
+    });
+    const reason = { code: 'quota-exceeded', message: 'pods: 20/20' };
+    const observe = (environmentId: string, ready: number) =>
+      database.query(
+        'insert into sandbox_pools (environment_id, workspace_id, size, ready, reason) values ($1, $2, 5, $3, $4)',
+        [environmentId, 'wrkspc_default', ready, reason],
+      );
+    const retired = await newEnvironment({ config: { type: 'cloud', x_sandbox: { pool_size: 2 } } });
+    await client.json(`/v1/environments/${retired.id}/archive`, { method: 'POST' });
+    expect(await pools()).not.toHaveProperty(retired.id);
+    await observe(retired.id, 1);
+    await observe(pooled.id, 4);
+    expect(await pools()).toMatchObject({
+      [retired.id]: { size: 0, ready: 1 },
+      [pooled.id]: { size: 5, ready: 4, reason, observed_at: expect.stringMatching(/^20.+Z$/) },
+    });
+    expect(await pools()).not.toHaveProperty(environment.id);
+  });
+
+  it('of another workspace do not exist', async () => {
+    const foreign = new TestClient({ apiUrl: platform.apiUrl, apiKey: await platform.secondWorkspace() });
+    await record({ id: 'sbx_theirs', status: 'ready', workspace_id: other });
+    for (const id of [real.id, 'sbx_theirs', 'sbx_none'])
+      for (const path of [`/v1/x/sandboxes/${id}`, `/v1/x/sandboxes/${id}/timeline`])
+        expect((await foreign.api(path)).status).toBe(404);
+    expect((await failure('/v1/x/sandboxes/sbx_theirs')).status).toBe(404);
+    for (const path of ['/v1/x/sandboxes', `/v1/x/sandboxes?session_id=${real.session_id}`, '/v1/x/sandbox_pools'])
+      expect(await foreign.json(path)).toMatchObject({ data: [] });
+  });
 });
 
 describe('what is known and not built', () => {

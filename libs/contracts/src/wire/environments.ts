@@ -43,17 +43,20 @@ const labelValue = z
 const dnsName = z
   .string()
   .max(253)
-  .regex(/^[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?$/, 'must be a lower-case DNS name');
+  .regex(/^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*$/, 'must be a lower-case DNS name');
 const imageName = z
   .string()
   .max(512)
   .regex(/^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$/, 'must be an image reference');
-const toleration = z.strictObject({
-  key: labelKey.optional(),
-  operator: z.enum(['Exists', 'Equal']).optional(),
-  value: labelValue.optional(),
-  effect: z.enum(['NoSchedule', 'PreferNoSchedule', 'NoExecute']).optional(),
-});
+const toleration = z
+  .strictObject({
+    key: labelKey.optional(),
+    operator: z.enum(['Exists', 'Equal']).optional(),
+    value: labelValue.optional(),
+    effect: z.enum(['NoSchedule', 'PreferNoSchedule', 'NoExecute']).optional(),
+  })
+  .refine(({ key, operator }) => key !== undefined || operator === 'Exists', 'without a key must have operator Exists')
+  .refine(({ operator, value }) => operator !== 'Exists' || !value, 'with operator Exists must have no value');
 const workspaceKind = z.enum(['volume', 'ephemeral']);
 const sandboxMembers = {
   image: imageName.nullable(),

@@ -45,7 +45,7 @@ const timelineEntry = z.strictObject({
 });
 export type TimelineEntry = DeepReadonly<z.infer<typeof timelineEntry>>;
 
-/** `GET /v1/sessions/{id}/x/timeline`: a session's log as it is stored, internal events too. */
+/** `GET /v1/sessions/{id}/x/timeline` and of sandboxes: a log as it is stored, internal events too. */
 export const timelinePage = z.strictObject({
   data: z.array(timelineEntry),
   /** The version to go on after; null at the end of the log. */

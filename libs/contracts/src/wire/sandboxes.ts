@@ -56,7 +56,8 @@ export const sandboxPoolResource = z.strictObject({
   waiting: z.int(),
   /** Why it is not full; null when it is, or fills. */
   reason: z.strictObject({ code: z.enum(SANDBOX_REASONS), message: z.string() }).nullable(),
-  observed_at: timestamp,
+  /** When `ready` and `reason` were looked at; null while nothing has, as where the provider keeps no pools. */
+  observed_at: timestamp.nullable(),
 });
 export type SandboxPool = DeepReadonly<z.infer<typeof sandboxPoolResource>>;
 

@@ -4,6 +4,10 @@ import {
   AppError,
   type Environment,
   type Page,
+  SANDBOX_HINTS,
+  SANDBOX_STATUSES,
+  type Sandbox,
+  type SandboxPool,
   SESSION_STATUSES,
   type Session,
   type SessionView,
@@ -15,6 +19,14 @@ import type { Query, TimeRange } from '../http/query.ts';
 
 const DEFAULT_PAGE = 20;
 const MICROS = `(extract(epoch from created_at) * 1000000)::bigint`;
+const iso = (column: string): string => `to_char(${column} at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`;
+
+/** A sandbox as JSON; what is to be done about its reason is no part of the row. */
+const SANDBOX = `jsonb_build_object('id', id, 'type', 'sandbox', 'session_id', session_id, 'environment_id', environment_id,
+  'context_key', context_key, 'provider', provider, 'isolation', isolation, 'status', status, 'reason', reason,
+  'incarnation', incarnation, 'launch', launch, 'namespace', namespace, 'pod', pod, 'node', node,
+  'created_at', ${iso('created_at')}, 'ready_at', ${iso('ready_at')}, 'updated_at', ${iso('updated_at')})`;
+type SandboxItem = Omit<Sandbox, 'reason'> & { readonly reason: Omit<NonNullable<Sandbox['reason']>, 'hint'> | null };
 
 interface ListQuery {
   readonly list: ListName;
@@ -126,7 +138,6 @@ export class CatalogueReader {
   }
 
   apiKeys(workspaceId: string, query: Query): Promise<Page<ApiKeyResource>> {
-    const iso = (column: string): string => `to_char(${column} at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`;
     return this.#list<ApiKeyResource>({
       list: 'api_keys',
       table: 'api_keys',
@@ -173,6 +184,56 @@ export class CatalogueReader {
     });
     const now = new Date().toISOString();
     return { ...page, data: page.data.map((view) => sessionResource(view, now)) };
+  }
+
+  async sandbox(workspaceId: string, id: string): Promise<Sandbox> {
+    const { rows } = await this.#pool.query<{ item: SandboxItem }>(
+      `select ${SANDBOX} as item from sandboxes where id = $1 and workspace_id = $2`,
+      [id, workspaceId],
+    );
+    return withHint(found(rows[0]?.item, 'sandbox', id));
+  }
+
+  async sandboxes(workspaceId: string, query: Query): Promise<Page<Sandbox>> {
+    const where = ['workspace_id = $1'];
+    const values: unknown[] = [workspaceId];
+    for (const column of ['session_id', 'environment_id']) {
+      const id = query.one(column);
+      if (id !== undefined) where.push(`${column} = $${values.push(id)}`);
+    }
+    const statuses = query.choices('status', SANDBOX_STATUSES);
+    if (statuses.length > 0) where.push(`status = any ($${values.push(statuses)})`);
+    if (!statuses.includes('destroyed')) where.push(`status <> 'destroyed'`);
+    const page = await this.#list<SandboxItem>({
+      list: 'sandboxes',
+      table: 'sandboxes',
+      column: SANDBOX,
+      where,
+      values,
+      order: 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
+    return { ...page, data: page.data.map(withHint) };
+  }
+
+  sandboxPools(workspaceId: string, query: Query): Promise<Page<SandboxPool>> {
+    return this.#list<SandboxPool>({
+      list: 'sandbox_pools',
+      table: `(select e.id, e.workspace_id, e.name, e.created_at, p.ready, p.reason, p.observed_at,
+          case when e.archived_at is null then coalesce((e.resource->'config'->'x_sandbox'->>'pool_size')::integer, 0) else 0 end as size
+        from environments e left join sandbox_pools p on p.environment_id = e.id) as pools`,
+      column: `jsonb_build_object('type', 'sandbox_pool', 'environment_id', id, 'environment_name', name, 'size', size,
+        'ready', coalesce(ready, 0), 'reason', reason, 'observed_at', ${iso('observed_at')},
+        'claims_per_minute', (select count(*) from sandboxes s
+          where s.environment_id = pools.id and s.claimed_at > now() - interval '1 minute'),
+        'waiting', (select count(*) from sandboxes s where s.environment_id = pools.id and s.status = 'starting'))`,
+      where: ['workspace_id = $1', '(size > 0 or ready > 0)'],
+      values: [workspaceId],
+      order: 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
   }
 
   /** Rows by (created_at, id), one more than asked for to know whether the list goes on. */
@@ -222,6 +283,11 @@ function filters(
   }
   if (!includeArchived) where.push('archived_at is null');
   return { where, values };
+}
+
+function withHint({ reason, ...sandbox }: SandboxItem): Sandbox {
+  if (reason === null) return { ...sandbox, reason };
+  return { ...sandbox, reason: { ...reason, hint: reason.code === null ? null : SANDBOX_HINTS[reason.code] } };
 }
 
 function found<T>(value: T | undefined, what: string, id: string): T {

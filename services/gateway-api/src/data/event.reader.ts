@@ -6,6 +6,7 @@ import {
   QUEUED_TYPES,
   type StoredEvent,
   streamOf,
+  type TimelinePage,
   WIRE_LOG_TYPES,
   type WireEvent,
   wireFrame,
@@ -19,6 +20,7 @@ import { durableFrame } from '../stream/sse-frame.ts';
 import type { ContentBlobs } from './content.blobs.ts';
 
 const DEFAULT_PAGE = 100;
+const TIMELINE_PAGE = 200;
 const OPERATORS = { gt: '>', gte: '>=', lt: '<', lte: '<=' } as const;
 const WIRE_TYPES: ReadonlySet<string> = new Set(WIRE_LOG_TYPES);
 const STAMPED_TYPES = WIRE_LOG_TYPES.filter((type) => !QUEUED_TYPES.includes(type));
@@ -170,9 +172,21 @@ export class EventReader {
     return version;
   }
 
-  /** The log as it is, internal events too. */
-  async timeline(sessionId: string, afterVersion: number, limit: number): Promise<readonly StoredEvent[]> {
-    return this.#log.readStream(streamOf('session', sessionId), { afterVersion, limit });
+  /** One page of a stream's log as it is, internal events too. */
+  async timeline(streamId: string, query: Query): Promise<TimelinePage> {
+    const afterVersion = query.integer('after', { min: 0, max: 2 ** 31 - 1 }) ?? 0;
+    const limit = query.limit(TIMELINE_PAGE, 1_000);
+    const page = await this.#log.readStream(streamId, { afterVersion, limit: limit + 1 });
+    const data = page.slice(0, limit).map(({ id, version, type, schemaVersion, recordedAt, data: body, metadata }) => ({
+      id,
+      version,
+      type,
+      schema_version: schemaVersion,
+      recorded_at: recordedAt,
+      data: body,
+      metadata,
+    }));
+    return { data, next_after: page.length > limit ? (data[data.length - 1]?.version ?? null) : null };
   }
 }
 

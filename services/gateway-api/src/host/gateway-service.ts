@@ -27,6 +27,7 @@ import { catalogueOperations } from '../operations/catalogue.operations.ts';
 import { NOT_BUILT } from '../operations/not-built.ts';
 import type { Operation } from '../operations/operation.ts';
 import { platformOperations } from '../operations/platform.operations.ts';
+import { sandboxOperations } from '../operations/sandbox.operations.ts';
 import { sessionOperations } from '../operations/session.operations.ts';
 import { StreamHub } from '../stream/stream-hub.ts';
 
@@ -97,6 +98,7 @@ export class GatewayService {
     const operations = [
       ...catalogueOperations({ reader, commands, models }),
       ...sessionOperations({ reader, events, commands, models, streams, blobs: content }),
+      ...sandboxOperations({ reader, events }),
       ...platformOperations({
         reader,
         commands,
@@ -212,8 +214,9 @@ function parseBody(one: Operation, body: unknown): unknown {
   throw new AppError('invalid', fault.code, fault.message, { details: { errorCode: 'invalid_metadata' } });
 }
 
-/** Of a union's alternatives the one that came furthest says most. */
+/** Of a union's alternatives the one that came furthest says most; of a key what is wrong with it. */
 function faultOf(issue: z.core.$ZodIssue): string {
+  if (issue.code === 'invalid_key') return issue.issues[0]?.message ?? issue.message;
   if (issue.code !== 'invalid_union' || issue.errors.length === 0) return issue.message;
   const best = [...issue.errors].sort((a, b) => depth(b) - depth(a))[0]?.[0];
   return best === undefined

@@ -2,7 +2,16 @@ import { AppError } from '@holdfast/contracts';
 import { z } from 'zod';
 
 /** The list that a cursor was made for; another list refuses it. */
-const listName = z.enum(['agents', 'agent_versions', 'environments', 'sessions', 'events', 'api_keys']);
+const listName = z.enum([
+  'agents',
+  'agent_versions',
+  'environments',
+  'sessions',
+  'events',
+  'api_keys',
+  'sandboxes',
+  'sandbox_pools',
+]);
 export type ListName = z.infer<typeof listName>;
 export type Order = 'asc' | 'desc';
 

@@ -2,6 +2,7 @@ import { describe, expect, it } from '@jest/globals';
 import { Validator } from '@seriousme/openapi-schema-validator';
 import { catalogueOperations } from '../operations/catalogue.operations.ts';
 import { platformOperations } from '../operations/platform.operations.ts';
+import { sandboxOperations } from '../operations/sandbox.operations.ts';
 import { sessionOperations } from '../operations/session.operations.ts';
 import { openApiDocument } from './openapi.ts';
 
@@ -16,6 +17,7 @@ interface Document {
 const operations = [
   ...catalogueOperations({} as never),
   ...sessionOperations({} as never),
+  ...sandboxOperations({} as never),
   ...platformOperations({} as never),
 ];
 const document = openApiDocument(operations) as Document;

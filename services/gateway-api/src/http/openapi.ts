@@ -7,7 +7,10 @@ import {
   jsonValue,
   LIMITS,
   modelResource,
+  SANDBOX_STATUSES,
   SESSION_STATUSES,
+  sandboxPoolResource,
+  sandboxResource,
   sessionEventResource,
   sessionResourceSchema,
   threadResource,
@@ -26,6 +29,8 @@ const SHARED: Readonly<Record<string, z.ZodType>> = {
   EventDelta: eventDeltaFrame,
   Model: modelResource,
   ApiKey: apiKeyResource,
+  Sandbox: sandboxResource,
+  SandboxPool: sandboxPoolResource,
 };
 
 const text = { type: 'string' };
@@ -47,6 +52,9 @@ const QUERY: Readonly<Record<string, object>> = {
   version: { type: 'integer', minimum: 1 },
   agent_id: text,
   agent_version: { type: 'integer', minimum: 1 },
+  session_id: text,
+  environment_id: text,
+  'status[]': listOf(...SANDBOX_STATUSES),
   'statuses[]': listOf(...SESSION_STATUSES),
   'types[]': { type: 'array', items: text },
   'event_deltas[]': listOf('agent.message', 'agent.thinking'),

@@ -16,7 +16,7 @@ import {
   sendEventsBody,
   sessionEventResource,
   sessionResourceSchema,
-  type TimelinePage,
+  streamOf,
   threadResource,
   timelinePage,
   updateSessionBody,
@@ -32,7 +32,6 @@ import { pathId } from './catalogue.operations.ts';
 import { type Operation, operation } from './operation.ts';
 
 const DEFAULT_ENVIRONMENT = 'default';
-const TIMELINE_PAGE = 200;
 const CREATED_AT = ['created_at[gt]', 'created_at[gte]', 'created_at[lt]', 'created_at[lte]'];
 
 const sentEvents = z.strictObject({ data: z.array(sessionEventResource) });
@@ -335,24 +334,10 @@ export function sessionOperations(parts: {
       summary: 'The session’s log as it is stored, internal events too.',
       answer: timelinePage,
       query: ['after', 'limit'],
-      handle: async (exchange): Promise<TimelinePage> => {
+      handle: async (exchange) => {
         const id = pathId(exchange, 'session');
         await reader.sessionView(exchange.principal.workspaceId, id);
-        const after = exchange.query.integer('after', { min: 0, max: 2 ** 31 - 1 }) ?? 0;
-        const limit = exchange.query.limit(TIMELINE_PAGE, 1_000);
-        const page = await events.timeline(id, after, limit + 1);
-        const data = page
-          .slice(0, limit)
-          .map(({ id: eventId, version, type, schemaVersion, recordedAt, data: body, metadata }) => ({
-            id: eventId,
-            version,
-            type,
-            schema_version: schemaVersion,
-            recorded_at: recordedAt,
-            data: body,
-            metadata,
-          }));
-        return { data, next_after: page.length > limit ? (data[data.length - 1]?.version ?? null) : null };
+        return events.timeline(streamOf('session', id), exchange.query);
       },
     }),
   ];

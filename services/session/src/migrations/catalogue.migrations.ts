@@ -85,4 +85,14 @@ alter table sessions add column needs_action boolean not null
 create index sessions_needing_action on sessions (workspace_id, created_at, id) where needs_action;
 `,
   },
+  {
+    // Answers have every member of an environment's configuration; those from before this one are given it.
+    name: 'EnvironmentSandboxes1764000103000',
+    sql: `
+update environments set resource = jsonb_set(resource, '{config,x_sandbox}', '{"image": null, "cpu_millis": null,
+  "memory_mib": null, "runtime_class": null, "node_selector": {}, "tolerations": [], "workspace": "volume",
+  "workspace_mib": null, "storage_class": null, "pool_size": 0, "idle_seconds": null, "max_lifetime_seconds": null}')
+where not resource->'config' ? 'x_sandbox';
+`,
+  },
 ];

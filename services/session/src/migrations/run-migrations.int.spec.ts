@@ -2,11 +2,13 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { backup, restore } from '@holdfast/event-store';
+import { DEFAULT_SANDBOX, type Environment } from '@holdfast/contracts';
+import { backup, MIGRATIONS_TABLE, restore } from '@holdfast/event-store';
 import { type TestDatabase, testDatabase } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import pg from 'pg';
 import { z } from 'zod';
+import { createEnvironment } from '../catalogue/environment.decider.ts';
 import { bootstrap } from './bootstrap.ts';
 import { runMigrations } from './run-migrations.ts';
 
@@ -73,6 +75,27 @@ describe('the roles', () => {
     await expectRefused('observer', 'select token_hash from sandboxes');
     await expectRefused('observer', 'select 1 from api_keys');
     await expectRefused('observer', 'delete from relay_checkpoint');
+  });
+});
+
+describe('an environment from before it had sandbox settings', () => {
+  it('is given them', async () => {
+    const at = '2026-01-01T00:00:00.000Z';
+    const made = createEnvironment('env_old', { name: 'old' }, at);
+    const { x_sandbox: _later, ...config } = made.config;
+    await asRole(null, async (client) => {
+      await client.query(
+        `insert into environments (id, workspace_id, name, resource, created_at) values ($1, 'wrkspc_default', $2, $3, $4)`,
+        [made.id, made.name, { ...made, config }, at],
+      );
+      await client.query(`delete from ${MIGRATIONS_TABLE} where name = 'EnvironmentSandboxes1764000103000'`);
+    });
+    await runMigrations(database.url, repository('services/sandbox/migrations'));
+    const { rows } = await asRole(null, (client) =>
+      client.query<{ resource: Environment }>('select resource from environments order by id = $1', [made.id]),
+    );
+    expect(rows.at(-1)).toEqual({ resource: made });
+    expect(rows.map(({ resource }) => resource.config.x_sandbox)).toEqual(rows.map(() => DEFAULT_SANDBOX));
   });
 });
 
