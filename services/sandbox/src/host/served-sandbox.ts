@@ -14,7 +14,8 @@ import {
 import type { BlobStore } from '@holdfast/event-store';
 import type { Logger } from '@holdfast/platform';
 import { EgressProxy } from '../egress/egress-proxy.ts';
-import { Hub } from '../hub/hub.ts';
+import { LocalDoor } from '../hub/local-door.ts';
+import type { RunnerLink } from '../hub/runner-link.ts';
 import type { SandboxProvider, SandboxSpec } from '../provider/sandbox-provider.port.ts';
 import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
 
@@ -57,13 +58,14 @@ function contextId(row: SandboxRow): string | null {
     .slice(0, 32);
 }
 
-/** A sandbox that this replica serves: its hub, its proxy and the subjects that lead to it. */
+/** A sandbox that this replica serves: its door, its link, its proxy and the subjects that lead to it. */
 export class ServedSandbox {
   readonly row: SandboxRow;
   readonly spec: SandboxSpec;
   lastUsedMs = Date.now();
   readonly #parts: ServedParts;
-  #hub: Hub | null = null;
+  #door: LocalDoor | null = null;
+  #link: RunnerLink | null = null;
   #proxy: EgressProxy | null = null;
   #registrations: Registration[] = [];
   #linked: (() => void)[] = [];
@@ -83,10 +85,10 @@ export class ServedSandbox {
   }
 
   get busy(): boolean {
-    return this.#hub?.busy ?? false;
+    return this.#link?.busy ?? false;
   }
   get linked(): boolean {
-    return this.#hub?.linked ?? false;
+    return this.#link?.open ?? false;
   }
 
   get incarnation(): number {
@@ -104,7 +106,7 @@ export class ServedSandbox {
     const { provider, startMs, logger } = this.#parts;
     let running = (await provider.observe(this.spec)) === 'running';
     if (running) {
-      if (this.#hub === null) await this.#open(true);
+      if (this.#door === null) await this.#open(true);
       if (!(await this.#linkedWithin(RELINK_MS))) {
         // It hangs, was stopped, or cannot prove itself: the journal says what it was doing.
         logger.warn({ sandbox: this.row.id }, 'a runner did not dial; its sandbox is started anew');
@@ -121,11 +123,9 @@ export class ServedSandbox {
           'The sandbox was started and its runner did not link.',
         );
     }
-    const hub = this.#live();
-    const { journalId } = hub;
-    if (journalId === null) throw new AppError('defect', 'sandbox.no-journal', 'A link without a journal stands.');
-    await hub.claim(generation);
-    return journalId;
+    const link = this.#live();
+    await link.claim(generation);
+    return link.journalId;
   }
 
   async #open(running: boolean): Promise<void> {
@@ -142,10 +142,9 @@ export class ServedSandbox {
     }
     const linkDir = provider.linkDir(this.spec);
     // The folder is made by the provider before the runner starts; sockets must stand before it dials.
-    const hub = new Hub({
+    const door = new LocalDoor({
       linkDir,
       proof: { tokenHash, publicKey },
-      env,
       record: ({ journalId, publicKey: key }) =>
         store.ready(this.row, {
           journalId,
@@ -153,27 +152,31 @@ export class ServedSandbox {
           isolation: provider.isolation,
           incarnation: this.#incarnation,
         }),
-      onLinked: () => {
+      onLink: (link) => {
+        this.#link = link;
+        link.handlers.onLost = () => logger.info({ sandbox: this.row.id }, 'the link was lost');
+        link.welcome({
+          env,
+          keep: (pieces) =>
+            blobs.put(this.row.workspace_id, pieces).catch((error: unknown) => {
+              logger.warn({ err: error, sandbox: this.row.id }, 'a whole output could not be kept');
+              return null;
+            }),
+        });
         for (const wake of this.#linked.splice(0)) wake();
       },
-      onLost: () => logger.info({ sandbox: this.row.id }, 'the link was lost'),
       onRefused: (reason) => {
         logger.warn({ sandbox: this.row.id, reason }, 'a link was refused');
         void store.record(this.row, 'sandbox.link_refused', { reason }).catch(() => undefined);
       },
-      keep: (pieces) =>
-        blobs.put(this.row.workspace_id, pieces).catch((error: unknown) => {
-          logger.warn({ err: error, sandbox: this.row.id }, 'a whole output could not be kept');
-          return null;
-        }),
     });
     const proxy = new EgressProxy(this.row.environment.networking, (decision) => {
       void store.record(this.row, 'sandbox.egress_decided', { ...decision }).catch(() => undefined);
     });
     await provider.prepareLink(this.spec);
-    await hub.listen();
+    await door.listen();
     await proxy.listen(linkDir);
-    this.#hub = hub;
+    this.#door = door;
     this.#proxy = proxy;
     this.#subscribe();
     if (token !== null) await provider.ensure(this.spec, token);
@@ -206,18 +209,18 @@ export class ServedSandbox {
     ];
   }
 
-  #live(): Hub {
-    if (this.#hub === null) throw new AppError('unavailable', 'sandbox.link-lost', 'The sandbox is not running.');
-    return this.#hub;
+  #live(): RunnerLink {
+    if (this.#link === null) throw new AppError('unavailable', 'sandbox.link-lost', 'The sandbox is not running.');
+    return this.#link;
   }
 
   async #exec(body: ExecBody, send: (reply: ExecReply) => void): Promise<void> {
     this.lastUsedMs = Date.now();
     const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
     try {
-      const hub = this.#live();
+      const link = this.#live();
       const { lack } = await this.#parts.provider.room();
-      send({ kind: 'done', result: shown(lack === null ? await hub.exec(body) : await refused(hub, body, lack)) });
+      send({ kind: 'done', result: shown(lack === null ? await link.exec(body) : await refused(link, body, lack)) });
     } finally {
       clearInterval(alive);
       this.lastUsedMs = Date.now();
@@ -234,7 +237,7 @@ export class ServedSandbox {
       this.#measuringMs / MEASURE_SHARE,
     );
     const beganMs = Date.now();
-    if (this.#hub === null || this.#measuring || beganMs - this.#measuredAtMs < patienceMs) return;
+    if (this.#link === null || this.#measuring || beganMs - this.#measuredAtMs < patienceMs) return;
     const { provider, workspaceBytes } = this.#parts;
     const before = this.#used;
     this.#measuring = true;
@@ -247,19 +250,20 @@ export class ServedSandbox {
     }
     const held = Number.isFinite(this.#used) ? `${this.#used} bytes` : 'more files than can be counted in a minute';
     if (this.#used > workspaceBytes)
-      this.#hub?.overLimit(
+      this.#link?.overLimit(
         `The sandbox holds ${held}, above its bound of ${workspaceBytes} bytes; what ran was killed. Remove files first.`,
       );
     else if (full && before !== null && this.#used > before)
-      this.#hub?.overLimit('The disk of the platform is nearly full; what wrote to it was killed.');
+      this.#link?.overLimit('The disk of the platform is nearly full; what wrote to it was killed.');
   }
 
   async #closeLink(): Promise<void> {
-    const hub = this.#hub;
+    const door = this.#door;
     const proxy = this.#proxy;
-    this.#hub = null;
+    this.#door = null;
+    this.#link = null;
     this.#proxy = null;
-    await hub?.close();
+    await door?.close();
     await proxy?.close();
   }
 
@@ -273,8 +277,8 @@ export class ServedSandbox {
 }
 
 /** Makes sure that a call does not run, or no longer, for lack of room on the disk; what it had already come to counts. */
-async function refused(hub: Hub, { callId, generation }: ExecBody, lack: string): Promise<ToolOutcome> {
-  const outcome = await hub.cancel(callId, generation);
+async function refused(link: RunnerLink, { callId, generation }: ExecBody, lack: string): Promise<ToolOutcome> {
+  const outcome = await link.cancel(callId, generation);
   return { ...outcome, text: outcome.outcome === 'cancelled' ? lack : outcome.text, fullOutput: null };
 }
 

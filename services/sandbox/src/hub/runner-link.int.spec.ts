@@ -1,0 +1,227 @@
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { text } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { ExecBody, RunnerOutcome } from '@holdfast/contracts';
+import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+import { WebSocketServer } from 'ws';
+import { Dialler } from '../test/dialler.ts';
+import { LINK_SOCKETS } from './greeting.ts';
+import { type KeepOutput, RunnerLink } from './runner-link.ts';
+
+let server: Server;
+let runner: Dialler;
+let link: RunnerLink;
+let faults: string[];
+let losses: number;
+/** The link's end was told. */
+let ended: Promise<void>;
+let kept: string[];
+
+const keep: KeepOutput = async (pieces) => {
+  const whole = await text(pieces).catch(() => 'broken off');
+  kept.push(whole);
+  return whole === 'broken off' ? null : { digest: whole, sizeBytes: whole.length };
+};
+beforeEach(async () => {
+  [faults, losses, kept] = [[], 0, []];
+  server = createServer();
+  let end = (): void => undefined;
+  ended = new Promise((resolve) => (end = resolve));
+  const onLost = (): void => {
+    losses++;
+    end();
+  };
+  const linked = new Promise<RunnerLink>((resolve) =>
+    new WebSocketServer({ ...LINK_SOCKETS, server }).on('connection', (socket) =>
+      resolve(
+        new RunnerLink(socket, { journalId: 'j1', pod: 'p1' }, { onLost, onFault: (reason) => faults.push(reason) }),
+      ),
+    ),
+  );
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  runner = new Dialler(`ws://127.0.0.1:${(server.address() as AddressInfo).port}/runner-link`, () => null);
+  link = await linked;
+});
+afterEach(async () => {
+  runner.socket.terminate();
+  link.close();
+  await ended;
+  server.close();
+});
+const welcome = async (): Promise<void> => {
+  link.welcome({ env: {}, keep });
+  await runner.hears('welcome');
+};
+const call: ExecBody = { sessionId: 's', callId: 'c1', generation: 1, tool: 'bash', input: {}, timeoutMs: 1_000 };
+const result: RunnerOutcome = { outcome: 'completed', isError: false, text: 'cut' };
+const output = (bytes: string) =>
+  ({ type: 'output', callId: 'c1', data: Buffer.from(bytes).toString('base64') }) as const;
+const lost = { code: 'sandbox.link-lost' };
+const asked = <T extends string>(type: T) =>
+  runner.heard.filter((message) => message.type === type) as Extract<(typeof runner.heard)[number], { type: T }>[];
+/** Everything that the runner has said so far was read. */
+const read = async (): Promise<void> => {
+  const measured = link.measure();
+  await sleep(5);
+  runner.say({ type: 'measured', id: asked('measure').at(-1)?.id ?? '', bytes: 1 });
+  await measured;
+};
+
+describe('a call', () => {
+  it('waits for the welcome; whoever asks before is told so', async () => {
+    for (const early of [link.exec(call), link.claim(1), link.cancel('c1', 1)])
+      await expect(early).rejects.toMatchObject({ code: 'sandbox.unclaimed' });
+    await welcome();
+    const claimed = link.claim(1);
+    await runner.hears('claim');
+    runner.say({ type: 'answer', id: asked('claim')[0]?.id ?? '', stale: false, result: null });
+    await claimed;
+    expect(runner.heard.map(({ type }) => type)).toEqual(['welcome', 'claim']);
+  });
+
+  it('brings its result, and its whole output as it comes', async () => {
+    await welcome();
+    const outcomes = [link.exec(call), link.exec(call)];
+    for (const piece of ['one ', 'two']) runner.say(output(piece));
+    runner.say({ type: 'done', callId: 'c1', result });
+    for (const outcome of outcomes)
+      expect(await outcome).toEqual({ ...result, fullOutput: { digest: 'one two', sizeBytes: 7 } });
+    expect([link.busy, faults]).toEqual([false, []]);
+  });
+
+  it('is lost with its link, and what came of its output is dropped', async () => {
+    await welcome();
+    const pending = [link.exec(call), link.claim(1), link.measure()];
+    runner.say(output('one'));
+    await runner.hears('measure');
+    await sleep(50);
+    runner.socket.terminate();
+    for (const one of pending) await expect(one).rejects.toMatchObject(lost);
+    await sleep(20);
+    expect([kept, losses, link.busy]).toEqual([['broken off'], 1, false]);
+    for (const late of [link.exec(call), link.claim(1), link.cancel('c1', 1), link.measure()])
+      await expect(late).rejects.toMatchObject(lost);
+  });
+
+  it('of an older generation is refused, and no newer one with it', async () => {
+    await welcome();
+    const [older, newer] = [link.exec(call), link.exec({ ...call, generation: 2 })];
+    const stale = { code: 'sandbox.stale-generation' };
+    runner.say({ type: 'refused', callId: 'c1', code: 'stale-generation' });
+    await expect(older).rejects.toMatchObject(stale);
+    runner.say({ type: 'done', callId: 'c1', result });
+    expect(await newer).toMatchObject(result);
+    const alone = link.exec(call);
+    runner.say({ type: 'refused', callId: 'c1', code: 'stale-generation' });
+    await expect(alone).rejects.toMatchObject(stale);
+    expect([link.busy, faults]).toEqual([false, []]);
+  });
+
+  it('ends on both ways when it is cancelled, in any order', async () => {
+    await welcome();
+    const over = { outcome: 'cancelled', isError: true, text: 'Cancelled.' } as const;
+    for (const order of ['answer first', 'done first']) {
+      const outcome = link.exec(call);
+      const cancelled = link.cancel('c1', 1);
+      await runner.hears('cancel', order === 'answer first' ? 1 : 2);
+      const answer = () =>
+        runner.say({ type: 'answer', id: asked('cancel').at(-1)?.id ?? '', stale: false, result: over });
+      const done = () => runner.say({ type: 'done', callId: 'c1', result: over });
+      for (const say of order === 'answer first' ? [answer, done] : [done, answer]) say();
+      expect([await outcome, await cancelled]).toEqual([{ ...over, fullOutput: null }, over]);
+    }
+    expect(faults).toEqual([]);
+  });
+
+  it('may be answered twice when it was asked for twice', async () => {
+    await welcome();
+    const first = link.exec(call);
+    runner.say({ type: 'done', callId: 'c1', result });
+    await first;
+    const second = link.exec(call);
+    for (const piece of ['late', 'later']) runner.say(output(piece));
+    runner.say({ type: 'done', callId: 'c1', result });
+    runner.say({ type: 'done', callId: 'c1', result });
+    await second;
+    await read();
+    expect([faults, link.open]).toEqual([[], true]);
+  });
+
+  it('whose output nobody takes holds its runner back, and the link lives', async () => {
+    let take = (): void => undefined;
+    link.welcome({
+      env: {},
+      keep: async (pieces) => {
+        await new Promise<void>((resolve) => (take = resolve));
+        return { digest: 'all', sizeBytes: (await text(pieces)).length };
+      },
+    });
+    await runner.hears('welcome');
+    const outcome = link.exec(call);
+    const piece = 'x'.repeat(512 * 1024);
+    for (let i = 0; i < 60; i++) runner.say(output(piece));
+    await sleep(300);
+    expect(runner.socket.bufferedAmount).toBeGreaterThan(10 * piece.length);
+    take();
+    runner.say({ type: 'done', callId: 'c1', result });
+    expect(await outcome).toMatchObject({ fullOutput: { sizeBytes: 60 * piece.length } });
+    expect(faults).toEqual([]);
+  });
+
+  it('goes on when its output cannot be kept any more', async () => {
+    link.welcome({ env: {}, keep: () => Promise.resolve(null) });
+    await runner.hears('welcome');
+    const outcome = link.exec(call);
+    for (let i = 0; i < 20; i++) runner.say(output('x'.repeat(512 * 1024)));
+    runner.say({ type: 'done', callId: 'c1', result });
+    expect(await outcome).toEqual({ ...result, fullOutput: null });
+  });
+});
+
+describe('a measuring', () => {
+  it('brings bytes, or more than can be counted, also before the welcome', async () => {
+    const [one, other] = [link.measure(), link.measure()];
+    await runner.hears('measure', 2);
+    const [first, second] = asked('measure');
+    runner.say({ type: 'measured', id: second?.id ?? '', bytes: null });
+    runner.say({ type: 'measured', id: first?.id ?? '', bytes: 4_096 });
+    expect([await one, await other]).toEqual([4_096, Number.POSITIVE_INFINITY]);
+  });
+});
+
+describe('a runner that does what none of ours does', () => {
+  const forged = { type: 'done', callId: 'c2', result } as const;
+  for (const [what, say, reason] of [
+    ['answers for a call that it was not given', () => runner.say(forged), /not given/],
+    ['sends output of such a call', () => runner.say({ ...output('x'), callId: 'c2' }), /not given/],
+    ['refuses such a call', () => runner.say({ type: 'refused', callId: 'c2', code: 'stale-generation' }), /not given/],
+    ['says what is no message', () => runner.socket.send('{"type":"done"}'), /cannot be read/],
+    ['says what is no JSON', () => runner.socket.send('{'), /cannot be read/],
+    ['says hello again', () => runner.socket.send('{"type":"hello"}'), /cannot be read/],
+    [
+      'sends bytes',
+      () => runner.socket.send(Buffer.from(JSON.stringify({ ...forged, callId: 'c1' }))),
+      /cannot be read/,
+    ],
+    ['sends a message of 9 MiB', () => runner.socket.send('x'.repeat(9 * 1024 * 1024)), /cannot be read/],
+    [
+      'sends more output than there is',
+      () => {
+        for (let i = 0; i < 20; i++) runner.say(output('x'.repeat(4 * 1024 * 1024)));
+      },
+      /more output/,
+    ],
+  ] as const) {
+    it(`loses its link and is told once: it ${what}`, async () => {
+      await welcome();
+      const outcome = link.exec(call);
+      await runner.hears('exec');
+      say();
+      runner.say(forged);
+      await expect(outcome).rejects.toMatchObject(lost);
+      await Promise.all([runner.closed, ended]);
+      expect([faults, losses]).toEqual([[expect.stringMatching(reason)], 1]);
+    });
+  }
+});

@@ -1,0 +1,302 @@
+import { randomBytes } from 'node:crypto';
+import { PassThrough, type Readable } from 'node:stream';
+import {
+  AppError,
+  type ExecBody,
+  type HubMessage,
+  LINK_SILENCE_MS,
+  type RunnerMessage,
+  type RunnerOutcome,
+  type ToolOutcome,
+} from '@holdfast/contracts';
+import type { WebSocket } from 'ws';
+import { type Hello, readMessage } from './greeting.ts';
+
+const ANSWER_MS = 5_000;
+/** A runner counts for a minute at most before it says that there is too much to count. */
+const MEASURE_MS = 65_000;
+/** A runner keeps no more than this of one call's output. */
+const MAX_WHOLE_BYTES = 64 * 1024 * 1024;
+/** Answers arrive in the order of what was asked: nothing is still under way for a call that came so long before. */
+const MAX_GIVEN = 10_000;
+
+/** Keeps a call's whole output as it comes; null when it cannot be kept. Never rejects. */
+export type KeepOutput = (pieces: Readable) => Promise<ToolOutcome['fullOutput']>;
+
+export interface LinkHandlers {
+  /** Once, when the link has ended, whoever ended it. What was pending has been rejected. */
+  onLost: () => void;
+  /** At most once: the runner did what none of ours does, and the link was ended for it. */
+  onFault: (reason: string) => void;
+}
+
+interface Waiter {
+  readonly generation: number;
+  readonly resolve: (outcome: ToolOutcome) => void;
+  readonly reject: (error: unknown) => void;
+}
+interface PendingCall {
+  readonly waiters: Waiter[];
+  whole: { readonly pieces: PassThrough; readonly kept: Promise<ToolOutcome['fullOutput']>; bytes: number } | null;
+}
+type Reply = Extract<RunnerMessage, { id: string }>;
+interface Question {
+  readonly answer: (reply: Reply) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/**
+ * The link to one runner that has proven itself, from its greeting to its end. It may wait unclaimed: calls are possible
+ * once it is welcome. A runner that dials again gets a new link; what was pending on the old one is rejected with
+ * `sandbox.link-lost` and can be asked for again there.
+ */
+export class RunnerLink {
+  readonly journalId: string;
+  /** UID of the pod that it runs in; null on this machine. */
+  readonly pod: string | null;
+  readonly handlers: LinkHandlers;
+  readonly #socket: WebSocket;
+  readonly #calls = new Map<string, PendingCall>();
+  readonly #questions = new Map<string, Question>();
+  /** Calls that this link was given, the newest last: only for those it may answer. */
+  readonly #given = new Set<string>();
+  #keep: KeepOutput | null = null;
+  #faulty = false;
+
+  constructor(socket: WebSocket, { journalId, pod }: Pick<Hello, 'journalId' | 'pod'>, handlers: LinkHandlers) {
+    this.#socket = socket;
+    this.journalId = journalId;
+    this.pod = pod;
+    this.handlers = handlers;
+    let heardMs = Date.now();
+    const watch = setInterval(() => {
+      // While it is held back by a slow store its signs of life are not read either.
+      if (socket.isPaused) heardMs = Date.now();
+      if (Date.now() - heardMs > LINK_SILENCE_MS) socket.terminate();
+      else socket.ping();
+    }, LINK_SILENCE_MS / 3);
+    for (const event of ['ping', 'pong', 'message'] as const) {
+      socket.on(event, () => {
+        heardMs = Date.now();
+      });
+    }
+    socket.on('message', (data, isBinary) => this.#onMessage(data, isBinary));
+    // What no WebSocket says: it ends the link by itself, and is told here.
+    socket.on('error', (error: NodeJS.ErrnoException) => {
+      if (error.code?.startsWith('WS_ERR_') === true) this.#fault('it sent a message that cannot be read');
+    });
+    socket.on('close', () => {
+      clearInterval(watch);
+      this.#end();
+    });
+  }
+
+  /** False from the moment at which its end is certain. */
+  get open(): boolean {
+    return this.#socket.readyState === this.#socket.OPEN;
+  }
+  /** Whether a call waits for its result. */
+  get busy(): boolean {
+    return this.#calls.size > 0;
+  }
+
+  /** Claims the runner: from now on it runs calls, with this environment. */
+  welcome({ env, keep }: { env: Readonly<Record<string, string>>; keep: KeepOutput }): void {
+    this.#keep = keep;
+    this.#send({ type: 'welcome', env: { ...env } });
+  }
+
+  /** Runs a call, or joins it when it runs already. @throws AppError `sandbox.link-lost`, `sandbox.stale-generation` */
+  exec({ callId, generation, tool, input, timeoutMs }: ExecBody): Promise<ToolOutcome> {
+    return new Promise((resolve, reject) => {
+      this.#mustStand();
+      const pending = this.#calls.get(callId) ?? { waiters: [], whole: null };
+      pending.waiters.push({ generation, resolve, reject });
+      this.#calls.set(callId, pending);
+      this.#give(callId);
+      this.#send({ type: 'exec', callId, generation, tool, input, timeoutMs });
+    });
+  }
+
+  /** Makes the runner refuse lower generations from now on (T1). @throws AppError as {@link exec} */
+  async claim(generation: number): Promise<void> {
+    this.#mustStand();
+    const { stale } = await this.#ask('answer', ANSWER_MS, (id) => ({ type: 'claim', id, generation }));
+    if (stale) throw staleGeneration();
+  }
+
+  /** Ends a call, or makes sure that it never starts; what it had already come to counts. @throws AppError as {@link exec} */
+  async cancel(callId: string, generation: number): Promise<RunnerOutcome> {
+    this.#mustStand();
+    const { stale, result } = await this.#ask('answer', ANSWER_MS, (id) => ({
+      ...{ type: 'cancel', id, callId, generation },
+    }));
+    if (stale || result === null) throw staleGeneration();
+    return result;
+  }
+
+  /** Bytes of workspace and home; Infinity when there is more than can be counted. @throws AppError `sandbox.link-lost` */
+  async measure(): Promise<number> {
+    const { bytes } = await this.#ask('measured', MEASURE_MS, (id) => ({ type: 'measure', id }));
+    return bytes ?? Number.POSITIVE_INFINITY;
+  }
+
+  /** Kills everything that may write, and says why. */
+  overLimit(text: string): void {
+    this.#send({ type: 'over-limit', text });
+  }
+
+  close(): void {
+    this.#socket.terminate();
+  }
+
+  #mustStand(): void {
+    if (!this.open) throw lost();
+    if (this.#keep === null) throw new AppError('defect', 'sandbox.unclaimed', 'The runner was not welcomed yet.');
+  }
+
+  #give(callId: string): void {
+    this.#given.delete(callId);
+    this.#given.add(callId);
+    for (const oldest of this.#given) {
+      if (this.#given.size <= MAX_GIVEN) break;
+      this.#given.delete(oldest);
+    }
+  }
+
+  #ask<Kind extends Reply['type']>(
+    kind: Kind,
+    waitMs: number,
+    question: (id: string) => HubMessage,
+  ): Promise<Extract<Reply, { type: Kind }>> {
+    if (!this.open) return Promise.reject(lost());
+    const id = randomBytes(8).toString('hex');
+    return new Promise((resolve, reject) => {
+      const forget = (): void => {
+        clearTimeout(timer);
+        this.#questions.delete(id);
+      };
+      const fail = (error: unknown): void => {
+        forget();
+        reject(error);
+      };
+      const timer = setTimeout(() => fail(lost()), waitMs);
+      this.#questions.set(id, {
+        answer: (reply) => {
+          if (reply.type !== kind) return;
+          forget();
+          resolve(reply as Extract<Reply, { type: Kind }>);
+        },
+        reject: fail,
+      });
+      this.#send(question(id));
+    });
+  }
+
+  #send(message: HubMessage): void {
+    if (this.open) this.#socket.send(JSON.stringify(message));
+  }
+
+  #fault(reason: string): void {
+    this.#socket.terminate();
+    if (this.#faulty) return;
+    this.#faulty = true;
+    this.handlers.onFault(reason);
+  }
+
+  #end(): void {
+    for (const { waiters, whole } of this.#calls.values()) {
+      whole?.pieces.destroy(lost());
+      for (const waiter of waiters) waiter.reject(lost());
+    }
+    this.#calls.clear();
+    for (const question of [...this.#questions.values()]) question.reject(lost());
+    this.handlers.onLost();
+  }
+
+  #onMessage(data: unknown, isBinary: boolean): void {
+    if (!this.open) return;
+    const message = isBinary ? null : readMessage(data);
+    switch (message?.type) {
+      case 'answer':
+      case 'measured':
+        // One that nobody waits for any more came too late.
+        this.#questions.get(message.id)?.answer(message);
+        return;
+      case 'output':
+      case 'done':
+      case 'refused':
+        if (this.#given.has(message.callId)) this.#onCall(message);
+        else this.#fault('it answered for a call that it was not given');
+        return;
+      default:
+        this.#fault('it sent a message that cannot be read');
+    }
+  }
+
+  /** A call that is not pending was asked for twice and answered once already, or nobody waits for it any more. */
+  #onCall(message: Extract<RunnerMessage, { callId: string }>): void {
+    const pending = this.#calls.get(message.callId);
+    if (pending === undefined) return;
+    if (message.type === 'output') {
+      this.#take(pending, Buffer.from(message.data, 'base64'));
+    } else if (message.type === 'done') {
+      this.#calls.delete(message.callId);
+      void this.#finish(pending, message.result);
+    } else {
+      this.#refuse(message.callId, pending);
+    }
+  }
+
+  #take(pending: PendingCall, piece: Buffer): void {
+    const whole = (pending.whole ??= this.#keepWhole());
+    whole.bytes += piece.length;
+    if (whole.bytes > MAX_WHOLE_BYTES) {
+      this.#fault('it sent more output than a call may have');
+      return;
+    }
+    if (whole.pieces.write(piece)) return;
+    const socket = this.#socket;
+    if (socket.isPaused) return;
+    socket.pause();
+    const goOn = (): void => {
+      whole.pieces.off('drain', goOn).off('close', goOn);
+      socket.resume();
+    };
+    whole.pieces.on('drain', goOn).on('close', goOn);
+  }
+
+  #keepWhole(): NonNullable<PendingCall['whole']> {
+    const pieces = new PassThrough();
+    // Whoever keeps it says what went wrong.
+    pieces.on('error', () => undefined);
+    const kept = this.#keep?.(pieces) ?? Promise.resolve(null);
+    // A store that gave up holds nobody back.
+    void kept.then(() => pieces.resume());
+    return { pieces, kept, bytes: 0 };
+  }
+
+  async #finish({ waiters, whole }: PendingCall, result: RunnerOutcome): Promise<void> {
+    whole?.pieces.end();
+    const outcome = { ...result, fullOutput: whole === null ? null : await whole.kept };
+    for (const waiter of waiters) waiter.resolve(outcome);
+  }
+
+  /** One exec was refused: of those who wait for the call, the one with the lowest generation asked for that. */
+  #refuse(callId: string, pending: PendingCall): void {
+    const { waiters, whole } = pending;
+    const oldest = waiters.reduce((one, other) => (other.generation < one.generation ? other : one));
+    waiters.splice(waiters.indexOf(oldest), 1);
+    oldest.reject(staleGeneration());
+    if (waiters.length > 0) return;
+    this.#calls.delete(callId);
+    whole?.pieces.destroy(staleGeneration());
+  }
+}
+
+function lost(): AppError {
+  return new AppError('unavailable', 'sandbox.link-lost', 'The link to the sandbox was lost; it is dialled again.');
+}
+function staleGeneration(): AppError {
+  return new AppError('rejected', 'sandbox.stale-generation', 'A newer worker holds this session.');
+}
