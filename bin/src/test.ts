@@ -1,8 +1,10 @@
 import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { existingCluster, loadBed } from '../../k8s/testbed/src/settings.ts';
 import { build } from './build.ts';
 
 /** `bin/test`: runs every check, prints what each found, and ends with one line that counts them all. */
@@ -12,10 +14,19 @@ interface Count {
 }
 
 const { values: flags } = parseArgs({
-  options: { fast: { type: 'boolean', default: false }, help: { type: 'boolean', default: false } },
+  options: {
+    fast: { type: 'boolean', default: false },
+    k8s: { type: 'boolean', default: false },
+    all: { type: 'boolean', default: false },
+    help: { type: 'boolean', default: false },
+  },
 });
 if (flags.help) {
-  console.log('usage: bin/test [--fast]\n  --fast  lint, types and pure specs only, in under two minutes');
+  console.log(`usage: bin/test [--fast | --k8s | --all]
+  (no flag)  lint, types and every spec with real servers on this machine
+  --fast     lint, types and pure specs only, in under two minutes
+  --k8s      the specs with a real Kubernetes cluster, which bin/testbed starts
+  --all      everything`);
   process.exit(0);
 }
 
@@ -84,23 +95,47 @@ async function endToEnd(): Promise<Count> {
   return specs('end to end', '\\.e2e\\.spec\\.ts$', ['--testTimeout=120000', '--runInBand']);
 }
 
+/** On the cluster of bin/testbed, or the one that HOLDFAST_TESTBED=existing names; it stays when it was there before. */
+async function onKubernetes(): Promise<Count> {
+  try {
+    build(console.log);
+  } catch (error) {
+    console.error(error);
+    return { passed: 0, failed: 1 };
+  }
+  const own = existingCluster() === null;
+  const wasUp = !own || existsSync(loadBed().kubeconfig);
+  const count = await check('test bed', 'bin/testbed', 'up');
+  if (own && count.failed === 0) add(count, await check('image', 'bin/testbed', 'load'));
+  if (count.failed === 0)
+    add(count, await specs('specs with Kubernetes', '\\.k8s\\.spec\\.ts$', ['--testTimeout=240000', '--runInBand']));
+  if (!wasUp) add(count, await check('end of the test bed', 'bin/testbed', 'down'));
+  return count;
+}
+
+function add(sum: Count, { passed, failed }: Count): void {
+  sum.passed += passed;
+  sum.failed += failed;
+}
+
 const total: Count = { passed: 0, failed: 0 };
-const steps: (() => Promise<Count>)[] = [
+const quick: (() => Promise<Count>)[] = [
   () => check('lint', 'npm', 'run', '--silent', 'lint'),
   () => check('types', 'tsc', '--noEmit', '-p', 'tsconfig.json'),
   () => check('types of the dashboard', 'nx', 'run', '@holdfast/dashboard:typecheck'),
   () => specs('pure specs', '(?<!\\.(int|e2e|k8s))\\.spec\\.ts$'),
-  ...(flags.fast
-    ? []
-    : [
-        () => specs('specs with real servers', '\\.int\\.spec\\.ts$', ['--testTimeout=30000', '--maxWorkers=2']),
-        endToEnd,
-      ]),
 ];
-for (const step of steps) {
-  const { passed, failed } = await step();
-  total.passed += passed;
-  total.failed += failed;
-}
+const servers = [
+  () => specs('specs with real servers', '\\.int\\.spec\\.ts$', ['--testTimeout=30000', '--maxWorkers=2']),
+  endToEnd,
+];
+const steps = flags.all
+  ? [...quick, ...servers, onKubernetes]
+  : flags.k8s
+    ? [onKubernetes]
+    : flags.fast
+      ? quick
+      : [...quick, ...servers];
+for (const step of steps) add(total, await step());
 console.log(`\n${total.passed} passed, ${total.failed} failed`);
 process.exit(total.failed === 0 ? 0 : 1);

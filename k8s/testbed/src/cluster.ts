@@ -52,9 +52,12 @@ export class Cluster {
     return (await this.#core.listNode()).items;
   }
 
-  /** Whether the node says that it is ready, and no older message of it is meant. */
-  async isNodeReady(name: string): Promise<boolean> {
-    return isReady((await this.nodes()).find((node) => node.metadata?.name === name));
+  /** Whether the node has said at or after that time (ms since 1970) that it is ready. */
+  async isNodeReady(name: string, since: number): Promise<boolean> {
+    const node = (await this.nodes()).find(({ metadata }) => metadata?.name === name);
+    const heartbeat = readiness(node)?.lastHeartbeatTime?.getTime() ?? 0;
+    // It counts in seconds.
+    return isReady(node) && heartbeat >= Math.trunc(since / 1000) * 1000;
   }
 
   async deleteNode(name: string): Promise<void> {
@@ -96,8 +99,10 @@ export class Cluster {
   }
 }
 
+const readiness = (node: V1Node | undefined) => node?.status?.conditions?.find(({ type }) => type === 'Ready');
+
 export function isReady(node: V1Node | undefined): boolean {
-  return node?.status?.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') === true;
+  return readiness(node)?.status === 'True';
 }
 
 function serves(crd: V1CustomResourceDefinition): boolean {

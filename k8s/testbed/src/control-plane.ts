@@ -11,19 +11,22 @@ const POD_TOLERATION_SECONDS = '10';
 /** Outside of the cluster the controller is a user; it gets the rights that upstream gives to its service account. */
 export const AGENT_SANDBOX_USER = 'agent-sandbox';
 
-/** The programs of the control plane, in the order of their start; their reverse is the order of their stop. */
-export interface ControlPlane {
-  readonly etcd: Component;
-  readonly apiserver: Component;
-  readonly controllerManager: Component;
-  readonly scheduler: Component;
-  readonly provisioner: Component;
-  readonly agentSandbox: Component;
-}
+/** The programs of the control plane, in the order of their start. */
+export const CONTROL_PLANE = [
+  'etcd',
+  'apiserver',
+  'controller-manager',
+  'scheduler',
+  'provisioner',
+  'controller',
+] as const;
+export type PlanePart = (typeof CONTROL_PLANE)[number];
 
-export const CONTROL_PLANE = ['etcd', 'apiserver', 'controller-manager', 'scheduler', 'provisioner', 'controller'];
-
-export async function controlPlane(bed: Bed, binaries: Binaries, certificates: Certificates): Promise<ControlPlane> {
+export async function controlPlane(
+  bed: Bed,
+  binaries: Binaries,
+  certificates: Certificates,
+): Promise<Readonly<Record<PlanePart, Component>>> {
   const { loopback, hostAddress, stateDir } = bed;
   const flags = (values: Readonly<Record<string, string>>): string[] =>
     Object.entries(values).map(([name, value]) => `--${name}=${value}`);
@@ -81,7 +84,7 @@ export async function controlPlane(bed: Bed, binaries: Binaries, certificates: C
         'default-unreachable-toleration-seconds': POD_TOLERATION_SECONDS,
       }),
     },
-    controllerManager: {
+    'controller-manager': {
       name: 'controller-manager',
       command: binaries.controllerManager,
       args: flags({
@@ -111,7 +114,7 @@ export async function controlPlane(bed: Bed, binaries: Binaries, certificates: C
       inputs: [readFileSync(provisioner, 'utf8')],
       movable: true,
     },
-    agentSandbox: {
+    controller: {
       name: 'controller',
       command: binaries.agentSandbox,
       args: flags({

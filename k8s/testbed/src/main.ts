@@ -1,5 +1,6 @@
 import { parseArgs } from 'node:util';
 import { Cluster, CRDS } from './cluster.ts';
+import { existingCluster } from './settings.ts';
 import { Testbed } from './testbed.ts';
 
 const HELP = `usage: bin/testbed COMMAND
@@ -21,9 +22,7 @@ const say = (line: string): void => console.error(`testbed: ${line}`);
 const seconds = (): string => `${((Date.now() - startedAt) / 1000).toFixed(1)} s`;
 
 /** The commands on a cluster that somebody else looks after: none changes it. */
-async function existing(command: string): Promise<void> {
-  const kubeconfig = process.env.KUBECONFIG ?? '';
-  if (kubeconfig === '') throw new Error('HOLDFAST_TESTBED=existing needs KUBECONFIG');
+async function existing(command: string, kubeconfig: string): Promise<void> {
   switch (command) {
     case 'up':
     case 'status': {
@@ -96,7 +95,8 @@ if (flags.help || command === undefined) console.log(HELP);
 else {
   const nodes = flags.nodes === undefined ? null : Number(flags.nodes);
   try {
-    if (process.env.HOLDFAST_TESTBED === 'existing') await existing(command);
+    const kubeconfig = existingCluster();
+    if (kubeconfig !== null) await existing(command, kubeconfig);
     else await own(command, part, nodes);
   } catch (error) {
     say(error instanceof Error ? error.message : String(error));

@@ -1,5 +1,5 @@
 import { existsSync, globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import type { Binaries } from './binaries.ts';
 import type { Certificates } from './certificates.ts';
 import { run, succeeds } from './commands.ts';
@@ -11,8 +11,9 @@ import type { Bed, BedNode } from './settings.ts';
 const NAMESPACES = '/var/run/netns';
 /** Where shims listen, whatever their containerd is told. */
 const SHIM_ADDRESSES = 'state/io.containerd.runtime.v2.task/*/*/address';
-/** The CNI library remembers what it set up here, by the network's name. */
+/** The CNI library remembers here what it set up, by the ids of pods; the container runtime knows those. */
 const CNI_RESULTS = '/var/lib/cni/results';
+const POD_IDS = 'root/io.containerd.grpc.v1.cri/sandboxes/*';
 const RUNNING_POD_LINKS = '/var/log/containers';
 
 /** Joins the bed's bridge and a network namespace of its own with a cable. */
@@ -113,6 +114,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
       SystemdCgroup = false
+      Root = ${quoted('state', 'runc')}
 `;
 }
 
@@ -193,7 +195,8 @@ export async function removeNode(node: BedNode): Promise<void> {
   await removeCgroup(node.hostName);
   if (await succeeds('ip', 'link', 'show', node.link)) await run('ip', ['link', 'delete', node.link]);
   if (existsSync(join(NAMESPACES, node.hostName))) await run('ip', ['netns', 'delete', node.hostName]);
-  for (const file of globSync(`${node.hostName}-*`, { cwd: CNI_RESULTS })) rmSync(join(CNI_RESULTS, file));
+  for (const pod of globSync(POD_IDS, { cwd: node.dir }))
+    for (const file of globSync(`*-${basename(pod)}-*`, { cwd: CNI_RESULTS })) rmSync(join(CNI_RESULTS, file));
   removeLinksInto(RUNNING_POD_LINKS, node.dir);
   rmSync(node.dir, { recursive: true, force: true });
 }

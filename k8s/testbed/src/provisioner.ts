@@ -67,7 +67,7 @@ async function provision(config: KubeConfig, folder: string): Promise<void> {
   const attempt = (what: string, work: Promise<void>): void => {
     work.catch((error: unknown) => {
       const { code } = error as { code?: number };
-      if (code === undefined || !settled.has(code)) console.error(what, error);
+      if (code === undefined || !settled.has(code)) console.error(what, String(error));
     });
   };
   claims.on('change', (claim) => attempt('bind', bind(claim)));
@@ -75,7 +75,7 @@ async function provision(config: KubeConfig, folder: string): Promise<void> {
   for (const informer of [claims, volumes]) {
     const again = (): void => void informer.start().catch(() => setTimeout(again, RETRY_MS));
     informer.on('error', (error: unknown) => {
-      console.error('watch', error);
+      console.error('watch', String(error));
       setTimeout(again, RETRY_MS);
     });
     again();

@@ -78,6 +78,14 @@ export function loadBed(environment: NodeJS.ProcessEnv = process.env): Bed {
   };
 }
 
+/** The kubeconfig of a cluster that somebody else looks after, when `HOLDFAST_TESTBED=existing` chooses it. */
+export function existingCluster(environment: NodeJS.ProcessEnv = process.env): string | null {
+  if (environment.HOLDFAST_TESTBED !== 'existing') return null;
+  const kubeconfig = environment.KUBECONFIG ?? '';
+  if (kubeconfig === '') throw new Error('HOLDFAST_TESTBED=existing needs KUBECONFIG');
+  return kubeconfig;
+}
+
 /** What the platform needs to know to run its sandboxes on the bed, as `.env` has it. */
 export function platformSettings(bed: Bed, image: string): Readonly<Record<string, string>> {
   return {

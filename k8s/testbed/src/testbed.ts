@@ -8,7 +8,7 @@ import { type Binaries, ensureBinaries } from './binaries.ts';
 import { Certificates } from './certificates.ts';
 import { Cluster, isReady } from './cluster.ts';
 import { ensurePackages, run, succeeds } from './commands.ts';
-import { CONTROL_PLANE, type ControlPlane, controlPlane } from './control-plane.ts';
+import { CONTROL_PLANE, controlPlane, type PlanePart } from './control-plane.ts';
 import { readSysctls, writeSysctls } from './host.ts';
 import { type Image, imagesOn, importImage, pauseImage, runnerImage, withScratch } from './image.ts';
 import { connect, nodeComponents, powerOff, removeNode, routePods, setLink } from './node.ts';
@@ -23,6 +23,11 @@ export interface StatusLine {
   readonly well: boolean;
   readonly detail: string;
 }
+
+type Part =
+  | { readonly kind: 'program'; readonly name: PlanePart }
+  | { readonly kind: 'node'; readonly node: BedNode }
+  | { readonly kind: 'link'; readonly node: BedNode };
 
 /** A cluster of this machine: what `bin/testbed` does, and what specs use to break it on purpose. */
 export class Testbed {
@@ -97,25 +102,34 @@ export class Testbed {
     await routePods(nodes);
   }
 
-  async #start(component: Component): Promise<void> {
-    if (await this.#processes.ensure(component)) this.#say(`starting ${component.name}`);
+  async #start(component: Component): Promise<boolean> {
+    const started = await this.#processes.ensure(component);
+    if (started) this.#say(`starting ${component.name}`);
+    return started;
   }
 
-  async #plane(plane: ControlPlane, binaries: Binaries): Promise<void> {
-    const { loopback, kubeconfig } = this.bed;
-    const cluster = new Cluster(kubeconfig);
-    const answers = (name: string, url: string) => this.#processes.untilWell(name, () => answersOk(url));
-    await answers('etcd', `http://${loopback}:2379/health`);
-    await this.#processes.untilWell('apiserver', () => cluster.isReady());
-    for (const component of [plane.controllerManager, plane.scheduler, plane.provisioner]) await this.#start(component);
-    await cluster.install(binaries.agentSandboxManifests);
+  async #plane(plane: Readonly<Record<PlanePart, Component>>, binaries: Binaries): Promise<void> {
+    await this.#untilWell('etcd');
+    await this.#untilWell('apiserver');
+    for (const part of ['controller-manager', 'scheduler', 'provisioner'] as const) await this.#start(plane[part]);
+    await new Cluster(this.bed.kubeconfig).install(binaries.agentSandboxManifests);
     // Earlier, it would miss its kinds and exit.
-    await this.#start(plane.agentSandbox);
-    await Promise.all([
-      answers('controller-manager', `https://${loopback}:10257/healthz`),
-      answers('scheduler', `https://${loopback}:10259/readyz`),
-      answers('controller', `http://${loopback}:8081/readyz`),
-    ]);
+    await this.#start(plane.controller);
+    await Promise.all(CONTROL_PLANE.map((part) => this.#untilWell(part)));
+  }
+
+  async #untilWell(part: PlanePart): Promise<void> {
+    const { kubeconfig, loopback } = this.bed;
+    const probes: Readonly<Record<PlanePart, () => Promise<boolean>>> = {
+      etcd: () => answersOk(`http://${loopback}:2379/health`),
+      apiserver: () => new Cluster(kubeconfig).isReady(),
+      'controller-manager': () => answersOk(`https://${loopback}:10257/healthz`),
+      scheduler: () => answersOk(`https://${loopback}:10259/readyz`),
+      // That it runs is all that is known of it.
+      provisioner: () => Promise.resolve(true),
+      controller: () => answersOk(`http://${loopback}:8081/readyz`),
+    };
+    await this.#processes.untilWell(part, probes[part]);
   }
 
   async #node(node: BedNode, binaries: Binaries, certificates: Certificates): Promise<void> {
@@ -126,10 +140,11 @@ export class Testbed {
     await this.#processes.untilWell(containerd.name, () => succeeds('ctr', '-a', node.socket, 'version'));
     const present = await imagesOn(node.socket);
     if (!present.has(RUNNER_IMAGE)) await this.#load([node], binaries);
+    await this.#untilWell('apiserver');
+    const now = Date.now();
+    const since = (await this.#start(kubelet)) ? now : 0;
     const cluster = new Cluster(this.bed.kubeconfig);
-    await this.#processes.untilWell('apiserver', () => cluster.isReady());
-    await this.#start(kubelet);
-    await this.#processes.untilWell(kubelet.name, () => cluster.isNodeReady(node.name));
+    await this.#processes.untilWell(kubelet.name, () => cluster.isNodeReady(node.name, since));
   }
 
   /** Builds the runner's image of this checkout and gives it to every node. @returns its fixed name */
@@ -164,14 +179,16 @@ export class Testbed {
 
   async #down(): Promise<void> {
     const { bed } = this;
-    for (const node of this.#nodes()) {
-      this.#say(`removing ${node.name}`);
-      await this.#powerOff(node);
-      await removeNode(node);
-    }
-    this.#say('stopping the control plane');
-    // An API server without its etcd hangs on SIGTERM.
-    for (const name of CONTROL_PLANE.toReversed()) await this.#processes.stop(name);
+    // Killed, for nothing of it is wanted any more; and an API server without its etcd would hang on SIGTERM.
+    this.#say('ending the control plane');
+    await Promise.all(CONTROL_PLANE.map((name) => this.#processes.kill(name)));
+    await Promise.all(
+      this.#nodes().map(async (node) => {
+        this.#say(`removing ${node.name}`);
+        await this.#powerOff(node);
+        await removeNode(node);
+      }),
+    );
     if (await succeeds('ip', 'link', 'show', bed.prefix)) await run('ip', ['link', 'delete', bed.prefix]);
     const before = join(bed.stateDir, 'sysctls.json');
     if (existsSync(before)) writeSysctls(JSON.parse(readFileSync(before, 'utf8')) as Record<string, string>);
@@ -196,25 +213,34 @@ export class Testbed {
    * kubelet, the runtime and every process of its pods: a loss of power), `node-1-link` (its cable).
    */
   async kill(part: string): Promise<void> {
-    const { node, isLink } = this.#part(part);
-    if (node === null) await this.#processes.kill(part);
-    else if (isLink) await setLink(node, 'down');
-    else await this.#powerOff(node);
+    const found = this.#part(part);
+    if (found.kind === 'program') await this.#processes.kill(found.name);
+    else if (found.kind === 'link') await setLink(found.node, 'down');
+    else await this.#powerOff(found.node);
   }
 
-  /** Brings a part back that {@link kill} has broken, and waits until it is well. */
+  /** Brings back a part that {@link kill} has broken, and waits until it is well. A node needs the API server for that. */
   async start(part: string): Promise<void> {
-    this.#part(part);
-    await this.up(null);
+    const found = this.#part(part);
+    if (found.kind === 'link') return setLink(found.node, 'up');
+    const binaries = await ensureBinaries(this.#say);
+    await exclusively(this.bed, this.#say, async () => {
+      const certificates = await Certificates.open(this.bed);
+      if (found.kind === 'node') return this.#node(found.node, binaries, certificates);
+      await this.#start((await controlPlane(this.bed, binaries, certificates))[found.name]);
+      await this.#untilWell(found.name);
+    });
   }
 
-  #part(part: string): { readonly node: BedNode | null; readonly isLink: boolean } {
-    const node = this.#nodes().find(({ name }) => part === name || part === `${name}-link`) ?? null;
-    if (node === null && !CONTROL_PLANE.includes(part)) {
-      const nodes = this.#nodes().flatMap(({ name }) => [name, `${name}-link`]);
-      throw new Error(`${part} is no part of the bed; there are ${[...CONTROL_PLANE, ...nodes].join(', ')}`);
+  #part(part: string): Part {
+    const program = CONTROL_PLANE.find((name) => name === part);
+    if (program !== undefined) return { kind: 'program', name: program };
+    for (const node of this.#nodes()) {
+      if (part === node.name) return { kind: 'node', node };
+      if (part === `${node.name}-link`) return { kind: 'link', node };
     }
-    return { node, isLink: part.endsWith('-link') };
+    const nodes = this.#nodes().flatMap(({ name }) => [name, `${name}-link`]);
+    throw new Error(`${part} is no part of the bed; there are ${[...CONTROL_PLANE, ...nodes].join(', ')}`);
   }
 
   /** What runs and how it is. */
@@ -229,7 +255,7 @@ export class Testbed {
     if (!this.exists()) return lines;
     const cluster = new Cluster(this.bed.kubeconfig);
     try {
-      const found = await Promise.race([cluster.nodes(), sleep(5_000).then(() => null)]);
+      const found = await Promise.race([cluster.nodes(), sleep(5_000, null, { ref: false })]);
       if (found === null) throw new Error('no answer within 5 s');
       for (const { name } of this.#nodes()) {
         const node = found.find(({ metadata }) => metadata?.name === name);
