@@ -90,10 +90,11 @@ export async function ensureBinaries(say: (line: string) => void): Promise<Binar
   const [, major, minor] = /^v(\d+)\.(\d+)\./.exec(versions.kubernetes) ?? [];
   const component = 'k8s.io/component-base/version';
   const stamp = `-X ${component}.gitVersion=${versions.kubernetes} -X ${component}.gitMajor=${major} -X ${component}.gitMinor=${minor}`;
-  const needed = KUBERNETES.filter((name) => ready(name) === null);
-  const suffix = needed.length === KUBERNETES.length ? '' : `-${needed.length}of${KUBERNETES.length}`;
+  const given = KUBERNETES.filter((name) => ready(name) !== null);
+  const needed = KUBERNETES.filter((name) => !given.includes(name));
+  const all = cached(`kubernetes-${versions.kubernetes}`);
   const kubernetes = await fill(
-    cached(`kubernetes-${versions.kubernetes}${suffix}`),
+    given.length === 0 || existsSync(all) ? all : `${all}-without-${given.join('-')}`,
     say,
     `compiling ${needed.join(', ')} ${versions.kubernetes} (5 minutes and more on two cores, once)`,
     (into) =>

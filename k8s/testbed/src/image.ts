@@ -178,10 +178,12 @@ export async function withScratch<T>(work: (scratch: string) => Promise<T>): Pro
   }
 }
 
+const ctr = (socket: string, ...args: string[]): Promise<string> => run('ctr', ['-a', socket, '-n', 'k8s.io', ...args]);
+
 /** Digests of the images that a container runtime has, by name. */
 export async function imagesOn(socket: string): Promise<ReadonlyMap<string, string>> {
   if (!existsSync(socket)) return new Map();
-  const [, ...lines] = (await run('ctr', ['-a', socket, '-n', 'k8s.io', 'images', 'ls'])).trim().split('\n');
+  const [, ...lines] = (await ctr(socket, 'images', 'ls')).trim().split('\n');
   return new Map(lines.map((line) => line.split(/\s+/)).map(([name = '', , digest = '']) => [name, digest]));
 }
 
@@ -195,7 +197,9 @@ export async function importImage(socket: string, image: Image): Promise<boolean
     const write = (text: string): void => writeFileSync(join(blobs, sha256(text).slice(7)), text);
     write(image.manifest);
     write(image.config);
-    for (const { file, digest } of image.layers) symlinkSync(file, join(blobs, digest.slice(7)));
+    // The base is half a gigabyte.
+    const held = new Set((await ctr(socket, 'content', 'ls', '-q')).split('\n'));
+    for (const { file, digest } of image.layers) if (!held.has(digest)) symlinkSync(file, join(blobs, digest.slice(7)));
     writeFileSync(join(layout, 'oci-layout'), JSON.stringify({ imageLayoutVersion: '1.0.0' }));
     writeFileSync(
       join(layout, 'index.json'),

@@ -1,5 +1,5 @@
 import { homedir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 /** The test bed's own folder in the checkout. */
@@ -37,6 +37,8 @@ export interface Bed {
 
 const API_PORT = 16_443;
 export const MAX_NODES = 20;
+/** Containers' runtimes put sockets below it. */
+const MAX_PATH = 80;
 /** Moves with every `load`; pods that must stay as they are name the digest's tag. */
 export const RUNNER_IMAGE = 'localhost/holdfast/runner:testbed';
 
@@ -51,7 +53,9 @@ export function loadBed(environment: NodeJS.ProcessEnv = process.env): Bed {
   const prefix = `hf-${first}-${second}`;
   const given = environment.HOLDFAST_TESTBED_DIR ?? '';
   const stateHome = environment.XDG_STATE_HOME ?? join(homedir(), '.local/state');
-  const stateDir = given === '' ? join(stateHome, 'holdfast-testbed') : given;
+  const stateDir = given === '' ? join(stateHome, 'holdfast-testbed') : resolve(given);
+  if (stateDir.length > MAX_PATH)
+    throw new Error(`${stateDir} is too long: a socket below it may have 107 characters; set HOLDFAST_TESTBED_DIR`);
   const hostAddress = `${first}.${second}.0.1`;
   return {
     prefix,
