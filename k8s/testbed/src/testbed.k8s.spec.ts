@@ -17,6 +17,7 @@ import {
 import { isReady } from './cluster.ts';
 import { until } from './commands.ts';
 import { existingCluster, loadBed, RUNNER_IMAGE } from './settings.ts';
+import { Testbed } from './testbed.ts';
 
 const AUDIENCE = 'holdfast-hub';
 const ANNOUNCE = `process.on('SIGTERM', () => process.exit(0)); console.log('up as ' + process.getuid()); setInterval(() => {}, 1e6)`;
@@ -246,4 +247,29 @@ describe('the cluster', () => {
     });
     expect(await inPod(name, 'cat /workspace/file; test ! -e /tmp/file')).toMatchObject({ ok: true, out: 'kept' });
   });
+
+  // Breaking somebody else's cluster is not ours to do.
+  if (existingCluster() === null) {
+    const testbed = new Testbed();
+
+    it('goes on after its API server and its controller were killed', async () => {
+      for (const part of ['apiserver', 'controller']) await testbed.kill(part);
+      await expect(core.listNode()).rejects.toThrow();
+      for (const part of ['apiserver', 'controller']) await testbed.start(part);
+      await create('sandboxclaims', 'SandboxClaim', 'later', { warmPoolRef: { name: 'pool' } });
+      const claims = extension('sandboxclaims');
+      await until('the claim is ready', async () => has(await read(claims, 'later'), 'Ready'));
+    });
+
+    it('notices within half a minute that a node has lost its power, and has it back afterwards, with its disk', async () => {
+      const name = pod.spec?.nodeName ?? '';
+      const state = async () => isReady(await core.readNode({ name }));
+      await testbed.kill(name);
+      await until('the node is not ready', async () => !(await state()), { timeoutMs: 30_000 });
+      await testbed.start(name);
+      expect(await state()).toBe(true);
+      await until("the sandbox's pod runs again", async () => (await inPod(podName(), 'true')).ok);
+      expect((await inPod(podName(), 'cat /workspace/file')).out).toBe('kept');
+    });
+  }
 });
