@@ -86,6 +86,25 @@ export interface Kinds {
 }
 export type KindName = keyof Kinds;
 
+/** Where the API server has each kind. */
+export const RESOURCES = {
+  Namespace: { apiVersion: 'v1', plural: 'namespaces' },
+  ServiceAccount: { apiVersion: 'v1', plural: 'serviceaccounts' },
+  ResourceQuota: { apiVersion: 'v1', plural: 'resourcequotas' },
+  LimitRange: { apiVersion: 'v1', plural: 'limitranges' },
+  NetworkPolicy: { apiVersion: 'networking.k8s.io/v1', plural: 'networkpolicies' },
+  PersistentVolumeClaim: { apiVersion: 'v1', plural: 'persistentvolumeclaims' },
+  Pod: { apiVersion: 'v1', plural: 'pods' },
+  Node: { apiVersion: 'v1', plural: 'nodes' },
+  Event: { apiVersion: 'v1', plural: 'events' },
+  Sandbox: { apiVersion: 'agents.x-k8s.io/v1beta1', plural: 'sandboxes' },
+  SandboxClaim: { apiVersion: 'extensions.agents.x-k8s.io/v1beta1', plural: 'sandboxclaims' },
+  SandboxTemplate: { apiVersion: 'extensions.agents.x-k8s.io/v1beta1', plural: 'sandboxtemplates' },
+  SandboxWarmPool: { apiVersion: 'extensions.agents.x-k8s.io/v1beta1', plural: 'sandboxwarmpools' },
+} as const satisfies {
+  readonly [K in KindName]: { readonly apiVersion: Kinds[K]['apiVersion']; readonly plural: string };
+};
+
 /** An object as the API server answered it. */
 export type Stored<T extends { readonly metadata: ObjectMeta }> = T & {
   readonly metadata: { readonly uid: string; readonly resourceVersion: string; readonly creationTimestamp: string };

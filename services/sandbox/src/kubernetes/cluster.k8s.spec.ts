@@ -1,0 +1,282 @@
+import { randomBytes } from 'node:crypto';
+import { mkdtemp, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { DEFAULT_SANDBOX } from '@holdfast/contracts';
+import { createLogger } from '@holdfast/platform';
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import { existingCluster, loadBed } from '../../../../k8s/testbed/src/settings.ts';
+import { claimObject } from './claim.manifest.ts';
+import { Cluster } from './cluster.ts';
+import { contextObjects } from './context.manifest.ts';
+import { environmentObjects } from './environment.manifest.ts';
+import type { KubernetesObject, PersistentVolumeClaim, Pod } from './kinds.ts';
+import { LABELS } from './names.ts';
+import { namespaceObjects } from './namespace.manifest.ts';
+import { observeSandbox, ownerUid } from './sandbox.observe.ts';
+import type { ClusterSettings } from './settings.manifest.ts';
+
+const installation = `spec${randomBytes(3).toString('hex')}`;
+/** A program that sleeps and reaps, in an image that every node of the bed has. */
+const PAUSE = 'localhost/holdfast/pause:testbed';
+const settings: ClusterSettings = {
+  installation,
+  image: PAUSE,
+  imagePullPolicy: 'IfNotPresent',
+  hubUrl: 'wss://192.0.2.1:7443',
+  hubCa: '',
+  hubCidrs: null,
+  cpuMillis: 200,
+  cpuRequestMillis: 10,
+  memoryMib: 64,
+  workspaceMib: 64,
+  tmpMib: 16,
+  contextAccessMode: 'ReadWriteMany',
+  quota: { pods: 8, cpuMillis: 20_000, memoryMib: 4_096, storageMib: 4_096 },
+};
+const logger = createLogger({ service: 'spec', instance: 'spec', level: 'silent' });
+const cluster = Cluster.connect({ kubeconfig: existingCluster() ?? loadBed().kubeconfig, logger });
+const own = `${LABELS.installation}=${installation}`;
+const workspaceId = 'wrkspc_cluster';
+const [home, ...confinement] = namespaceObjects(settings, workspaceId);
+const namespace = home?.metadata.name ?? '';
+const environment = (changes: Partial<typeof DEFAULT_SANDBOX>) =>
+  environmentObjects(settings, {
+    workspaceId,
+    environmentId: 'env_cluster',
+    sandbox: { ...DEFAULT_SANDBOX, workspace: 'ephemeral', ...changes },
+  });
+const claimFrom = (pool: string, sandboxId: string, incarnation = 1) =>
+  claimObject(settings, {
+    workspaceId,
+    environmentId: 'env_cluster',
+    sandboxId,
+    sessionId: 'sesn_cluster',
+    incarnation,
+    pool,
+    deadline: new Date(Date.now() + 600_000),
+  });
+const volume = (name: string): PersistentVolumeClaim => ({
+  apiVersion: 'v1',
+  kind: 'PersistentVolumeClaim',
+  metadata: { name, namespace, labels: { [LABELS.installation]: installation } },
+  spec: { accessModes: ['ReadWriteOnce'], resources: { requests: { storage: '1Mi' } }, storageClassName: 'none-such' },
+});
+
+async function until<T>(look: () => T | null | Promise<T | null>, what: string, ms = 60_000): Promise<T> {
+  const deadline = Date.now() + ms;
+  for (;;) {
+    const found = await look();
+    if (found !== null) return found;
+    if (Date.now() > deadline) throw new Error(`not within ${ms} ms: ${what}`);
+    await sleep(50);
+  }
+}
+
+beforeAll(async () => {
+  for (const object of home === undefined ? [] : [home, ...confinement]) await cluster.apply(object);
+});
+afterAll(async () => {
+  for (const { metadata } of await cluster.list('Namespace', { labelSelector: own })) {
+    await cluster.remove({ kind: 'Namespace', metadata });
+  }
+  cluster.close();
+});
+
+describe('objects', () => {
+  it('of every kind that the platform makes are accepted, and applied again change nothing', async () => {
+    const { template, pool } = environment({});
+    const context = contextObjects(settings, {
+      workspaceId,
+      environmentId: 'env_cluster',
+      sandbox: DEFAULT_SANDBOX,
+      contextId: 'c'.repeat(32),
+    });
+    const objects: readonly KubernetesObject[] = [...confinement, template, pool, ...Object.values(context)];
+    for (const object of objects) {
+      const first = await cluster.apply(object);
+      expect(first.metadata).not.toHaveProperty('managedFields');
+      // The controller labels templates; what is ours has to stay as it is.
+      const second = await cluster.apply(object);
+      expect(second.metadata.generation).toBe(first.metadata.generation);
+      expect(second.metadata.uid).toBe(first.metadata.uid);
+    }
+    expect(await cluster.get('SandboxWarmPool', pool.metadata.name, namespace)).toMatchObject({ spec: pool.spec });
+    expect(await cluster.list('SandboxTemplate', { namespace, labelSelector: own })).toHaveLength(2);
+  });
+
+  it('that do not exist are null, false, or cluster.absent', async () => {
+    expect(await cluster.get('Pod', 'none', namespace)).toBeNull();
+    const ref = { kind: 'Pod', metadata: { name: 'none', namespace } } as const;
+    expect(await cluster.remove(ref)).toBe(false);
+    expect(await cluster.evict(ref)).toBe(false);
+    await expect(cluster.patch(ref, {})).rejects.toMatchObject({ code: 'cluster.absent', kind: 'not-found' });
+    await expect(
+      cluster.apply({ ...volume('a'), metadata: { name: 'a', namespace: 'none-such' } }),
+    ).rejects.toMatchObject({
+      code: 'cluster.absent',
+    });
+  });
+
+  it('are changed and removed only while they are the ones that are meant', async () => {
+    const made = await cluster.apply(volume('meant'));
+    const { uid } = made.metadata;
+    const change = (of: string) => ({ metadata: { uid: of, annotations: { 'holdfast.dev/context': 'x' } } });
+    expect((await cluster.patch(made, change(uid))).metadata.annotations).toMatchObject({
+      'holdfast.dev/context': 'x',
+    });
+    await expect(cluster.patch(made, change('another'))).rejects.toMatchObject({ code: 'cluster.conflict' });
+    expect(await cluster.remove(made, { uid: 'another' })).toBe(false);
+    expect(await cluster.remove(made, { uid })).toBe(true);
+    await until(
+      async () => ((await cluster.get('PersistentVolumeClaim', 'meant', namespace)) === null ? true : null),
+      'gone',
+    );
+    // What a person deleted must not come back by being renewed.
+    await expect(
+      cluster.apply({ ...volume('meant'), metadata: { ...volume('meant').metadata, uid } }),
+    ).rejects.toMatchObject({ code: 'cluster.conflict' });
+  });
+
+  it('that policy, schema or rights forbid are cluster.refused, and say why', async () => {
+    const { template } = environment({});
+    const wrong = { ...template, spec: { ...template.spec, colour: 'red' } };
+    await expect(cluster.apply(wrong)).rejects.toMatchObject({
+      code: 'cluster.refused',
+      message: expect.stringMatching(/spec\.colour/),
+    });
+    const onTheHost: Pod = {
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: { name: 'on-the-host', namespace },
+      spec: { hostNetwork: true, containers: [{ name: 'x', image: PAUSE }] },
+    };
+    await expect(cluster.apply(onTheHost)).rejects.toMatchObject({
+      code: 'cluster.refused',
+      kind: 'rejected',
+      message: expect.stringMatching(/violates PodSecurity "restricted/),
+      details: { status: 403 },
+    });
+  });
+
+  it('beyond the quota are cluster.quota-exceeded', async () => {
+    const huge = { ...volume('huge'), spec: { ...volume('huge').spec, resources: { requests: { storage: '1Ti' } } } };
+    await expect(cluster.apply(huge)).rejects.toMatchObject({
+      code: 'cluster.quota-exceeded',
+      kind: 'exhausted',
+      message: expect.stringMatching(/exceeded quota: workspace/),
+    });
+  });
+
+  it('in a namespace that goes away are a conflict, which passes', async () => {
+    const [going] = namespaceObjects(settings, 'wrkspc_going');
+    if (going === undefined) throw new Error('no namespace');
+    await cluster.apply(going);
+    const held = { ...volume('held'), metadata: { name: 'held', namespace: going.metadata.name } };
+    await cluster.apply(held);
+    await cluster.patch(held, { metadata: { finalizers: ['holdfast.dev/spec'] } });
+    await cluster.remove({ kind: 'Namespace', metadata: going.metadata });
+    await expect(cluster.apply({ ...held, metadata: { ...held.metadata, name: 'late' } })).rejects.toMatchObject({
+      code: 'cluster.conflict',
+    });
+    await cluster.patch(held, { metadata: { finalizers: null } });
+  });
+
+  it('are made side by side: twenty take not much longer than a few', async () => {
+    const time = async (names: readonly string[]): Promise<number> => {
+      const before = performance.now();
+      await Promise.all(names.map((name) => cluster.apply(volume(name))));
+      return performance.now() - before;
+    };
+    await time(['warm-up']);
+    const one = await time(['one']);
+    const twenty = await time(Array.from({ length: 20 }, (_, n) => `many-${n}`));
+    expect(twenty).toBeLessThan(Math.max(500, one * 15));
+    await Promise.all((await cluster.list('PersistentVolumeClaim', { namespace })).map((each) => cluster.remove(each)));
+  });
+});
+
+describe('a server that is not there', () => {
+  it('is cluster.unreachable, and nothing of the credentials is told', async () => {
+    const nowhere = Cluster.connect({ kubeconfig: await kubeconfigFor('https://127.0.0.1:1', 'secret-token'), logger });
+    const failed = await nowhere.get('Node', 'x').catch((error: unknown) => error);
+    expect(failed).toMatchObject({ code: 'cluster.unreachable', kind: 'unavailable' });
+    expect(JSON.stringify([failed, String(failed)])).not.toContain('secret-token');
+    nowhere.close();
+  });
+
+  it('is cluster.not-configured where no configuration says where it is', () => {
+    expect(() => Cluster.connect({ kubeconfig: '/none/such', logger })).toThrow(
+      expect.objectContaining({ code: 'cluster.not-configured' }),
+    );
+    expect(() => Cluster.connect({ kubeconfig: null, logger })).toThrow(
+      expect.objectContaining({ code: 'cluster.not-configured' }),
+    );
+  });
+});
+
+describe('a sandbox', () => {
+  it('is claimed warm, seen to run, evicted, seen to run as another pod, and gone with all that it owned', async () => {
+    const { template, pool } = environment({ pool_size: 1 });
+    await cluster.apply(template);
+    await cluster.apply(pool);
+    const claims = cluster.watch('SandboxClaim', { namespace });
+    const sandboxes = cluster.watch('Sandbox', { namespace, indexes: { owner: ownerUid } });
+    const pods = cluster.watch('Pod', { namespace, indexes: { owner: ownerUid } });
+    const pools = cluster.watch('SandboxWarmPool', { namespace });
+    const followed = [claims, sandboxes, pods, pools];
+    await Promise.all(followed.map((each) => each.synced()));
+    try {
+      const name = pool.metadata.name;
+      await until(() => (pools.get(namespace, name)?.status?.readyReplicas === 1 ? true : null), 'the pool is warm');
+      const claim = await cluster.apply(claimFrom(name, 'sbx_warm'));
+      const observe = () => {
+        const found = claims.get(namespace, claim.metadata.name);
+        const sandbox = sandboxes.by('owner', claim.metadata.uid)[0] ?? null;
+        const pod = sandbox === null ? null : (pods.by('owner', sandbox.metadata.uid)[0] ?? null);
+        return observeSandbox({
+          claim: found,
+          sandbox,
+          pod,
+          node: null,
+          pool: pools.get(namespace, name),
+          now: new Date(),
+        });
+      };
+      const warm = await until(() => (observe().phase === 'running' ? observe() : null), 'it runs');
+      expect(warm).toMatchObject({ launch: 'warm', reason: null, pod: expect.stringMatching(`^${name}-`) });
+      expect(
+        await cluster.evict({ kind: 'Pod', metadata: { name: warm.pod ?? '', namespace } }, warm.podUid ?? ''),
+      ).toBe(true);
+      const next = await until(() => {
+        const seen = observe();
+        return seen.phase === 'running' && seen.podUid !== warm.podUid ? seen : null;
+      }, 'another pod runs');
+      expect(next.pod).toBe(warm.pod);
+      expect(await cluster.remove(claim, { uid: claim.metadata.uid, foreground: true })).toBe(true);
+      expect(observe().phase).toMatch(/running|ending/);
+      await until(() => (observe().phase === 'absent' ? true : null), 'it is gone');
+      expect(pods.by('owner', warm.podUid ?? '')).toEqual([]);
+    } finally {
+      await cluster.apply({ ...pool, spec: { ...pool.spec, replicas: 0 } });
+      await Promise.all(followed.map((each) => each.stop()));
+    }
+  });
+});
+
+async function kubeconfigFor(server: string, token: string): Promise<string> {
+  const file = join(await mkdtemp(join(tmpdir(), 'holdfast-spec-')), 'kubeconfig');
+  await writeFile(
+    file,
+    JSON.stringify({
+      apiVersion: 'v1',
+      kind: 'Config',
+      clusters: [{ name: 'c', cluster: { server, 'insecure-skip-tls-verify': true } }],
+      users: [{ name: 'u', user: { token } }],
+      contexts: [{ name: 'x', context: { cluster: 'c', user: 'u' } }],
+      'current-context': 'x',
+    }),
+  );
+  return file;
+}
