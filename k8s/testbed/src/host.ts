@@ -1,4 +1,14 @@
-import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  realpathSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { run, until } from './commands.ts';
 
@@ -24,10 +34,13 @@ function mounts(): Mount[] {
 
 /** Takes away every mount below a folder, the innermost first. */
 export async function unmountBelow(dir: string): Promise<void> {
+  if (!existsSync(dir)) return;
+  // The kernel names mounts by where they really are.
+  const real = realpathSync(dir);
   const left = (): string[] =>
     mounts()
       .map(({ point }) => point)
-      .filter((point) => point.startsWith(`${dir}/`))
+      .filter((point) => point.startsWith(`${real}/`))
       .reverse();
   await until(
     `nothing is mounted below ${dir}`,

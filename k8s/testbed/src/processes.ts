@@ -35,7 +35,7 @@ export class Processes {
     const fingerprint = createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 16);
     const found = this.#run.find(name);
     if (found?.fingerprint === fingerprint) return false;
-    if (found !== null) await this.stop(name);
+    if (found !== null) await this.#end(name, 'SIGTERM');
     const plan: ProcessPlan = {
       ...{ name, command, args, fingerprint },
       env: { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', HOME: homedir() },
@@ -52,20 +52,15 @@ export class Processes {
     return this.#run.find(name)?.pid ?? null;
   }
 
-  async stop(name: string): Promise<void> {
-    const found = this.#run.find(name);
-    if (found !== null) await endProcess(found.pid, 'SIGTERM', STOP_GRACE_MS);
-    this.#run.forget(name);
-  }
-
+  /** Ends it at once. */
   async kill(name: string): Promise<void> {
-    const found = this.#run.find(name);
-    if (found !== null) await endProcess(found.pid, 'SIGKILL', STOP_GRACE_MS);
-    this.#run.forget(name);
+    await this.#end(name, 'SIGKILL');
   }
 
-  names(): string[] {
-    return this.#run.names();
+  async #end(name: string, signal: NodeJS.Signals): Promise<void> {
+    const found = this.#run.find(name);
+    if (found !== null) await endProcess(found.pid, signal, STOP_GRACE_MS);
+    this.#run.forget(name);
   }
 
   /** Waits until it is well. @throws Error with the end of its log when it has died or takes too long */

@@ -52,11 +52,6 @@ export class Testbed {
     return this.#numbers().map((number) => this.bed.node(number));
   }
 
-  /** True when a bed was started here, well or not. */
-  exists(): boolean {
-    return existsSync(this.bed.kubeconfig);
-  }
-
   /** Everything that takes long and is done once. */
   async build(): Promise<Binaries> {
     await ensurePackages(this.#say);
@@ -79,7 +74,8 @@ export class Testbed {
     const before = join(bed.stateDir, 'sysctls.json');
     if (!existsSync(before)) writeFileSync(before, JSON.stringify(readSysctls()));
     const wanted = count ?? Math.max(2, this.#numbers().length);
-    if (wanted < 1 || wanted > MAX_NODES) throw new Error(`a bed has 1 to ${MAX_NODES} nodes`);
+    if (!Number.isInteger(wanted) || wanted < 1 || wanted > MAX_NODES)
+      throw new Error(`a bed has 1 to ${MAX_NODES} nodes`);
     const nodes = Array.from({ length: wanted }, (_, index) => bed.node(index + 1));
 
     await this.#network(nodes);
@@ -252,7 +248,7 @@ export class Testbed {
     };
     for (const name of CONTROL_PLANE) process(name);
     for (const { name } of this.#nodes()) for (const part of ['containerd', 'kubelet']) process(`${name}-${part}`);
-    if (!this.exists()) return lines;
+    if (!existsSync(this.bed.kubeconfig)) return lines;
     const cluster = new Cluster(this.bed.kubeconfig);
     try {
       const found = await Promise.race([cluster.nodes(), sleep(5_000, null, { ref: false })]);
