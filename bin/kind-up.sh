@@ -206,6 +206,7 @@ ensure_image() {
 ensure_rights() {
   local authority token
   step 'applying the rights of the sandbox service'
+  kubectl apply --server-side --filename k8s/kind/namespace.yaml
   helm template holdfast k8s/chart --namespace holdfast | kubectl apply --server-side --force-conflicts --filename -
   kubectl apply --server-side --filename k8s/kind/token.yaml
   kubectl wait --namespace holdfast --for 'jsonpath={.data.token}' --timeout 60s secret/holdfast-sandbox-token > /dev/null

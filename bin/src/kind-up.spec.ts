@@ -176,6 +176,7 @@ describe('bin/kind-up.sh', () => {
       'docker build --file harnesses/runner/Dockerfile --tag holdfast/runner:latest .',
       'docker tag holdfast/runner:latest holdfast/runner:0123456789ab',
       'kind load docker-image holdfast/runner:0123456789ab --name agent-sbx',
+      'kubectl apply --server-side --filename k8s/kind/namespace.yaml',
       'kubectl apply --server-side --force-conflicts --filename -',
       'kubectl apply --server-side --filename k8s/kind/token.yaml',
     ]);
