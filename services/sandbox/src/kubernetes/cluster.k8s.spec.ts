@@ -1,21 +1,24 @@
 import { randomBytes } from 'node:crypto';
-import { mkdtemp, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DEFAULT_SANDBOX } from '@holdfast/contracts';
+import { DEFAULT_SANDBOX, HUB_AUDIENCE } from '@holdfast/contracts';
 import { createLogger } from '@holdfast/platform';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import { CoreV1Api, CustomObjectsApi, KubeConfig } from '@kubernetes/client-node';
+import { type Crd, FILE, typesOf, withHash } from '../../../../bin/src/generate-kubernetes-types.ts';
 import { existingCluster, loadBed } from '../../../../k8s/testbed/src/settings.ts';
 import { claimObject } from './claim.manifest.ts';
 import { Cluster } from './cluster.ts';
 import { contextObjects } from './context.manifest.ts';
 import { environmentObjects } from './environment.manifest.ts';
 import type { KubernetesObject, PersistentVolumeClaim, Pod } from './kinds.ts';
-import { LABELS } from './names.ts';
+import { LABELS, SERVICE_ACCOUNT } from './names.ts';
 import { namespaceObjects } from './namespace.manifest.ts';
 import { observeSandbox, ownerUid } from './sandbox.observe.ts';
 import type { ClusterSettings } from './settings.manifest.ts';
+import { sandboxServiceAccount } from './test/service-account.ts';
 
 const installation = `spec${randomBytes(3).toString('hex')}`;
 /** A program that sleeps and reaps, in an image that every node of the bed has. */
@@ -36,7 +39,12 @@ const settings: ClusterSettings = {
   quota: { pods: 8, cpuMillis: 20_000, memoryMib: 4_096, storageMib: 4_096 },
 };
 const logger = createLogger({ service: 'spec', instance: 'spec', level: 'silent' });
-const cluster = Cluster.connect({ kubeconfig: existingCluster() ?? loadBed().kubeconfig, logger });
+const adminConfig = existingCluster() ?? loadBed().kubeconfig;
+/** Makes what only others make, and takes away what this leaves. */
+const admin = Cluster.connect({ kubeconfig: adminConfig, logger });
+const account = await sandboxServiceAccount(adminConfig);
+/** With the rights of the sandbox service and no others. */
+const cluster = Cluster.connect({ kubeconfig: account.kubeconfig, logger });
 const own = `${LABELS.installation}=${installation}`;
 const workspaceId = 'wrkspc_cluster';
 const [home, ...confinement] = namespaceObjects(settings, workspaceId);
@@ -78,10 +86,25 @@ beforeAll(async () => {
   for (const object of home === undefined ? [] : [home, ...confinement]) await cluster.apply(object);
 });
 afterAll(async () => {
-  for (const { metadata } of await cluster.list('Namespace', { labelSelector: own })) {
-    await cluster.remove({ kind: 'Namespace', metadata });
+  for (const { metadata } of await admin.list('Namespace', { labelSelector: own })) {
+    await admin.remove({ kind: 'Namespace', metadata });
   }
+  await account.remove();
   cluster.close();
+  admin.close();
+});
+
+it('agent-sandbox has the kinds that the types were generated from', async () => {
+  const config = new KubeConfig();
+  config.loadFromFile(adminConfig);
+  // Its typed API renames members of schemas.
+  const { items } = (await config.makeApiClient(CustomObjectsApi).listClusterCustomObject({
+    group: 'apiextensions.k8s.io',
+    version: 'v1',
+    plural: 'customresourcedefinitions',
+  })) as { readonly items: readonly Crd[] };
+  const served = items.filter(({ spec }) => spec.group.endsWith('agents.x-k8s.io'));
+  expect(withHash(typesOf(served))).toBe(await readFile(FILE, 'utf8'));
 });
 
 describe('objects', () => {
@@ -111,7 +134,10 @@ describe('objects', () => {
     const ref = { kind: 'Pod', metadata: { name: 'none', namespace } } as const;
     expect(await cluster.remove(ref)).toBe(false);
     expect(await cluster.evict(ref)).toBe(false);
-    await expect(cluster.patch(ref, {})).rejects.toMatchObject({ code: 'cluster.absent', kind: 'not-found' });
+    await expect(cluster.patch({ ...ref, kind: 'SandboxClaim' }, {})).rejects.toMatchObject({
+      code: 'cluster.absent',
+      kind: 'not-found',
+    });
     await expect(
       cluster.apply({ ...volume('a'), metadata: { name: 'a', namespace: 'none-such' } }),
     ).rejects.toMatchObject({
@@ -152,7 +178,7 @@ describe('objects', () => {
       metadata: { name: 'on-the-host', namespace },
       spec: { hostNetwork: true, containers: [{ name: 'x', image: PAUSE }] },
     };
-    await expect(cluster.apply(onTheHost)).rejects.toMatchObject({
+    await expect(admin.apply(onTheHost)).rejects.toMatchObject({
       code: 'cluster.refused',
       kind: 'rejected',
       message: expect.stringMatching(/violates PodSecurity "restricted/),
@@ -176,11 +202,21 @@ describe('objects', () => {
     const held = { ...volume('held'), metadata: { name: 'held', namespace: going.metadata.name } };
     await cluster.apply(held);
     await cluster.patch(held, { metadata: { finalizers: ['holdfast.dev/spec'] } });
-    await cluster.remove({ kind: 'Namespace', metadata: going.metadata });
+    await admin.remove({ kind: 'Namespace', metadata: going.metadata });
     await expect(cluster.apply({ ...held, metadata: { ...held.metadata, name: 'late' } })).rejects.toMatchObject({
       code: 'cluster.conflict',
     });
     await cluster.patch(held, { metadata: { finalizers: null } });
+  });
+
+  it('are made once where that is asked for', async () => {
+    const first = volume('once');
+    expect(await cluster.create(first)).toBe(true);
+    const other: PersistentVolumeClaim = { ...first, spec: { ...first.spec, storageClassName: 'another' } };
+    expect(await cluster.create(other)).toBe(false);
+    expect(await cluster.get('PersistentVolumeClaim', 'once', namespace)).toMatchObject({
+      spec: { storageClassName: 'none-such' },
+    });
   });
 
   it('are made side by side: twenty take not much longer than a few', async () => {
@@ -194,6 +230,130 @@ describe('objects', () => {
     const twenty = await time(Array.from({ length: 20 }, (_, n) => `many-${n}`));
     expect(twenty).toBeLessThan(Math.max(500, one * 15));
     await Promise.all((await cluster.list('PersistentVolumeClaim', { namespace })).map((each) => cluster.remove(each)));
+  });
+});
+
+describe('the rights of the sandbox service', () => {
+  const foreign = `holdfast-foreign-${installation}`;
+  const inForeign = { kind: 'Pod', metadata: { name: 'foreign', namespace: foreign } } as const;
+
+  beforeAll(async () => {
+    await admin.apply({
+      apiVersion: 'v1',
+      kind: 'Namespace',
+      metadata: { name: foreign, labels: { [LABELS.installation]: installation } },
+    });
+    await admin.apply({
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: inForeign.metadata,
+      spec: { containers: [{ name: 'x', image: PAUSE, imagePullPolicy: 'IfNotPresent' }] },
+    });
+  });
+
+  it('end at the namespaces that it made: nothing is written, removed or evicted elsewhere', async () => {
+    const refused = expect.objectContaining({
+      code: 'cluster.refused',
+      message: expect.stringMatching(/writes only in namespaces of its own/),
+    });
+    await expect(cluster.remove(inForeign)).rejects.toEqual(refused);
+    await expect(cluster.evict(inForeign)).rejects.toEqual(refused);
+    await expect(cluster.apply({ ...volume('v'), metadata: { name: 'v', namespace: foreign } })).rejects.toEqual(
+      refused,
+    );
+    const { template } = environment({});
+    await expect(
+      cluster.apply({ ...template, metadata: { ...template.metadata, namespace: foreign } }),
+    ).rejects.toEqual(refused);
+    expect((await cluster.get('Pod', 'foreign', foreign))?.metadata.deletionTimestamp).toBeUndefined();
+  });
+
+  it('do not take a namespace over, nor make one that confines nothing', async () => {
+    if (home?.kind !== 'Namespace') throw new Error('no namespace');
+    await expect(cluster.apply({ ...home, metadata: { ...home.metadata, name: foreign } })).rejects.toMatchObject({
+      code: 'cluster.refused',
+      message: expect.stringMatching(/takes no namespace over/),
+    });
+    const loose = { ...home.metadata.labels, 'pod-security.kubernetes.io/enforce': 'privileged' };
+    const [next] = namespaceObjects(settings, 'wrkspc_loose');
+    for (const metadata of [home.metadata, next?.metadata ?? home.metadata]) {
+      await expect(cluster.apply({ ...home, metadata: { ...metadata, labels: loose } })).rejects.toMatchObject({
+        code: 'cluster.refused',
+        message: expect.stringMatching(/enforces Pod Security restricted/),
+      });
+    }
+  });
+
+  it.each<[string, () => Promise<unknown>]>([
+    ['removing a namespace', () => cluster.remove({ kind: 'Namespace', metadata: { name: namespace } })],
+    ['making a pod', () => cluster.create({ apiVersion: 'v1', kind: 'Pod', metadata: { name: 'x', namespace } })],
+    ['changing a pod', () => cluster.patch(inForeign, { metadata: { labels: { a: 'b' } } })],
+    ['removing a node', () => cluster.remove({ kind: 'Node', metadata: { name: 'node-1' } })],
+    ['removing the quota', () => cluster.remove({ kind: 'ResourceQuota', metadata: { name: 'workspace', namespace } })],
+    ['removing a policy', () => cluster.remove({ kind: 'NetworkPolicy', metadata: { name: 'hub-only', namespace } })],
+    [
+      'removing a sandbox under its claim',
+      () => cluster.remove({ kind: 'Sandbox', metadata: { name: 'x', namespace } }),
+    ],
+  ])('do not reach to %s', async (_, forbidden) => {
+    await expect(forbidden()).rejects.toMatchObject({
+      code: 'cluster.refused',
+      message: expect.stringMatching(/cannot/),
+    });
+  });
+});
+
+describe('a token', () => {
+  const tokenOf = async (audience: string, boundTo: { name: string; uid: string } | null): Promise<string> => {
+    const config = new KubeConfig();
+    config.loadFromFile(adminConfig);
+    const { status } = await config.makeApiClient(CoreV1Api).createNamespacedServiceAccountToken({
+      name: SERVICE_ACCOUNT,
+      namespace,
+      body: {
+        spec: {
+          audiences: [audience],
+          ...(boundTo === null ? {} : { boundObjectRef: { apiVersion: 'v1', kind: 'Pod', ...boundTo } }),
+        },
+      },
+    });
+    return status?.token ?? '';
+  };
+
+  it('says whose pod it is, while that is there and the audience is the hub', async () => {
+    const { template, pool } = environment({});
+    await cluster.apply(template);
+    await cluster.apply(pool);
+    const claim = await cluster.apply(claimFrom(pool.metadata.name, 'sbx_token'));
+    const pod = await until(async () => {
+      const found = (await cluster.list('Pod', { namespace })).find(
+        ({ metadata }) => metadata.name === claim.metadata.name,
+      );
+      return found?.status?.phase === 'Running' ? found : null;
+    }, 'its pod runs');
+    const token = await tokenOf(HUB_AUDIENCE, { name: pod.metadata.name, uid: pod.metadata.uid });
+    expect(await cluster.reviewToken(token, HUB_AUDIENCE)).toEqual({
+      namespace,
+      serviceAccount: SERVICE_ACCOUNT,
+      pod: pod.metadata.name,
+      podUid: pod.metadata.uid,
+    });
+    const other = await tokenOf('another', { name: pod.metadata.name, uid: pod.metadata.uid });
+    expect(await cluster.reviewToken(other, HUB_AUDIENCE)).toEqual({ refused: expect.stringMatching(/audience/) });
+    await cluster.remove(claim, { foreground: true });
+    await until(
+      async () => ((await cluster.get('Pod', pod.metadata.name, namespace)) === null ? true : null),
+      'its pod is gone',
+    );
+    // The API server remembers a good answer for ten seconds.
+    await until(async () => ('refused' in (await cluster.reviewToken(token, HUB_AUDIENCE)) ? true : null), 'refused');
+  });
+
+  it('without a pod, or made up, is refused', async () => {
+    expect(await cluster.reviewToken(await tokenOf(HUB_AUDIENCE, null), HUB_AUDIENCE)).toEqual({
+      refused: 'the token is not bound to a pod',
+    });
+    expect(await cluster.reviewToken('made.up.token', HUB_AUDIENCE)).toEqual({ refused: expect.any(String) });
   });
 });
 
@@ -257,7 +417,7 @@ describe('a sandbox', () => {
       expect(await cluster.remove(claim, { uid: claim.metadata.uid, foreground: true })).toBe(true);
       expect(observe().phase).toMatch(/running|ending/);
       await until(() => (observe().phase === 'absent' ? true : null), 'it is gone');
-      expect(pods.by('owner', warm.podUid ?? '')).toEqual([]);
+      expect(await cluster.list('Pod', { namespace, fieldSelector: `metadata.name=${next.pod}` })).toEqual([]);
     } finally {
       await cluster.apply({ ...pool, spec: { ...pool.spec, replicas: 0 } });
       await Promise.all(followed.map((each) => each.stop()));

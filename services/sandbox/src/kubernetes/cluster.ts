@@ -102,6 +102,20 @@ export class Cluster {
     })) as Stored<T>;
   }
 
+  /** Makes the object unless one of that name is there, which is left as it is; returns whether it was made. */
+  async create(object: KubernetesObject): Promise<boolean> {
+    try {
+      await this.#request('POST', collectionOf(object.kind, object.metadata.namespace), {
+        query: { fieldManager: this.#fieldManager, fieldValidation: 'Strict' },
+        body: object,
+      });
+      return true;
+    } catch (error) {
+      if (isAppError(error) && error.details['reason'] === 'AlreadyExists') return false;
+      throw error;
+    }
+  }
+
   /** Null when it is not there. */
   async get<K extends KindName>(kind: K, name: string, namespace?: string): Promise<Stored<Kinds[K]> | null> {
     const path = pathOf({ kind, metadata: { name, ...(namespace === undefined ? {} : { namespace }) } });
@@ -186,20 +200,18 @@ export class Cluster {
     kind: K,
     options: Selection & Omit<WatchedOptions<Kinds[K], I>, 'onError'> = {},
   ): Watched<Kinds[K], I> {
-    const { namespace, labelSelector, fieldSelector, ...rest } = options;
-    const selection: Selection = {
-      ...(namespace === undefined ? {} : { namespace }),
-      ...(labelSelector === undefined ? {} : { labelSelector }),
-      ...(fieldSelector === undefined ? {} : { fieldSelector }),
-    };
-    const source: WatchSource<Kinds[K]> = {
+    return new Watched<Kinds[K], I>(this.source(kind, options), {
+      ...options,
+      onError: (err) => this.#logger.warn({ err, kind }, 'watching the cluster failed; it is tried again'),
+    });
+  }
+
+  /** What a {@link Watched} reads from. */
+  source<K extends KindName>(kind: K, selection: Selection = {}): WatchSource<Kinds[K]> {
+    return {
       list: (signal) => this.#list(kind, selection, signal),
       watch: (resourceVersion, signal, on) => this.#watch(kind, selection, resourceVersion, signal, on),
     };
-    return new Watched<Kinds[K], I>(source, {
-      ...rest,
-      onError: (err) => this.#logger.warn({ err, kind }, 'watching the cluster failed; it is tried again'),
-    });
   }
 
   /** Lets go of the connections that are kept. */
