@@ -51,7 +51,7 @@ keep() {
   [[ -f $1 && $(cat "$1") == "$text" ]] || printf '%s\n' "$text" > "$1"
 }
 
-# need NAME MINIMUM WHERE COMMAND…: the command prints NAME's version. A minimum of 0.0 is any version.
+# need NAME MINIMUM WHERE COMMAND…: the command prints NAME's version.
 missing=
 need() {
   local name=$1 minimum=$2 where=$3 found
@@ -76,9 +76,9 @@ check_prerequisites() {
   need kind 0.33 https://kind.sigs.k8s.io/docs/user/quick-start/#installation kind version
   need kubectl 1.31 https://kubernetes.io/docs/tasks/tools/ kubectl version --client
   need helm 3.16 https://helm.sh/docs/intro/install/ helm version
-  need curl 0.0 'your package manager' curl --version
-  need unzip 0.0 'your package manager' unzip -v
-  need openssl 0.0 'your package manager' openssl version
+  need curl 7.0 'your package manager' curl --version
+  need unzip 6.0 'your package manager' unzip -v
+  need openssl 1.0 'your package manager' openssl version
   [[ -z $missing ]] || fail "what is needed is not there:$missing"
 }
 
