@@ -28,6 +28,8 @@ const load = (path: string): Record<string, Service> =>
   (parse(read(path), { merge: true }) as { services: Record<string, Service> }).services;
 
 const services = load('docker-compose.yml');
+/** What bin/kind-up.sh adds. */
+const cluster = load('deploy/compose/kubernetes.yml');
 const entries = Object.entries(services);
 const PLATFORM = ['session', 'sandbox', 'gateway-api', 'dashboard', 'demo-gateway'] as const;
 const CONFIGS = { session: sessionConfig, sandbox: sandboxConfig, 'gateway-api': gatewayConfig } as const;
@@ -72,13 +74,16 @@ describe('docker-compose.yml', () => {
 
   it.each(Object.entries(CONFIGS))('hands %s every setting that it reads, and nothing else', (name, schema) => {
     const { environment = {} } = services[name] ?? {};
+    const onCluster = cluster[name]?.environment ?? {};
     // Fixed by the image and the container.
     const own = ['HOLDFAST_STATE_DIR', 'HOLDFAST_INSTANCE', 'BLOB_DIR', 'SANDBOX_BUBBLEWRAP'];
     const known = Object.keys(schema.shape);
     const given = Object.entries(environment)
       .filter(([, value]) => value !== '')
       .map(([variable]) => variable.replace(/_FILE$/, ''));
-    expect(given.toSorted()).toEqual(known.filter((setting) => !own.includes(setting)).toSorted());
+    const all = [...given, ...Object.keys(onCluster).map((variable) => variable.replace(/_FILE$/, ''))];
+    expect(known.filter((setting) => !own.includes(setting) && !all.includes(setting))).toEqual([]);
+    expect(given.filter((setting) => !known.includes(setting))).toEqual([]);
   });
 
   it('logs each service in as itself, with credentials that no other one mounts', () => {
@@ -133,6 +138,39 @@ describe('docker-compose.yml', () => {
       expect(refused).not.toContain(call);
     for (const call of ['bpf', 'keyctl', 'perf_event_open', 'userfaultfd', 'io_uring_setup', 'setns', 'kexec_load'])
       expect(refused).toContain(call);
+  });
+});
+
+describe('deploy/compose/kubernetes.yml', () => {
+  it('gives the sandbox service, and no other, the network and the account that bin/kind-up.sh made', () => {
+    const { networks } = parse(read('deploy/compose/kubernetes.yml')) as { networks: unknown };
+    expect(networks).toEqual({ cluster: { name: 'agent-sbx', external: true } });
+    expect(Object.keys(cluster)).toEqual(['sandbox']);
+    const { environment, ...sandbox } = cluster['sandbox'] ?? {};
+    expect(sandbox).toEqual({
+      networks: { cluster: { ipv4_address: expect.stringMatching(/^\$\{KIND_HUB_ADDRESS:\?/) } },
+      volumes: [
+        {
+          type: 'bind',
+          source: './.holdfast/kind/kubeconfig',
+          target: environment?.['KUBECONFIG'],
+          read_only: true,
+          bind: { create_host_path: false },
+        },
+      ],
+    });
+    expect(environment).toMatchObject({
+      SANDBOX_PROVIDER: 'kubernetes',
+      HUB_HOST: '${KIND_HUB_ADDRESS}',
+      HUB_SECRET_FILE: '/run/holdfast/hub-secret',
+    });
+  });
+
+  it('asks for no variable that the script does not write', () => {
+    const asked = [...read('deploy/compose/kubernetes.yml').matchAll(/\$\{(\w+)/g)].map(([, name]) => name);
+    const written = [...read('bin/kind-up.sh').matchAll(/set_value (\w+) "\$/g)].map(([, name]) => name);
+    expect(asked.length).toBeGreaterThan(0);
+    expect(written).toEqual(expect.arrayContaining(asked));
   });
 });
 

@@ -30,7 +30,8 @@ describe('the credentials of containers', () => {
         `{ user: "${service}", password: ${JSON.stringify(read(service, 'nats-password'))}`,
       );
     }
-    expect(passwords.size).toBe(7);
+    passwords.add(read('sandbox', 'hub-secret'));
+    expect(passwords.size).toBe(8);
     for (const line of ['listen: "0.0.0.0:4222"', 'http: "127.0.0.1:8222"'])
       expect(read('nats', 'nats.conf')).toContain(`${line}\n`);
   });

@@ -31,6 +31,7 @@ export function writeCredentials(settings: Settings, dir: string): void {
       'nats-password': passwords[service as keyof typeof passwords],
     });
   }
+  write('sandbox', { 'hub-secret': derivedSecret(settings, 'hub') });
   write('grafana', {
     'admin-password': derivedSecret(settings, 'grafana'),
     'database-password': derivedSecret(settings, 'postgres-observer'),
