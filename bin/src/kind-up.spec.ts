@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+import { afterEach, beforeEach, describe, expect, it, jest } from '@jest/globals';
 import { parse } from 'yaml';
 import { ROOT } from './settings.ts';
 
@@ -23,12 +23,13 @@ import { ROOT } from './settings.ts';
  * ones would keep, as far as the script asks for it. A file `fail`, there, names the call that fails.
  */
 const STUB = `#!/usr/bin/env bash
-call="$(basename "$0") $*"
+name=\${0##*/}
+call="$name $*"
 echo "$call" >> "$STUBS/calls"
-[[ ! -f $STUBS/fail || $call != *"$(cat "$STUBS/fail")"* ]] || { echo 'it is broken' >&2; exit 1; }
+[[ ! -f $STUBS/fail || $call != *"$(< "$STUBS/fail")"* ]] || { echo 'it is broken' >&2; exit 1; }
 last=\${!#}
 case "$call" in
-  *' version'* | *' --version' | 'unzip -v') cat "$STUBS/version-$(basename "$0")" ;;
+  *' version'* | *' --version' | 'unzip -v') echo "$(< "$STUBS/version-$name")" ;;
 
   'docker network inspect'*) cat "$STUBS/network-$last" ;;
   'docker network create --subnet'*) [[ ! -f $STUBS/network-$last ]] && echo "$4" > "$STUBS/network-$last" || exit 1 ;;
@@ -55,7 +56,7 @@ case "$call" in
   'kubectl get'*'jsonpath={.data.ca\\.crt}') printf Y2E= ;;
   'kubectl apply'*-) cat >> "$STUBS/applied" ;;
 
-  'helm status'*) echo "STATUS: $(cat "$STUBS/helm-status")" ;;
+  'helm status'*) echo "STATUS: $(< "$STUBS/helm-status")" ;;
   'helm get values'*) cat "$STUBS/helm-values" ;;
   'helm upgrade'*) cat > "$STUBS/helm-values"; echo deployed > "$STUBS/helm-status"; echo >> "$STUBS/helm-revisions" ;;
   'helm uninstall'*) rm "$STUBS/helm-status" ;;
@@ -98,6 +99,9 @@ const SOURCE = 'sigs.k8s.io/agent-sandbox@v9.8.7';
 const ASKS =
   /^(docker (network inspect|inspect|image inspect|image ls|ps)|kind get|kubectl (get|wait)|helm (status|get|template)) |( version\b.*| --version|^unzip -v)$/;
 const REPEATABLE = /^(docker (build|tag)|kind load|kubectl apply) /;
+
+// Each run of the script starts many processes.
+jest.setTimeout(30_000);
 
 let dir: string;
 let checkout: string;
