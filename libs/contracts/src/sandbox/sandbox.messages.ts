@@ -53,6 +53,8 @@ export interface SandboxReason {
   readonly code: SandboxReasonCode;
   readonly message: string;
 }
+/** How a session's event about a wait begins; the reason's message follows. */
+export const WAITING_PREFIX = 'The sandbox cannot be had yet: ';
 
 /**
  * Replies to ensure: `waiting` when there is a reason to tell, again at least every {@link ENSURE_ALIVE_MS}, so that a

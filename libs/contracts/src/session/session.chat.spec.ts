@@ -1,4 +1,5 @@
 import { describe, expect, it } from '@jest/globals';
+import { WAITING_PREFIX } from '../sandbox/sandbox.messages.ts';
 import { type ChatFrame, foldChat, startChat } from './session.chat.ts';
 import { type SessionEvent, wireFrame } from './session.events.ts';
 import { evolveSessionView, type SessionView, sessionResource } from './session.view.ts';
@@ -136,6 +137,77 @@ describe('the chat fold', () => {
       { kind: 'error', id: 'sevt_3', attempts: 3, error: { message: 'no 2' } },
       { kind: 'error', id: 'sevt_9', attempts: 1, error: { message: 'no 3' } },
     ]);
+  });
+
+  describe('of a session that waits for its sandbox', () => {
+    const waits = (reason: string): [string, object] => [
+      'session.error',
+      {
+        error: {
+          type: 'unknown_error',
+          message: `${WAITING_PREFIX}since ${reason}`,
+          retry_status: { type: 'retrying' },
+          x_reason: reason,
+        },
+      },
+    ];
+    const use: [string, object] = ['agent.tool_use', { name: 'bash', input: {}, evaluated_permission: 'allow' }];
+    const result = (id: string): [string, object] => [
+      'agent.tool_result',
+      { tool_use_id: id, content: text('file'), is_error: false, outcome: 'completed', full_output: null },
+    ];
+    const created: [string, object] = ['session.created', events[0]?.data ?? {}];
+    const chatOf = (...entries: [string, object][]) => foldChat(start(), framesOf(log(created, ...entries)));
+
+    it('tells the newest reason and since when, and is no failure', () => {
+      const chat = chatOf(use, waits('pool-empty'), waits('unschedulable'));
+      expect(chat.wait).toEqual({
+        id: 'sevt_3',
+        at: '2026-01-01T00:00:02.000Z',
+        reason: 'unschedulable',
+        message: 'since unschedulable',
+      });
+      expect(chat.items).toMatchObject([{ kind: 'tool', id: 'sevt_2', result: null }]);
+    });
+
+    it('settles with the first result, and a later wait is another', () => {
+      const chat = chatOf(use, waits('pool-empty'), result('sevt_2'), use, waits('node-lost'), result('sevt_5'));
+      expect(chat.wait).toBeNull();
+      expect(chat.items).toMatchObject([
+        { kind: 'tool', result: { isError: false } },
+        { kind: 'waited', id: 'sevt_3', reason: 'pool-empty', until: '2026-01-01T00:00:03.000Z' },
+        { kind: 'tool', result: { isError: false } },
+        { kind: 'waited', id: 'sevt_6', reason: 'node-lost' },
+      ]);
+    });
+
+    it('goes on while the platform’s own tools have results', () => {
+      const chat = chatOf(
+        use,
+        ['agent.tool_use', { ...use[1], name: 'web_fetch' }],
+        waits('node-lost'),
+        result('sevt_3'),
+      );
+      expect(chat.wait).toMatchObject({ reason: 'node-lost' });
+    });
+
+    it.each<[string, object]>([
+      ['session.status_idle', { stop_reason: { type: 'end_turn' } }],
+      ['session.status_terminated', {}],
+      ['span.model_request_start', { model: 'm', message_id: 'sevt_9' }],
+    ])('settles with %s, when no result comes', (...over) => {
+      const chat = chatOf(use, waits('quota-exceeded'), over);
+      expect([chat.wait, chat.items.filter(({ kind }) => kind === 'waited').length]).toEqual([null, 1]);
+    });
+
+    it('keeps what was given up as a failure', () => {
+      const [type, { error }] = waits('image-pull') as [string, { error: object }];
+      const chat = chatOf(use, waits('image-pull'), [
+        type,
+        { error: { ...error, retry_status: { type: 'exhausted' } } },
+      ]);
+      expect(chat.items).toMatchObject([{ kind: 'tool' }, { kind: 'error' }]);
+    });
   });
 
   it('passes over types that it does not know', () => {

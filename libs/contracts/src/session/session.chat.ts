@@ -1,3 +1,5 @@
+import { type SandboxReasonCode, WAITING_PREFIX } from '../sandbox/sandbox.messages.ts';
+import { SANDBOX_TOOLS } from '../wire/agents.ts';
 import type { ContentBlock, SessionError, WireEvent } from '../wire/events.ts';
 import type { Session } from '../wire/sessions.ts';
 import { type SessionEvent, WIRE_LOG_TYPES } from './session.events.ts';
@@ -31,7 +33,18 @@ export type ChatItem =
       readonly id: string;
       readonly at: string | null;
       readonly note: 'interrupted' | 'compacted' | 'archived';
-    };
+    }
+  | (SandboxWait & { readonly kind: 'waited' /** When it was over. */; readonly until: string | null });
+
+/** A session waits for its sandbox; nothing has failed, and it goes on by itself. */
+export interface SandboxWait {
+  readonly id: string;
+  /** Since when, whatever the reasons were. */
+  readonly at: string | null;
+  /** The newest one, and its particulars. */
+  readonly reason: SandboxReasonCode;
+  readonly message: string;
+}
 
 export interface ToolItem {
   readonly kind: 'tool';
@@ -59,6 +72,8 @@ export interface Chat {
   readonly queued: readonly Extract<ChatItem, { kind: 'message' }>[];
   /** The message that is being written; its text may restart after a reconnect. */
   readonly open: { readonly id: string; readonly text: string } | null;
+  /** What keeps the agent's tools from running now. */
+  readonly wait: SandboxWait | null;
 }
 
 /** The start of the fold, from the session resource; everything that happened since comes from version 0 on. */
@@ -79,7 +94,7 @@ export function startChat(session: Session): Chat {
   };
   const view = evolveSessionView(undefined, created as unknown as SessionEvent);
   if (view === undefined) throw new Error('A created session has a view.');
-  return { view, items: [], queued: [], open: null };
+  return { view, items: [], queued: [], open: null, wait: null };
 }
 
 /**
@@ -145,12 +160,13 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
       return;
     case 'agent.tool_result':
       changeTool(draft, event['tool_use_id'], { result: { at, content, isError: event['is_error'] === true } });
+      if (isSandboxCall(draft, event['tool_use_id'])) settleWait(draft, at);
       return;
     case 'user.custom_tool_result':
       changeTool(draft, event['custom_tool_use_id'], { result: { at, content, isError: event['is_error'] === true } });
       return;
     case 'session.error':
-      addError(draft, id, at, event['error'] as SessionError);
+      addTrouble(draft, id, at, event['error'] as SessionError);
       return;
     case 'user.interrupt':
       draft.items.push({ kind: 'note', id, at, note: 'interrupted' });
@@ -161,16 +177,32 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
     case 'session.status_terminated':
       draft.items.push({ kind: 'note', id, at, note: 'archived' });
       draft.open = null;
+      settleWait(draft, at);
       return;
     case 'span.model_request_start':
     case 'span.model_request_end':
     case 'session.status_idle':
     case 'session.deleted':
       draft.open = null;
+      settleWait(draft, at);
       return;
     default:
       return;
   }
+}
+
+/** A wait for the sandbox is no failure, however often its reason changes. */
+function addTrouble(draft: Draft, id: string, at: string | null, error: SessionError): void {
+  const { x_reason: reason, message, retry_status } = error;
+  if (reason === undefined || retry_status.type !== 'retrying') addError(draft, id, at, error);
+  else draft.wait = { ...(draft.wait ?? { id, at }), reason, message: message.replace(WAITING_PREFIX, '') };
+}
+
+/** Only what comes after the sandbox, or instead of it, says on the wire that the wait is over. */
+function settleWait(draft: Draft, until: string | null): void {
+  if (draft.wait === null) return;
+  draft.items.push({ kind: 'waited', ...draft.wait, until });
+  draft.wait = null;
 }
 
 /** Attempts that the platform repeats by itself are one entry: the newest failure, and how many there were. */
@@ -179,6 +211,12 @@ function addError(draft: Draft, id: string, at: string | null, error: SessionErr
   if (last?.kind === 'error' && last.error.retry_status.type === 'retrying')
     draft.items[draft.items.length - 1] = { ...last, at, error, attempts: last.attempts + 1 };
   else draft.items.push({ kind: 'error', id, at, error, attempts: 1 });
+}
+
+/** What the platform runs by itself goes on without a sandbox. */
+function isSandboxCall(draft: Draft, id: unknown): boolean {
+  const call = draft.items.findLast((item) => item.id === id);
+  return call?.kind === 'tool' && SANDBOX_TOOLS.some((name) => name === call.name);
 }
 
 function changeTool(draft: Draft, id: unknown, change: Partial<ToolItem>): void {

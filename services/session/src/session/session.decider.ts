@@ -14,6 +14,7 @@ import {
   type StopReason,
   type TurnLimit,
   type UpdateSessionBody,
+  WAITING_PREFIX,
 } from '@holdfast/contracts';
 import { answerText, blockedCalls, evolve, type OpenCall, runnableCalls, type SessionState } from './session.state.ts';
 
@@ -547,7 +548,7 @@ export function reportWaiting(reason: SandboxReason, ids: IdSource): Draft {
     data: {
       error: {
         type: 'unknown_error',
-        message: `The sandbox cannot be had yet: ${reason.message}`,
+        message: WAITING_PREFIX + reason.message,
         retry_status: { type: 'retrying' },
         x_reason: reason.code,
       },
