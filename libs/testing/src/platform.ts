@@ -4,12 +4,17 @@ import { chmodSync, mkdtempSync, readFileSync } from 'node:fs';
 import { realpath, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { connectBus } from '@holdfast/bus';
+import type { EnsureSandboxUpdate, SandboxReason } from '@holdfast/contracts';
 import pg from 'pg';
 import { freePort } from './postgres.ts';
 
 const run = promisify(execFile);
+/** So often a held session is told why. */
+const HELD_MS = 200;
 const BIN = fileURLToPath(new URL('../../../bin/src/', import.meta.url));
 
 /** The whole platform as `bin/up` starts it, with a state folder and ports of its own. */
@@ -20,6 +25,9 @@ export interface TestPlatform {
   readonly stateDir: string;
   /** The platform's database, as Postgres' superuser. */
   readonly databaseUrl: string;
+  /** One statement there; returns its rows. */
+  query(sql: string, values?: readonly unknown[]): Promise<Record<string, unknown>[]>;
+  readonly natsUrl: string;
   /** The password that the platform derives for a role or user, for example `nats-session`. */
   secret(name: string): string;
   readonly env: Readonly<Record<string, string>>;
@@ -75,6 +83,16 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
     get databaseUrl() {
       return `postgres://postgres:${platform.secret('postgres')}@127.0.0.1:${ports['POSTGRES_PORT']}/holdfast`;
     },
+    query: async (sql, values = []) => {
+      const client = new pg.Client({ connectionString: platform.databaseUrl });
+      await client.connect();
+      try {
+        return (await client.query<Record<string, unknown>>(sql, [...values])).rows;
+      } finally {
+        await client.end();
+      }
+    },
+    natsUrl: `nats://127.0.0.1:${ports['NATS_PORT']}`,
     secret: (name) => {
       const secret = /^HOLDFAST_SECRET=(.+)$/m.exec(readFileSync(join(stateDir, 'env'), 'utf8'))?.[1] ?? '';
       return createHmac('sha256', secret).update(name).digest('base64url');
@@ -87,18 +105,12 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
     maintain: command('log.ts'),
     secondWorkspace: async () => {
       const key = `hf_${randomBytes(32).toString('base64url')}`;
-      const client = new pg.Client({ connectionString: platform.databaseUrl });
-      await client.connect();
-      try {
-        await client.query("insert into workspaces (id, name) values ('wrkspc_second', 'Second')");
-        await client.query(
-          `insert into api_keys (id, workspace_id, name, kind, hash, hint)
-           values ('apikey_second', 'wrkspc_second', 'second', 'api_key', $1, 'hf_…')`,
-          [createHash('sha256').update(key).digest()],
-        );
-      } finally {
-        await client.end();
-      }
+      await platform.query("insert into workspaces (id, name) values ('wrkspc_second', 'Second')");
+      await platform.query(
+        `insert into api_keys (id, workspace_id, name, kind, hash, hint)
+         values ('apikey_second', 'wrkspc_second', 'second', 'api_key', $1, 'hf_…')`,
+        [createHash('sha256').update(key).digest()],
+      );
       return key;
     },
     stop: async () => {
@@ -124,4 +136,38 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
     throw error;
   }
   return platform;
+}
+
+/**
+ * Stops the sandbox service where it stands and, in its place, tells whoever needs a sandbox why there is none, as a
+ * cluster does that is full. Released, the service goes on and does what it was asked meanwhile.
+ */
+export async function holdSandboxes(
+  platform: TestPlatform,
+  first: SandboxReason,
+): Promise<{ tell(reason: SandboxReason): void; release(): Promise<void> }> {
+  const bus = await connectBus({
+    servers: platform.natsUrl,
+    user: 'sandbox',
+    password: platform.secret('nats-sandbox'),
+    name: 'spec',
+  });
+  const pid = platform.pid('sandbox');
+  process.kill(pid, 'SIGSTOP');
+  let reason = first;
+  let held = true;
+  bus.replyMany<unknown, EnsureSandboxUpdate>('cmd.sandbox.*.ensure', {}, async (_body, _context, send) => {
+    for (; held; await sleep(HELD_MS)) send({ kind: 'waiting', reason });
+  });
+  await bus.flush();
+  return {
+    tell: (next) => {
+      reason = next;
+    },
+    release: async () => {
+      held = false;
+      process.kill(pid, 'SIGCONT');
+      await bus.close();
+    },
+  };
 }

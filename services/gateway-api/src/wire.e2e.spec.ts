@@ -31,7 +31,6 @@ import {
   userMessage,
 } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
-import pg from 'pg';
 import { z } from 'zod';
 
 /** Everything the contract says of the API, asked of the whole platform; the SDKs' own flows are in sdk.e2e. */
@@ -316,7 +315,6 @@ describe('the sandbox settings of an environment', () => {
 describe('sandboxes', () => {
   const list = async (query = ''): Promise<readonly Sandbox[]> =>
     (await client.json<Page<Sandbox>>(`/v1/x/sandboxes?limit=100${query}`)).data;
-  let database: pg.Client;
   let real: Sandbox;
   let pooled: Environment;
   const other = 'wrkspc_elsewhere';
@@ -328,17 +326,18 @@ describe('sandboxes', () => {
       environment_id: pooled.id,
       environment: '{}',
       provider: 'kubernetes',
+      // Nobody here takes it over.
+      owner: 'another replica',
+      owner_expires_at: new Date(Date.now() + 3_600_000),
       ...columns,
     };
     const given = Object.keys(row);
-    return database.query(
+    return platform.query(
       `insert into sandboxes (${given.join(', ')}) values (${given.map((_, n) => `$${n + 1}`).join(', ')})`,
       Object.values(row),
     );
   };
   beforeAll(async () => {
-    database = new pg.Client({ connectionString: platform.databaseUrl });
-    await database.connect();
     pooled = await newEnvironment({ config: { type: 'cloud', x_sandbox: { pool_size: 5 } } });
     const session = await client.session();
     await send(session, userMessage('RUN[true]'));
@@ -347,7 +346,6 @@ describe('sandboxes', () => {
     if (found === undefined) throw new Error('The session has no sandbox.');
     real = found;
   }, 60_000);
-  afterAll(() => database.end());
 
   it('are shown with each key, of every provider and in every state, and why they are not ready', async () => {
     sandboxResource.parse(real);
@@ -429,7 +427,7 @@ describe('sandboxes', () => {
     });
     const reason = { code: 'quota-exceeded', message: 'pods: 20/20' };
     const observe = (environmentId: string, ready: number) =>
-      database.query(
+      platform.query(
         'insert into sandbox_pools (environment_id, workspace_id, size, ready, reason) values ($1, $2, 5, $3, $4)',
         [environmentId, 'wrkspc_default', ready, reason],
       );
