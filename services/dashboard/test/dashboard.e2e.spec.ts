@@ -2,12 +2,15 @@ import { execFile } from 'node:child_process';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { launchChromium, startPlatform, type TestPlatform } from '@holdfast/testing';
+import { DEFAULT_SANDBOX, type Environment } from '@holdfast/contracts';
+import { holdSandboxes, launchChromium, startPlatform, TestClient, type TestPlatform } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import type { Browser, BrowserContext, Locator, Page } from 'playwright-core';
 
 /** Where to leave pictures of every page, for people to look at. */
 const PICTURES = process.env.HOLDFAST_PICTURES;
+const DESKTOP = { width: 1280, height: 800 };
+const PHONE = { width: 390, height: 800 };
 
 let platform: TestPlatform;
 let browser: Browser;
@@ -18,7 +21,7 @@ const faults: string[] = [];
 beforeAll(async () => {
   platform = await startPlatform({ DASHBOARD_ALLOWED_HOSTS: 'dashboard.example' });
   browser = await launchChromium();
-  context = await browser.newContext({ viewport: { width: 1280, height: 800 }, baseURL: platform.dashboardUrl });
+  context = await browser.newContext({ viewport: DESKTOP, baseURL: platform.dashboardUrl });
   // As browsers have it on every address but https and localhost.
   await context.addInitScript(() => Reflect.deleteProperty(Crypto.prototype, 'randomUUID'));
   page = await context.newPage();
@@ -39,6 +42,21 @@ async function picture(name: string): Promise<void> {
   if (PICTURES === undefined) return;
   mkdirSync(PICTURES, { recursive: true });
   await page.screenshot({ path: join(PICTURES, `${name}.png`) });
+}
+/** The same on either device, light and dark. */
+async function pictures(name: string): Promise<void> {
+  if (PICTURES === undefined) return;
+  mkdirSync(PICTURES, { recursive: true });
+  const size = page.viewportSize() ?? DESKTOP;
+  for (const [device, viewport] of Object.entries({ desktop: DESKTOP, phone: PHONE })) {
+    await page.setViewportSize(viewport);
+    for (const colorScheme of ['light', 'dark'] as const) {
+      await page.emulateMedia({ colorScheme });
+      await page.screenshot({ path: join(PICTURES, `${name}-${device}-${colorScheme}.png`), animations: 'disabled' });
+    }
+  }
+  await page.emulateMedia({ colorScheme: null });
+  await page.setViewportSize(size);
 }
 async function say(text: string): Promise<void> {
   await page.getByLabel('Message', { exact: true }).fill(text);
@@ -372,6 +390,268 @@ describe('a chat', () => {
   });
 });
 
+describe('environments', () => {
+  const saved = async (): Promise<Environment | undefined> =>
+    (await new TestClient(platform).json<{ data: Environment[] }>('/v1/environments')).data.find(
+      ({ name }) => name === 'offline',
+    );
+
+  it('are made with a network and a sandbox, and say what is wrong as the API does', async () => {
+    await page.goto('/environments');
+    await page.getByRole('button', { name: 'New environment' }).click();
+    await page.getByLabel('Name', { exact: true }).fill('offline');
+    await page.getByLabel('Allowed hosts').fill('example.com\n*.example.org');
+    await page.getByText('Sandbox', { exact: true }).click();
+    await page.getByLabel('Pool size').fill('201');
+    await page.getByLabel('Memory').fill('lots');
+    await page.getByLabel('Image').fill('python 3.13');
+    await page.getByLabel('Tolerated taints').fill('gpu=yes:NoSchedule\nspot:Never');
+    // Whoever folds it must still see why it cannot be made.
+    await page.getByText('Sandbox', { exact: true }).click();
+    await page.getByRole('button', { name: 'Create', exact: true }).click();
+    await expectSeen(page.getByText('must be at most 200'));
+    await expectSeen(page.getByText('must be a whole number'));
+    await expectSeen(page.getByText('must be an image reference'));
+    await expectSeen(page.getByText(/^line 2 must be one of/));
+    expect(await page.locator('[aria-invalid=true]').count()).toBe(4);
+    await pictures('environment-faults');
+    await page.getByLabel('Pool size').fill('5');
+    await page.getByLabel('Memory').fill('512');
+    await page.getByLabel('Image').fill('registry.example/python:3.13');
+    await page.getByLabel('Tolerated taints').fill('gpu=yes:NoSchedule');
+    await page.getByRole('button', { name: 'Create', exact: true }).click();
+    const row = page.getByRole('listitem').filter({ hasText: 'offline' });
+    await expectSeen(row.getByText('example.com, *.example.org'));
+    await expectSeen(row.getByText('pool of 5'));
+    expect((await saved())?.config.x_sandbox).toEqual({
+      ...DEFAULT_SANDBOX,
+      pool_size: 5,
+      memory_mib: 512,
+      image: 'registry.example/python:3.13',
+      tolerations: [{ key: 'gpu', operator: 'Equal', value: 'yes', effect: 'NoSchedule' }],
+    });
+    await pictures('environments');
+  });
+
+  it('are changed, with what they had in the form', async () => {
+    const row = page.getByRole('listitem').filter({ hasText: 'offline' });
+    await row.getByRole('button', { name: 'Edit' }).click();
+    await page.getByText('Sandbox', { exact: true }).click();
+    await expect(page.getByLabel('Pool size').inputValue()).resolves.toBe('5');
+    await expect(page.getByLabel('Tolerated taints').inputValue()).resolves.toBe('gpu=yes:NoSchedule');
+    await pictures('environment-edit');
+    await page.getByLabel('Memory').fill('');
+    await page.getByLabel('Workspace', { exact: true }).selectOption('ephemeral');
+    await page.getByLabel('Node labels').fill('disk=ssd');
+    await page.getByRole('button', { name: 'Save' }).click();
+    await expectGone(page.getByRole('dialog'));
+    expect((await saved())?.config).toMatchObject({
+      networking: { type: 'limited', allowed_hosts: ['example.com', '*.example.org'] },
+      x_sandbox: { pool_size: 5, memory_mib: null, workspace: 'ephemeral', node_selector: { disk: 'ssd' } },
+    });
+  });
+});
+
+describe('sandboxes', () => {
+  /** As the sandbox service records them on a cluster; the last one is the newest. */
+  const record = async (...rows: readonly Readonly<Record<string, unknown>>[]): Promise<void> => {
+    const [pooled] = await platform.query(
+      "select id, resource->'config' as config from environments where name = 'offline'",
+    );
+    await platform.query(
+      `insert into sandboxes (id, workspace_id, session_id, environment_id, environment, provider, status, incarnation,
+         reason, launch, namespace, pod, node, isolation, claimed_at, ready_at, created_at, owner, owner_expires_at)
+       select id, 'wrkspc_default', coalesce(session_id, 'sesn_of_' || id), $2, $3, 'kubernetes', status, 1, reason,
+         launch, 'holdfast-default', pod, node, isolation, claimed_at, claimed_at, coalesce(created_at, clock_timestamp()),
+         'another replica', clock_timestamp() + interval '1 hour'
+       from jsonb_to_recordset($1) as t (id text, session_id text, status text, reason jsonb, launch text, pod text,
+         node text, isolation text, claimed_at timestamptz, created_at timestamptz)`,
+      [JSON.stringify(rows), pooled?.['id'], pooled?.['config']],
+    );
+  };
+  const row = (text: string) => page.getByRole('listitem').filter({ hasText: text });
+  const unschedulable = {
+    code: 'unschedulable',
+    message: '0/2 nodes are available: 2 Insufficient memory.',
+  } as const;
+
+  it('are none at first, and the page says how to get one', async () => {
+    await page.goto('/sandboxes');
+    await expectSeen(page.getByText('No sandboxes', { exact: true }));
+    await expectSeen(page.getByRole('link', { name: 'Go to the sessions' }));
+    await expectSeen(row('offline').getByText('0 of 5 ready'));
+    await expectSeen(row('offline').getByText('a pool needs a Kubernetes cluster'));
+    await pictures('sandboxes-empty');
+  });
+
+  it('appear by themselves with state, place, start and reason, and the pools with their fill', async () => {
+    const now = new Date().toISOString();
+    const old = new Date(Date.now() - 3 * 86_400_000).toISOString();
+    await record(
+      { id: 'sbx_slept', status: 'suspended', launch: 'cold', created_at: old },
+      { id: 'sbx_gone', status: 'destroyed', launch: 'warm', created_at: old },
+      {
+        id: 'sbx_broken',
+        status: 'failed',
+        reason: { code: null, message: 'The runner could not be read.', since: now },
+      },
+      {
+        id: 'sbx_warm',
+        status: 'ready',
+        launch: 'warm',
+        pod: 'offline-x7k2p',
+        node: 'worker-1',
+        claimed_at: now,
+        isolation: 'gvisor',
+      },
+      {
+        id: 'sbx_woken',
+        status: 'ready',
+        launch: 'resumed',
+        pod: 'offline-b9q4z',
+        node: 'worker-2.zone-a.cluster.example',
+        claimed_at: now,
+      },
+      { id: 'sbx_stuck', status: 'starting', launch: 'cold', reason: { ...unschedulable, since: now } },
+      { id: 'sbx_young', status: 'starting', launch: 'cold' },
+    );
+    await platform.query(
+      `insert into sandbox_pools (environment_id, workspace_id, size, ready, reason)
+       select id, workspace_id, 5, 3, $1 from environments where name = 'offline'`,
+      [unschedulable],
+    );
+    await expectSeen(row('sbx_warm').getByText('worker-1', { exact: true }));
+    await expectSeen(row('sbx_warm').getByText('offline-x7k2p'));
+    await expectSeen(row('sbx_woken').getByText('resumed', { exact: true }));
+    await expectSeen(row('sbx_stuck').getByText('no node has room for it'));
+    await expectSeen(row('sbx_broken').getByText('The runner could not be read.'));
+    const pool = page.getByRole('listitem').filter({ hasText: 'claims / min' });
+    await expectSeen(pool.getByText('3 of 5 ready'));
+    await expectSeen(pool.getByText('2 claims / min'));
+    await expectSeen(pool.getByText('2 waiting'));
+    await expectSeen(pool.getByText('2 Insufficient memory'));
+    expect(await row('sbx_gone').count()).toBe(0);
+    await pictures('sandboxes');
+  });
+
+  it('are filtered by state and environment, and the address keeps that', async () => {
+    const states = page.getByRole('group', { name: 'Show' });
+    await states.getByRole('button', { name: 'Failed' }).click();
+    await expectSeen(row('sbx_broken'));
+    await expectGone(row('sbx_warm'));
+    await states.getByRole('button', { name: 'Destroyed' }).click();
+    await expectSeen(row('sbx_gone'));
+    await page.getByLabel('Environment').selectOption('default');
+    await expectGone(row('sbx_gone'));
+    await page.waitForURL(/view=destroyed&environment=env_/);
+    await page.goBack();
+    await expectSeen(row('sbx_gone'));
+    await page.reload();
+    await expectSeen(row('sbx_gone'));
+    await states.getByRole('button', { name: 'Starting' }).click();
+    await expectSeen(row('sbx_stuck'));
+    await page.getByLabel('Environment').selectOption('default');
+    await expectSeen(page.getByText('No sandbox is starting'));
+    await page.getByRole('button', { name: 'Show all sandboxes' }).click();
+    await page.waitForURL('**/sandboxes');
+    await page.getByRole('link', { name: 'offline' }).click();
+    await page.waitForURL(/environment=env_/);
+    await expectSeen(row('sbx_warm'));
+  });
+
+  it('say what is wrong and what to do, and where everything is', async () => {
+    await row('sbx_stuck').getByRole('link', { name: 'sbx_stuck', exact: true }).click();
+    await page.waitForURL('**/sandboxes/sbx_stuck');
+    const why = page.getByRole('status').filter({ hasText: 'no node has room' });
+    await expectSeen(why.getByText('0/2 nodes are available'));
+    await expectSeen(why.getByText('add a node, ask for less CPU or memory'));
+    await expectSeen(page.getByText('Nothing happened yet'));
+    await pictures('sandbox-stuck');
+    await page.goto('/sandboxes/sbx_warm');
+    for (const fact of ['worker-1', 'offline-x7k2p', 'holdfast-default', 'gvisor', 'warm, taken from the pool'])
+      await expectSeen(page.getByText(fact, { exact: true }));
+    await page.goto('/sandboxes/sbx_none');
+    await expectSeen(page.getByText('There is no sandbox sbx_none'));
+    await page.getByRole('link', { name: 'All sandboxes' }).click();
+    await expectSeen(row('sbx_warm'));
+  });
+
+  it('come page by page when they are many, and say when they cannot be read', async () => {
+    const created_at = new Date(Date.now() - 86_400_000).toISOString();
+    await record(
+      ...Array.from({ length: 60 }, (_, n) => ({
+        id: `sbx_many${n}`,
+        status: 'destroyed',
+        launch: 'warm',
+        created_at,
+      })),
+    );
+    await page.getByRole('button', { name: 'Destroyed' }).click();
+    const rows = page.getByRole('listitem').filter({ hasText: 'Destroyed' });
+    await expectSeen(rows.first());
+    expect(await rows.count()).toBe(50);
+    await page.getByRole('button', { name: 'Show more' }).click();
+    await expectSeen(row('sbx_gone'));
+    // With the one that the archived session left.
+    expect(await rows.count()).toBe(62);
+    await page.route('**/api/v1/x/sandbox*', (route) =>
+      route.fulfill({ status: 400, json: { error: { message: 'It is out of order.' } } }),
+    );
+    await page.reload();
+    await expectSeen(page.getByText('It is out of order.').last());
+    await pictures('sandboxes-error');
+    await page.unroute('**/api/v1/x/sandbox*');
+    await page.getByRole('button', { name: 'Try again' }).click();
+    await expectSeen(rows.first());
+  });
+
+  it('that a session waits for are told in its chat, calmly and at once, until the result is there', async () => {
+    const id = await new TestClient(platform).session();
+    await page.goto(`/sessions/${id}`);
+    const held = await holdSandboxes(platform, { code: 'pool-empty', message: 'The pool of 5 is used up.' });
+    try {
+      await say('RUN[echo at last]');
+      await expectSeen(log().getByText('Waiting for a sandbox: nothing warm was left'));
+      const since = Date.now();
+      held.tell(unschedulable);
+      await expectSeen(log().getByText('Waiting for a sandbox: no node has room for it'));
+      await expectSeen(log().getByText('add a node, ask for less CPU or memory'));
+      expect(Date.now() - since).toBeLessThan(2_000);
+      expect(await log().getByRole('alert').count()).toBe(0);
+      expect(
+        await log()
+          .getByText(/^Waiting for a sandbox/)
+          .count(),
+      ).toBe(1);
+      await record({
+        id: 'sbx_awaited',
+        session_id: id,
+        status: 'starting',
+        reason: { ...unschedulable, since: new Date() },
+      });
+      await expectSeen(page.getByRole('link', { name: 'Sandbox: starting, no node has room for it' }));
+      await pictures('chat-waiting');
+      await platform.query("delete from sandboxes where id = 'sbx_awaited'");
+    } finally {
+      await held.release();
+    }
+    await expectSeen(page.getByText('The last result was: at last'));
+    await expectGone(log().getByText('Waiting for a sandbox:'));
+    await expectSeen(log().getByText(/^Waited \d.* for a sandbox: no node has room for it$/));
+    const place = page.getByRole('link', { name: /^Sandbox: ready, this machine/ });
+    await expectSeen(place);
+    await pictures('chat-waited');
+    await place.click();
+    await page.waitForURL('**/sandboxes/sbx_*');
+    await expectSeen(page.getByText('this machine'));
+    await expectSeen(page.getByText('sandbox.ready', { exact: true }));
+    await pictures('sandbox');
+    await page.getByRole('link', { name: 'Session', exact: true }).click();
+    await page.waitForURL(`**/sessions/${id}`);
+    await new TestClient(platform).json(`/v1/sessions/${id}/archive`, { method: 'POST' });
+  });
+});
+
 describe('the other pages', () => {
   it('list sessions with their status, by view, agent and text, and go back through that', async () => {
     await page.goto('/sessions');
@@ -420,10 +700,19 @@ describe('the other pages', () => {
   });
 
   it('fit a phone, and are reached from its menu', async () => {
-    await page.setViewportSize({ width: 390, height: 800 });
+    await page.setViewportSize(PHONE);
     const agent = await page.request.get('/api/v1/agents');
     const { data } = (await agent.json()) as { data: { id: string }[] };
-    for (const place of ['/sessions', '/agents', '/agents/new', `/agents/${data[0]?.id}`, '/environments', '/keys']) {
+    for (const place of [
+      '/sessions',
+      '/agents',
+      '/agents/new',
+      `/agents/${data[0]?.id}`,
+      '/environments',
+      '/sandboxes',
+      '/sandboxes/sbx_stuck',
+      '/keys',
+    ]) {
       await page.goto(place);
       await expectSeen(page.getByRole('heading', { level: 1 }));
       const [wanted, given] = await page
@@ -435,17 +724,7 @@ describe('the other pages', () => {
     await page.getByRole('button', { name: 'Menu' }).click();
     await page.getByRole('menuitem', { name: 'Status' }).click();
     await page.waitForURL('**/status');
-    await page.setViewportSize({ width: 1280, height: 800 });
-  });
-
-  it('make environments', async () => {
-    await page.goto('/environments');
-    await page.getByRole('button', { name: 'New environment' }).click();
-    await page.getByLabel('Name', { exact: true }).fill('offline');
-    await page.getByLabel('Allowed hosts').fill('example.com\n*.example.org');
-    await page.getByRole('button', { name: 'Create', exact: true }).click();
-    await expectSeen(page.getByText('example.com, *.example.org'));
-    await picture('environments');
+    await page.setViewportSize(DESKTOP);
   });
 
   it('make keys, show them once, and end their sign-ins when they are revoked', async () => {

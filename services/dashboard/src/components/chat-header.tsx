@@ -1,18 +1,19 @@
-import type { Chat, SessionView } from '@holdfast/contracts';
-import { useMutation } from '@tanstack/react-query';
-import { ArrowLeft, List, MoreHorizontal } from 'lucide-react';
+import type { Chat, Sandbox, SessionView } from '@holdfast/contracts';
+import { keepPreviousData, useMutation, useQuery } from '@tanstack/react-query';
+import { ArrowLeft, Box, List, MoreHorizontal } from 'lucide-react';
 import Link from 'next/link';
 import { useRouter } from 'next/navigation';
 import { DropdownMenu } from 'radix-ui';
-import { type ReactNode, useState } from 'react';
+import { useState } from 'react';
 import { toast } from 'sonner';
-import { api, messageOf } from '../lib/api.ts';
+import { api, messageOf, type Page } from '../lib/api.ts';
 import { compact, dateTime, dollars, number, seconds } from '../lib/format.ts';
+import { LAUNCHES, placeOf, reasonTone, reasonWords, TONE_TEXT } from '../lib/sandboxes.ts';
 import type { Connection } from '../lib/session-stream.ts';
 import { MenuContent, MenuItem } from './menu.tsx';
 import { Snippets, sessionSnippets } from './snippets.tsx';
-import { StatusBadge } from './status-badge.tsx';
-import { Button, buttonClass, Confirm, Field, FormError, Id, Input, Modal, Time } from './ui.tsx';
+import { SandboxBadge, StatusBadge } from './status-badge.tsx';
+import { Button, buttonClass, Confirm, cn, Fact, Facts, Field, FormError, Id, Input, Modal, Time } from './ui.tsx';
 
 type Open = 'details' | 'rename' | 'archive' | 'delete' | null;
 
@@ -32,6 +33,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
     onError: (error) => toast.error(messageOf(error)),
   });
   const isRunning = view.status === 'running' || view.status === 'rescheduling';
+  const sandbox = useSandbox(chat);
   const { usage } = view;
   return (
     <header className="border-b bg-panel px-3 py-2 md:px-4">
@@ -75,23 +77,26 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
           </MenuContent>
         </DropdownMenu.Root>
       </div>
-      <p className="truncate pl-8 text-xs text-soft">
-        <Link className="hover:text-ink hover:underline" href={`/agents/${view.agent.id}`}>
-          {view.agent.name} v{view.agent.version}
-        </Link>{' '}
-        · {view.agent.model.id} ·{' '}
-        <span title={`${number(usage.input_tokens)} tokens in, ${number(usage.output_tokens)} out`}>
-          {compact(usage.input_tokens)} in, {compact(usage.output_tokens)} out
-        </span>
-        {usage.x_cost_usd === undefined ? '' : ` · ${dollars(usage.x_cost_usd)}`}
-      </p>
+      <div className="flex flex-wrap items-center gap-x-4 pl-8 text-xs text-soft">
+        <p className="min-w-0 truncate">
+          <Link className="hover:text-ink hover:underline" href={`/agents/${view.agent.id}`}>
+            {view.agent.name} v{view.agent.version}
+          </Link>{' '}
+          · {view.agent.model.id} ·{' '}
+          <span title={`${number(usage.input_tokens)} tokens in, ${number(usage.output_tokens)} out`}>
+            {compact(usage.input_tokens)} in, {compact(usage.output_tokens)} out
+          </span>
+          {usage.x_cost_usd === undefined ? '' : ` · ${dollars(usage.x_cost_usd)}`}
+        </p>
+        {sandbox === null ? null : <Whereabouts sandbox={sandbox} />}
+      </div>
       <Modal
         open={open === 'details'}
         onClose={close}
         title="Session details"
         className="w-[min(44rem,calc(100vw-2rem))]"
       >
-        <Details view={view} />
+        <Details view={view} sandbox={sandbox} />
       </Modal>
       <Modal open={open === 'rename'} onClose={close} title="Rename the session">
         <RenameForm path={path} title={view.title ?? ''} onDone={close} />
@@ -113,11 +118,45 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
   );
 }
 
-function Details({ view }: { view: SessionView }) {
+const LOOK_MS = 2_000;
+const IDLE_LOOK_MS = 10_000;
+
+/** The session's sandbox while it has one; looked at again with every change of what the session does. */
+function useSandbox({ view, wait }: Chat): Sandbox | null {
+  const query = useQuery({
+    queryKey: ['sandbox-of', view.id, view.status, wait?.reason],
+    queryFn: ({ signal }) => api<Page<Sandbox>>(`/v1/x/sandboxes?session_id=${view.id}&limit=1`, { signal }),
+    refetchInterval: view.archivedAt !== null ? false : view.status === 'running' ? LOOK_MS : IDLE_LOOK_MS,
+    placeholderData: keepPreviousData,
+  });
+  return query.data?.data[0] ?? null;
+}
+
+/** Where a session's tools run, or why they do not. */
+function Whereabouts({ sandbox }: { sandbox: Sandbox }) {
+  const { reason, status, launch } = sandbox;
+  const about =
+    reason !== null ? reasonWords(reason) : [placeOf(sandbox), launch].filter((part) => part !== null).join(', ');
+  return (
+    <Link
+      href={`/sandboxes/${sandbox.id}`}
+      aria-label={`Sandbox: ${status}${about === '' ? '' : `, ${about}`}`}
+      className={cn('flex min-w-0 items-center gap-1.5 hover:text-ink hover:underline', TONE_TEXT[reasonTone(sandbox)])}
+    >
+      <Box className="size-3.5 shrink-0" aria-hidden />
+      <span className="truncate">
+        {status}
+        {about === '' ? '' : ` · ${about}`}
+      </span>
+    </Link>
+  );
+}
+
+function Details({ view, sandbox }: { view: SessionView; sandbox: Sandbox | null }) {
   const { usage } = view;
   return (
     <div className="space-y-5">
-      <dl className="grid grid-cols-[auto_minmax(0,1fr)] gap-x-6 gap-y-1.5 text-sm">
+      <Facts>
         <Fact name="Id">
           <Id id={view.id} />
         </Fact>
@@ -127,6 +166,12 @@ function Details({ view }: { view: SessionView }) {
         <Fact name="Environment">
           <Id id={view.environmentId} />
         </Fact>
+        {sandbox === null ? null : (
+          <Fact name="Sandbox">
+            <SandboxBadge sandbox={sandbox} /> {placeOf(sandbox)}
+            {sandbox.launch === null ? '' : `, ${LAUNCHES[sandbox.launch]}`} <Id id={sandbox.id} />
+          </Fact>
+        )}
         {view.contextKey === null ? null : <Fact name="Context">{view.contextKey}</Fact>}
         <Fact name="Created">
           {dateTime(view.createdAt)}, <Time at={view.createdAt} />
@@ -144,22 +189,13 @@ function Details({ view }: { view: SessionView }) {
             {value}
           </Fact>
         ))}
-      </dl>
+      </Facts>
       <div className="space-y-2">
         <h2 className="text-sm font-medium">Drive it over the API</h2>
         <p className="text-sm text-soft">With an API key of this workspace in HOLDFAST_API_KEY.</p>
         <Snippets snippets={sessionSnippets(view.id)} />
       </div>
     </div>
-  );
-}
-
-function Fact(props: { name: string; children: ReactNode }) {
-  return (
-    <>
-      <dt className="text-soft">{props.name}</dt>
-      <dd className="min-w-0 [overflow-wrap:anywhere]">{props.children}</dd>
-    </>
   );
 }
 

@@ -1,8 +1,20 @@
 'use client';
-import type { ChatItem, ContentBlock, ToolItem } from '@holdfast/contracts';
-import { AlertTriangle, Ban, Check, ChevronRight, CircleDashed, Clock, FileText, Loader2, X } from 'lucide-react';
+import { type ChatItem, type ContentBlock, SANDBOX_HINTS, type SandboxWait, type ToolItem } from '@holdfast/contracts';
+import {
+  AlertTriangle,
+  Ban,
+  Check,
+  ChevronRight,
+  CircleDashed,
+  Clock,
+  FileText,
+  Hourglass,
+  Loader2,
+  X,
+} from 'lucide-react';
 import { memo, type ReactNode, useId, useState } from 'react';
 import { bytes, dateTime, seconds, timeOfDay } from '../lib/format.ts';
+import { reasonWords } from '../lib/sandboxes.ts';
 import { COMPOSER_ID } from './composer.tsx';
 import { Markdown } from './markdown.tsx';
 import { Button, CopyButton, cn, Input, TextArea, useNow, Verbatim } from './ui.tsx';
@@ -31,6 +43,8 @@ export const ChatEntry = memo(function ChatEntry(props: {
       return <Failed item={item} />;
     case 'note':
       return <Note text={NOTES[item.note]} />;
+    case 'waited':
+      return <Note text={waited(item)} />;
   }
 });
 
@@ -45,6 +59,29 @@ export function Note({ text }: { text: string }) {
     <p className="flex items-center gap-3 text-xs text-soft before:h-px before:flex-1 before:bg-line after:h-px after:flex-1 after:bg-line">
       {text}
     </p>
+  );
+}
+
+function waited({ at, until, ...wait }: Extract<ChatItem, { kind: 'waited' }>): string {
+  const tookMs = at === null || until === null ? 0 : Math.max(0, Date.parse(until) - Date.parse(at));
+  return `Waited ${seconds(tookMs / 1_000)} for a sandbox: ${reasonWords({ ...wait, code: wait.reason })}`;
+}
+
+/** Nothing failed and nobody has to come: the agent goes on once its sandbox is there. */
+export function Waiting({ wait }: { wait: SandboxWait }) {
+  const words = reasonWords({ ...wait, code: wait.reason });
+  return (
+    <div role="status" className="flex gap-3 rounded-lg bg-raised p-3 text-sm">
+      <Hourglass className="mt-0.5 size-4 shrink-0 text-soft" aria-hidden />
+      <div className="min-w-0 flex-1 space-y-0.5 [overflow-wrap:anywhere]">
+        <p>Waiting for a sandbox: {words}</p>
+        <p className="text-xs text-soft">{wait.message}</p>
+        <p className="text-xs text-soft">{SANDBOX_HINTS[wait.reason]}</p>
+      </div>
+      <span className="shrink-0 text-xs leading-5 text-soft">
+        {wait.at === null ? null : <Elapsed since={wait.at} />}
+      </span>
+    </div>
   );
 }
 

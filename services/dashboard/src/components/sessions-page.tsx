@@ -2,8 +2,8 @@
 import type { Agent, Session } from '@holdfast/contracts';
 import { MessagesSquare, Plus, Search } from 'lucide-react';
 import Link from 'next/link';
-import { useSearchParams } from 'next/navigation';
 import { useEffect, useEffectEvent, useRef, useState } from 'react';
+import { useAddress } from '../lib/address.ts';
 import { compact, dollars, number, seconds } from '../lib/format.ts';
 import { usePlatformStatus } from '../lib/platform-status.ts';
 import { Paged, usePages, useWholeList } from './paged.tsx';
@@ -22,18 +22,9 @@ const VIEWS: Readonly<Record<View, { readonly text: string; readonly query: stri
 const SEARCH_DELAY_MS = 250;
 const columns = 'lg:grid-cols-[7.5rem_minmax(0,1fr)_10rem_7rem_6rem_7rem]';
 
-/** The filter lives in the address, so that it can be shared, and back and forward walk through it. */
 function useFilter() {
-  const params = useSearchParams();
+  const { params, set } = useAddress();
   const given = params.get('view') ?? 'all';
-  const set = (change: Readonly<Record<string, string>>, how: 'pushState' | 'replaceState') => {
-    const next = new URLSearchParams(params);
-    for (const [name, value] of Object.entries(change)) {
-      if (value === '' || (name === 'view' && value === 'all')) next.delete(name);
-      else next.set(name, value);
-    }
-    window.history[how](null, '', next.size === 0 ? location.pathname : `?${next}`);
-  };
   return {
     view: (given in VIEWS ? given : 'all') as View,
     agentId: params.get('agent') ?? '',

@@ -2,6 +2,7 @@
 import {
   Activity,
   Bot,
+  Box,
   Check,
   KeyRound,
   LogOut,
@@ -29,6 +30,7 @@ const PLACES = [
   { href: '/sessions', text: 'Sessions', icon: MessagesSquare },
   { href: '/agents', text: 'Agents', icon: Bot },
   { href: '/environments', text: 'Environments', icon: Server },
+  { href: '/sandboxes', text: 'Sandboxes', icon: Box },
   { href: '/keys', text: 'API keys', icon: KeyRound },
   { href: '/status', text: 'Status', icon: Activity },
 ];

@@ -1,4 +1,5 @@
-import type { Session, SessionStatus, StopReason } from '@holdfast/contracts';
+import type { Sandbox, SandboxStatus, Session, SessionStatus, StopReason } from '@holdfast/contracts';
+import { reasonTone } from '../lib/sandboxes.ts';
 import { Badge, cn } from './ui.tsx';
 
 type Look = { readonly text: string; readonly tone: 'neutral' | 'good' | 'warn' | 'bad'; readonly dot?: string };
@@ -17,8 +18,30 @@ const STOPPED: Readonly<Record<StopReason['type'], Look>> = {
 };
 
 export function StatusBadge(props: { status: SessionStatus; stopReason: Session['x_stop_reason'] }) {
-  const { text, tone, dot } =
+  const look =
     props.status === 'idle' && props.stopReason !== null ? STOPPED[props.stopReason.type] : LOOKS[props.status];
+  return <LookBadge look={look} />;
+}
+
+const SANDBOX_LOOKS: Readonly<Record<SandboxStatus, Look>> = {
+  starting: { text: 'Starting', tone: 'neutral', dot: 'animate-pulse' },
+  ready: { text: 'Ready', tone: 'good', dot: '' },
+  suspended: { text: 'Suspended', tone: 'neutral' },
+  failed: { text: 'Failed', tone: 'bad', dot: '' },
+  destroyed: { text: 'Destroyed', tone: 'neutral' },
+};
+
+/** One that is starting and cannot is news. */
+export function SandboxBadge({ sandbox }: { sandbox: Pick<Sandbox, 'status' | 'reason'> }) {
+  const look = SANDBOX_LOOKS[sandbox.status];
+  return (
+    <LookBadge
+      look={sandbox.status === 'starting' && reasonTone(sandbox) === 'warn' ? { ...look, tone: 'warn' } : look}
+    />
+  );
+}
+
+function LookBadge({ look: { text, tone, dot } }: { look: Look }) {
   return (
     <Badge tone={tone} className="whitespace-nowrap">
       {dot === undefined ? null : <span className={cn('size-1.5 rounded-full bg-current', dot)} aria-hidden />}

@@ -3,7 +3,7 @@ import type { TimelinePage as LogPage, TimelineEntry } from '@holdfast/contracts
 import { type InfiniteData, useInfiniteQuery, useQueryClient } from '@tanstack/react-query';
 import { ArrowLeft, ChevronRight, Download, Search } from 'lucide-react';
 import Link from 'next/link';
-import { memo, useDeferredValue, useEffect, useMemo, useState } from 'react';
+import { memo, type ReactNode, useDeferredValue, useEffect, useMemo, useState } from 'react';
 import { toast } from 'sonner';
 import { api, messageOf } from '../lib/api.ts';
 import { dateTime, number, offset } from '../lib/format.ts';
@@ -29,7 +29,8 @@ const LOOK_MS = 2_000;
 export function TimelinePage({ id }: { id: string }) {
   const [filter, setFilter] = useState('');
   const wanted = useDeferredValue(filter.trim().toLowerCase());
-  const { query, entries } = useTimeline(id);
+  const path = `/v1/sessions/${id}/x/timeline`;
+  const { query, entries } = useLog(path);
   const shown = useMemo(
     () =>
       wanted === ''
@@ -37,7 +38,7 @@ export function TimelinePage({ id }: { id: string }) {
         : entries.filter((entry) => `${entry.type} ${JSON.stringify(entry)}`.toLowerCase().includes(wanted)),
     [entries, wanted],
   );
-  const download = useDownload(id, query);
+  const download = useDownload(id, path, query);
   const startedAt = entries[0]?.recorded_at;
   if (query.isError && entries.length === 0)
     return (
@@ -83,28 +84,49 @@ export function TimelinePage({ id }: { id: string }) {
         </span>
       </div>
       <Panel className="overflow-hidden">
-        {query.isPending ? (
-          <Loading />
-        ) : shown.length === 0 ? (
-          <Empty icon={<Search />} title="No event matches">
-            {query.hasNextPage ? <p>There are more events than were loaded.</p> : null}
-          </Empty>
-        ) : (
-          <ol className="divide-y">
-            {shown.map((entry) => (
-              <Entry key={entry.id} entry={entry} startedAt={startedAt ?? entry.recorded_at} />
-            ))}
-          </ol>
-        )}
-        {query.hasNextPage ? (
-          <div className="flex justify-center border-t p-3">
-            <Button size="small" busy={query.isFetchingNextPage} onClick={() => void query.fetchNextPage()}>
-              Show more
-            </Button>
-          </div>
-        ) : null}
+        <LogEntries
+          query={query}
+          shown={shown}
+          startedAt={startedAt}
+          empty={
+            <Empty icon={<Search />} title="No event matches">
+              {query.hasNextPage ? <p>There are more events than were loaded.</p> : null}
+            </Empty>
+          }
+        />
       </Panel>
     </div>
+  );
+}
+
+/** Entries of a log, and the way to those that were not loaded. */
+export function LogEntries(props: {
+  query: ReturnType<typeof useLog>['query'];
+  shown: readonly TimelineEntry[];
+  startedAt: string | undefined;
+  empty: ReactNode;
+}) {
+  const { query, shown } = props;
+  if (query.isPending) return <Loading />;
+  return (
+    <>
+      {shown.length === 0 ? (
+        props.empty
+      ) : (
+        <ol className="divide-y">
+          {shown.map((entry) => (
+            <Entry key={entry.id} entry={entry} startedAt={props.startedAt ?? entry.recorded_at} />
+          ))}
+        </ol>
+      )}
+      {query.hasNextPage ? (
+        <div className="flex justify-center border-t p-3">
+          <Button size="small" busy={query.isFetchingNextPage} onClick={() => void query.fetchNextPage()}>
+            Show more
+          </Button>
+        </div>
+      ) : null}
+    </>
   );
 }
 
@@ -119,7 +141,7 @@ const Entry = memo(function Entry({ entry, startedAt }: { entry: TimelineEntry; 
             aria-hidden
           />
           <span className="w-9 shrink-0 text-right font-mono text-xs text-soft tabular-nums">{entry.version}</span>
-          <Badge tone={toneOf(entry.type)} className="shrink-0 font-mono">
+          <Badge tone={TONES[entry.type] ?? toneOf(entry.type)} className="shrink-0 font-mono">
             {entry.type}
           </Badge>
           <span className="min-w-0 flex-1 truncate font-mono text-xs text-soft">{preview(entry.data)}</span>
@@ -149,12 +171,12 @@ const Entry = memo(function Entry({ entry, startedAt }: { entry: TimelineEntry; 
 });
 
 /** The pages that were asked for; the last one of the log grows while the session lives, and is read on from its end. */
-function useTimeline(id: string) {
+export function useLog(path: string) {
   const client = useQueryClient();
   const query = useInfiniteQuery({
-    queryKey: ['timeline', id],
+    queryKey: ['timeline', path],
     initialPageParam: 0,
-    queryFn: ({ pageParam, signal }) => readLog(id, pageParam, signal),
+    queryFn: ({ pageParam, signal }) => readLog(path, pageParam, signal),
     getNextPageParam: (last) => last.next_after,
     // The log is only ever added to: what was read stays as it is.
     staleTime: Number.POSITIVE_INFINITY,
@@ -167,9 +189,9 @@ function useTimeline(id: string) {
     const abort = new AbortController();
     const look = async () => {
       if (document.hidden) return;
-      const more = await readLog(id, version, abort.signal).catch(() => null);
+      const more = await readLog(path, version, abort.signal).catch(() => null);
       if (more === null || more.data.length === 0) return;
-      client.setQueryData<InfiniteData<LogPage, number>>(['timeline', id], (known) =>
+      client.setQueryData<InfiniteData<LogPage, number>>(['timeline', path], (known) =>
         known === undefined || known.pages.at(-1)?.data.at(-1)?.version !== version
           ? known
           : { pages: [...known.pages, more], pageParams: [...known.pageParams, version] },
@@ -180,26 +202,23 @@ function useTimeline(id: string) {
       clearInterval(timer);
       abort.abort();
     };
-  }, [client, id, isAtEnd, version]);
+  }, [client, path, isAtEnd, version]);
   return { query, entries };
 }
 
-function readLog(id: string, after: number, signal?: AbortSignal): Promise<LogPage> {
-  return api<LogPage>(
-    `/v1/sessions/${id}/x/timeline?limit=${PAGE_EVENTS}&after=${after}`,
-    signal === undefined ? {} : { signal },
-  );
+function readLog(path: string, after: number, signal?: AbortSignal): Promise<LogPage> {
+  return api<LogPage>(`${path}?limit=${PAGE_EVENTS}&after=${after}`, signal === undefined ? {} : { signal });
 }
 
 /** Saves the whole log as JSON lines, one event each. */
-function useDownload(id: string, query: ReturnType<typeof useTimeline>['query']) {
+function useDownload(id: string, path: string, query: ReturnType<typeof useLog>['query']) {
   const [busy, setBusy] = useState(false);
   const start = async () => {
     setBusy(true);
     try {
       const pages = [...(query.data?.pages ?? [])];
       for (let after = pages.at(-1)?.next_after; after != null; after = pages.at(-1)?.next_after)
-        pages.push(await readLog(id, after));
+        pages.push(await readLog(path, after));
       const lines = pages.flatMap((page) => page.data.map((entry) => `${JSON.stringify(entry)}\n`));
       const link = document.createElement('a');
       link.href = URL.createObjectURL(new Blob(lines, { type: 'application/x-ndjson' }));
@@ -219,8 +238,15 @@ function preview(data: unknown): string {
   const text = JSON.stringify(data);
   return text === '{}' ? '' : text.slice(0, 200);
 }
-function toneOf(type: string): 'neutral' | 'good' | 'warn' | 'bad' {
-  if (type === 'session.error') return 'bad';
+const TONES: Readonly<Record<string, 'good' | 'warn' | 'bad'>> = {
+  'session.error': 'bad',
+  'sandbox.ready': 'good',
+  'sandbox.waiting': 'warn',
+  'sandbox.lost': 'warn',
+  'sandbox.failed': 'bad',
+  'sandbox.link_refused': 'bad',
+};
+function toneOf(type: string): 'neutral' | 'good' | 'warn' {
   if (type.startsWith('user.') || type.startsWith('system.')) return 'good';
   if (type.includes('tool')) return 'warn';
   return 'neutral';

@@ -192,6 +192,19 @@ export function Panel({ className, ...rest }: ComponentProps<'section'>) {
   return <section className={cn('rounded-xl border bg-panel shadow-xs', className)} {...rest} />;
 }
 
+/** Names and what they are, one below the other. */
+export function Facts({ children }: { children: ReactNode }) {
+  return <dl className="grid grid-cols-[auto_minmax(0,1fr)] gap-x-6 gap-y-1.5 text-sm">{children}</dl>;
+}
+export function Fact(props: { name: string; children: ReactNode }) {
+  return (
+    <>
+      <dt className="text-soft">{props.name}</dt>
+      <dd className="min-w-0 [overflow-wrap:anywhere]">{props.children}</dd>
+    </>
+  );
+}
+
 export function Empty(props: { icon: ReactNode; title: string; children?: ReactNode }) {
   return (
     <div className="flex flex-col items-center gap-2 px-6 py-16 text-center text-balance">
