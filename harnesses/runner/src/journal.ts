@@ -32,12 +32,17 @@ export class Journal {
   readonly id: string;
   generation = 0;
   readonly #file: number;
+  readonly #lasting: boolean;
   readonly #calls = new Map<string, 'started' | Place>();
   #size = 0;
 
-  /** @param file open for reading at its start and for appending; it may be empty */
-  constructor(file: number) {
+  /**
+   * @param file open for reading at its start and for appending; it may be empty
+   * @param lasting whether the file outlives the sandbox's processes; one that does not need not be on disk
+   */
+  constructor(file: number, lasting = true) {
     this.#file = file;
+    this.#lasting = lasting;
     const bytes = readFileSync(file);
     let id: string | undefined;
     for (let end = bytes.indexOf(10); end !== -1; end = bytes.indexOf(10, this.#size)) {
@@ -102,7 +107,7 @@ export class Journal {
     const text = Buffer.from(`${JSON.stringify(line)}\n`);
     const place = { at: this.#size, bytes: text.length - 1 };
     writeFileSync(this.#file, text);
-    fsyncSync(this.#file);
+    if (this.#lasting) fsyncSync(this.#file);
     this.#size += text.length;
     return place;
   }

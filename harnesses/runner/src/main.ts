@@ -1,21 +1,35 @@
-import { closeSync } from 'node:fs';
+import { randomUUID } from 'node:crypto';
+import { closeSync, openSync, readFileSync, unlinkSync } from 'node:fs';
+import { Agent } from 'node:https';
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
+import { carryToHub, carryToSocket, startEgressRelay } from './egress-relay.ts';
+import { HubPlace, type HubPlaceOptions } from './hub-place.ts';
 import { Journal } from './journal.ts';
-import { Runner, readToken, startEgressRelay } from './runner.ts';
+import { Runner } from './runner.ts';
 import { Tools } from './tools.ts';
 
-/** The first program of a sandbox. Settings come from its environment; it is handed the token and its journal open. */
+/** The first program of a sandbox. Settings come from its environment; on one machine it is handed two open files. */
 const TOKEN_FILE = 3;
 const JOURNAL_FILE = 4;
-const linkDir = process.env['HOLDFAST_LINK_DIR'] ?? '/run/holdfast/link';
-const workspace = process.env['HOLDFAST_WORKSPACE'] ?? '/workspace';
-const home = process.env['HOME'] ?? '/home/agent';
-const proxyPort = Number(process.env['HOLDFAST_PROXY_PORT'] ?? 3128);
-const alone = process.env['HOLDFAST_ALONE'] === '1';
+/** Without the hub of this machine for so long nobody will ask for results any more. */
+const ALONE_MS = 120_000;
 
-process.umask(Number.parseInt(process.env['HOLDFAST_UMASK'] ?? '022', 8));
-const token = readToken(TOKEN_FILE);
-closeSync(TOKEN_FILE);
+/** What differs between a sandbox on the platform's machine and one in a pod. */
+interface Surroundings {
+  readonly journal: Journal;
+  readonly hub: Omit<HubPlaceOptions, 'journalId'>;
+  readonly carry: (hub: HubPlace) => (client: Socket) => void;
+  readonly aloneMs: number;
+}
+
+const setting = (name: string): string | undefined => process.env[`HOLDFAST_${name}`];
+const hubUrl = setting('HUB_URL');
+const workspace = setting('WORKSPACE') ?? '/workspace';
+const home = process.env['HOME'] ?? '/home/agent';
+const proxyPort = Number(setting('PROXY_PORT') ?? 3128);
+
+process.umask(Number.parseInt(setting('UMASK') ?? '022', 8));
 const proxy = `http://127.0.0.1:${proxyPort}`;
 const network: Record<string, string> =
   proxyPort === 0
@@ -30,17 +44,64 @@ const network: Record<string, string> =
         // Node's own fetch heeds the others only then.
         NODE_USE_ENV_PROXY: '1',
       };
-// Reached by name from here: the folder's path may be longer than a socket's may be.
-process.chdir(linkDir);
-if (proxyPort > 0) startEgressRelay('egress.sock', proxyPort);
+
+const { journal, hub: place, carry, aloneMs } = hubUrl === undefined ? onThisMachine() : inPod(hubUrl);
+const hub = new HubPlace({ ...place, journalId: journal.id });
 const runner = new Runner({
-  hubSocket: 'hub.sock',
-  token,
-  journal: new Journal(JOURNAL_FILE),
-  tools: new Tools({ workspace, home, scratch: join(home, '.holdfast'), alone }),
+  hub,
+  aloneMs,
+  journal,
+  tools: new Tools({ workspace, home, scratch: join(home, '.holdfast'), alone: setting('ALONE') === '1' }),
   defaults: { LANG: 'C.UTF-8', TERM: 'dumb' },
   fixed: { PATH: process.env['PATH'] ?? '/usr/local/bin:/usr/bin:/bin', HOME: home, ...network },
   leave: (code) => process.exit(code),
 });
-for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => runner.stop(0));
+for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => void runner.stop(0));
+if (proxyPort > 0) startEgressRelay(proxyPort, carry(hub));
 runner.start();
+
+/** Hub and proxy are sockets in a folder. */
+function onThisMachine(): Surroundings {
+  const token = readToken(TOKEN_FILE);
+  closeSync(TOKEN_FILE);
+  // Reached by name from here: the folder's path may be longer than a socket's may be.
+  process.chdir(setting('LINK_DIR') ?? '/run/holdfast/link');
+  return {
+    journal: new Journal(JOURNAL_FILE),
+    hub: { url: 'ws+unix:hub.sock:', pod: null, token: () => token },
+    carry: () => carryToSocket('egress.sock'),
+    aloneMs: ALONE_MS,
+  };
+}
+
+/** The hub is dialled, and known by its certificate; the journal ends with the container. */
+function inPod(url: string): Surroundings {
+  const ca = setting('HUB_CA');
+  if (ca === undefined) throw new Error('HOLDFAST_HUB_CA is not set: the hub could not be told from any other server.');
+  const path = join(setting('SCRATCH') ?? '/tmp', randomUUID());
+  const file = openSync(path, 'ax+', 0o600);
+  // No name leads there any more: nothing but the runner can reach it.
+  unlinkSync(path);
+  process.chdir('/');
+  return {
+    journal: new Journal(file, false),
+    hub: {
+      url,
+      // This very certificate and no other, so its name says nothing more.
+      agent: new Agent({ ca, checkServerIdentity: () => undefined, minVersion: 'TLSv1.3' }),
+      pod: setting('POD_UID') ?? null,
+      token: () => readToken(setting('TOKEN_FILE') ?? '/var/run/secrets/holdfast/token'),
+    },
+    carry: carryToHub,
+    aloneMs: Number.POSITIVE_INFINITY,
+  };
+}
+
+/** A token from a file or a descriptor; null when there is none. */
+function readToken(file: number | string): string | null {
+  try {
+    return readFileSync(file, 'utf8').trim() || null;
+  } catch {
+    return null;
+  }
+}

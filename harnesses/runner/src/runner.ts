@@ -1,9 +1,9 @@
-import { generateKeyPairSync, sign } from 'node:crypto';
-import { closeSync, read, readFileSync } from 'node:fs';
-import { createConnection, createServer } from 'node:net';
+import { closeSync, read } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import type { HubMessage, RunnerMessage, RunnerOutcome } from '@holdfast/contracts';
 import { WebSocket } from 'ws';
+import type { HubPlace } from './hub-place.ts';
 import type { Journal } from './journal.ts';
 import { MAX_WHOLE_BYTES } from './output.ts';
 import type { Tools } from './tools.ts';
@@ -13,13 +13,15 @@ const readAt = promisify(read);
 const FIRST_RETRY_MS = 50;
 const MAX_RETRY_MS = 500;
 const SILENCE_MS = 9_000;
-/** Without a hub for so long nobody will ask for results any more. */
-const ALONE_MS = 120_000;
+/** What was killed has ended within this time, and the hub has answered its good-bye within the other. */
+const STOP_MS = 1_200;
+const CLOSE_MS = 300;
 const OUTPUT_PIECE_BYTES = 512 * 1024;
 
 export interface RunnerOptions {
-  readonly hubSocket: string;
-  readonly token: string | null;
+  readonly hub: HubPlace;
+  /** Without a hub for so long, and with nothing running, it leaves: nobody will ask for results any more. */
+  readonly aloneMs: number;
   readonly journal: Journal;
   readonly tools: Tools;
   /** What every call's environment has where the platform says nothing else. */
@@ -35,61 +37,82 @@ export interface RunnerOptions {
  */
 export class Runner {
   readonly #options: RunnerOptions;
-  readonly #keys = generateKeyPairSync('ed25519');
   readonly #running = new Map<string, AbortController>();
   readonly #asked = new Set<string>();
   #env: Readonly<Record<string, string>>;
-  #token: string | null;
   #socket: WebSocket | null = null;
   #welcomed = false;
   #aloneSince = Date.now();
   #stopped = false;
+  #noted = '';
 
   constructor(options: RunnerOptions) {
     this.#options = options;
     this.#env = { ...options.defaults, ...options.fixed };
-    this.#token = options.token;
   }
 
   start(): void {
     this.#dial(FIRST_RETRY_MS);
     setInterval(() => {
-      if (!this.#welcomed && this.#running.size === 0 && Date.now() - this.#aloneSince > ALONE_MS) this.stop(0);
+      if (!this.#welcomed && this.#running.size === 0 && Date.now() - this.#aloneSince > this.#options.aloneMs)
+        void this.stop(0);
     }, 1_000);
   }
 
-  /** Kills what runs and leaves. */
-  stop(code: number): void {
+  /** Kills what runs, tells how that ended, says good-bye and leaves, within 1.5 seconds. */
+  async stop(code: number): Promise<void> {
     if (this.#stopped) return;
     this.#stopped = true;
     for (const controller of this.#running.values()) controller.abort('The sandbox is shutting down.');
-    setTimeout(() => this.#options.leave(code), 50);
+    for (const deadline = Date.now() + STOP_MS; this.#running.size > 0 && Date.now() < deadline; ) await sleep(5);
+    const socket = this.#socket;
+    if (socket?.readyState === WebSocket.OPEN) {
+      const closed = new Promise((resolve) => socket.once('close', resolve));
+      socket.close(1001);
+      await Promise.race([closed, sleep(CLOSE_MS)]);
+    }
+    this.#options.leave(code);
   }
 
   #dial(retryMs: number): void {
     if (this.#stopped) return;
-    const socket = new WebSocket(`ws+unix:${this.#options.hubSocket}:/runner-link`, {
-      handshakeTimeout: 5_000,
-      maxPayload: 16 * 1024 * 1024,
-      perMessageDeflate: false,
-    });
+    const { hub } = this.#options;
+    const socket = hub.dial();
     this.#socket = socket;
+    let stood = false;
     let heardMs = Date.now();
     const watch = setInterval(() => {
       if (Date.now() - heardMs > SILENCE_MS) socket.terminate();
       else if (socket.readyState === WebSocket.OPEN) socket.ping();
     }, SILENCE_MS / 3);
     for (const event of ['ping', 'pong', 'message'] as const) socket.on(event, () => (heardMs = Date.now()));
-    socket.on('message', (data) => this.#onMessage(JSON.parse(String(data as Buffer)) as HubMessage));
-    socket.on('error', () => undefined);
+    socket.on('message', (data) => {
+      const message = JSON.parse(String(data as Buffer)) as HubMessage;
+      if (message.type === 'bound' || message.type === 'welcome') {
+        stood = hub.bound = true;
+        this.#note('linked');
+      }
+      this.#onMessage(message);
+    });
+    socket.on('error', ({ message }) => this.#note(message));
     socket.on('close', () => {
       clearInterval(watch);
-      const again = this.#welcomed ? FIRST_RETRY_MS : Math.min(MAX_RETRY_MS, retryMs * 2);
+      // A hub that did not let it in may know its key no more.
+      hub.bound = stood;
+      const again = stood ? FIRST_RETRY_MS : Math.min(MAX_RETRY_MS, retryMs * 2);
       if (this.#welcomed) this.#aloneSince = Date.now();
       this.#welcomed = false;
       this.#asked.clear();
-      setTimeout(() => this.#dial(again), again);
+      // All of a hub's runners lose it at once.
+      setTimeout(() => this.#dial(again), again * (0.5 + Math.random() / 2));
     });
+  }
+
+  /** To the sandbox's own log, once for each that follows another. */
+  #note(text: string): void {
+    if (text === this.#noted) return;
+    this.#noted = text;
+    process.stderr.write(`${new Date().toISOString()} hub: ${text}\n`);
   }
 
   #send(message: RunnerMessage): void {
@@ -100,25 +123,15 @@ export class Runner {
     const { journal } = this.#options;
     switch (message.type) {
       case 'challenge':
-        this.#send({
-          type: 'hello',
-          publicKey: this.#keys.publicKey.export({ type: 'spki', format: 'der' }).toString('base64'),
-          signature: sign(null, Buffer.from(message.nonce), this.#keys.privateKey).toString('base64'),
-          token: this.#token,
-          journalId: journal.id,
-          pod: null,
-          channel: 'calls',
-        });
+        this.#send(this.#options.hub.hello(message.nonce, 'calls'));
         return;
       case 'bound':
-        this.#token = null;
         return;
       case 'measure':
-        this.#send({ type: 'measured', id: message.id, bytes: null });
+        void this.#options.tools.measure().then((bytes) => this.#send({ type: 'measured', id: message.id, bytes }));
         return;
       case 'welcome':
         this.#welcomed = true;
-        this.#token = null;
         this.#env = { ...this.#options.defaults, ...message.env, ...this.#options.fixed };
         return;
       case 'claim':
@@ -149,7 +162,8 @@ export class Runner {
       return;
     }
     this.#asked.add(callId);
-    if (known !== undefined) return;
+    // It begins nothing when it is about to leave; what it has begun it still tells.
+    if (known !== undefined || this.#stopped) return;
     const controller = new AbortController();
     this.#running.set(callId, controller);
     journal.start(callId);
@@ -167,10 +181,10 @@ export class Runner {
         whole: null,
       }))
       .then(async ({ result, whole }) => {
-        this.#running.delete(callId);
         if (whole !== null) await this.#sendWhole(callId, whole);
         journal.finish(callId, result);
         if (this.#asked.delete(callId)) this.#send({ type: 'done', callId, result });
+        this.#running.delete(callId);
       });
   }
 
@@ -214,39 +228,12 @@ export class Runner {
         while ((socket?.bufferedAmount ?? 0) > 4 * OUTPUT_PIECE_BYTES && socket?.readyState === WebSocket.OPEN)
           await new Promise((resolve) => setTimeout(resolve, 5));
         // Another link knows nothing of this call's output.
-        if (!this.#asked.has(callId) || this.#socket !== socket) return;
+        if (!this.#asked.has(callId) || this.#socket !== socket || this.#stopped) return;
         this.#send({ type: 'output', callId, data: piece.toString('base64', 0, bytesRead) });
         sent += bytesRead;
       }
     } finally {
       closeSync(file);
     }
-  }
-}
-
-/** The only way out of a sandbox: a port on its own loopback that leads to the platform's proxy. */
-export function startEgressRelay(egressSocket: string, port: number): void {
-  const server = createServer({ allowHalfOpen: true }, (client) => {
-    const upstream = createConnection({ path: egressSocket, allowHalfOpen: true });
-    client.pipe(upstream).pipe(client);
-    for (const [one, other] of [
-      [client, upstream],
-      [upstream, client],
-    ] as const) {
-      one.on('error', () => other.destroy());
-      // What it had sent already still arrives.
-      one.on('close', () => other.destroySoon());
-    }
-  });
-  server.on('error', () => undefined);
-  server.listen(port, '127.0.0.1');
-}
-
-/** The token that the provider wrote to a file descriptor; null when there is none. */
-export function readToken(fd: number): string | null {
-  try {
-    return readFileSync(fd, 'utf8').trim() || null;
-  } catch {
-    return null;
   }
 }

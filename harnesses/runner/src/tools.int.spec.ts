@@ -221,6 +221,29 @@ describe('read, write and edit', () => {
   });
 });
 
+describe('measuring', () => {
+  it('counts workspace and home once, also what vanishes meanwhile, and asked twice it counts once', async () => {
+    const before = (await tools.measure()) ?? 0;
+    writeFileSync(join(workspace, 'a'), Buffer.alloc(1_000_000));
+    writeFileSync(join(folder, 'b'), Buffer.alloc(500_000));
+    const [one, other] = [tools.measure(), tools.measure()];
+    expect(one).toBe(other);
+    expect(((await one) ?? 0) - before).toBeGreaterThanOrEqual(1_500_000);
+    expect(((await one) ?? 0) - before).toBeLessThan(1_600_000);
+    rmSync(workspace, { recursive: true });
+    expect(await tools.measure()).toBeLessThan(((await one) ?? 0) - 900_000);
+  });
+
+  it('says so when it was ended before it was done', async () => {
+    const large = new Tools({ workspace, home: '/usr', scratch: join(folder, '.holdfast'), alone: false });
+    const measured = large.measure();
+    for (const deadline = Date.now() + 2_000; Date.now() < deadline && running(`\0${workspace}\0/usr`) === 0; )
+      await sleep(1);
+    execFileSync('pkill', ['-KILL', '-f', `^du .* ${workspace} /usr$`]);
+    expect(await measured).toBeNull();
+  });
+});
+
 describe('glob and grep', () => {
   it('find, newest first, or say that there is nothing', async () => {
     await bash(

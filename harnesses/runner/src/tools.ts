@@ -1,5 +1,6 @@
 import { isUtf8 } from 'node:buffer';
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { constants, existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
 import { glob, mkdir, open, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join, resolve } from 'node:path';
@@ -36,6 +37,7 @@ const MAX_FILE_BYTES = 64 * 1024 * 1024;
 const MAX_MATCHES = 10_000;
 /** How long to listen on when a command has ended and something that it left behind holds its output open. */
 const LISTEN_ON_MS = 200;
+const MEASURE_MS = 60_000;
 
 class ToolFault extends Error {}
 
@@ -43,6 +45,7 @@ class ToolFault extends Error {}
 export class Tools {
   readonly #places: ToolPlaces;
   readonly #running = new Set<string>();
+  #measuring: Promise<number | null> | null = null;
 
   constructor(places: ToolPlaces) {
     this.#places = places;
@@ -60,6 +63,33 @@ export class Tools {
   /** Ends what calls that are over have left running. */
   killLeftovers(): void {
     if (this.#places.alone) killOthers(this.#running);
+  }
+
+  /** Bytes that workspace and home take on disk; null when there is more than can be counted in a minute. */
+  measure(): Promise<number | null> {
+    this.#measuring ??= this.#measure().finally(() => {
+      this.#measuring = null;
+    });
+    return this.#measuring;
+  }
+
+  async #measure(): Promise<number | null> {
+    // A call of its own to those that kill: it is no leftover of another.
+    const callId = `measure-${randomUUID()}`;
+    const { workspace, home } = this.#places;
+    this.#running.add(callId);
+    const said = await new Promise<string | null>((done) => {
+      execFile(
+        'du',
+        ['-s', '-c', '-x', '-B1', '--', workspace, home],
+        { cwd: '/', env: { PATH: '/usr/bin:/bin', [CALL_MARK]: callId }, timeout: MEASURE_MS, maxBuffer: 1 << 24 },
+        // Files that vanish while they are counted make it fail, with a count all the same.
+        (error, stdout) => done(error?.killed === true || error?.signal != null ? null : stdout),
+      );
+    });
+    this.#running.delete(callId);
+    const bytes = Number.parseInt(said?.trimEnd().split('\n').at(-1) ?? '', 10);
+    return Number.isNaN(bytes) ? null : bytes;
   }
 
   async #run(call: ToolCall): Promise<ToolAnswer> {

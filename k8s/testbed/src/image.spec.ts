@@ -8,7 +8,8 @@ it("the runner's Dockerfile says all that the test bed makes the same image from
   expect(packages).toEqual(expect.arrayContaining(['ca-certificates', 'git', 'python3', 'ripgrep', 'xz-utils']));
   expect(packages.filter((name) => !/^[a-z][a-z\d.+-]+$/.test(name))).toEqual([]);
   expect(settings).toMatchObject({ User: '1000:1000', WorkingDir: '/workspace' });
-  expect(settings.Entrypoint.at(0)).toBe('/opt/holdfast/node');
+  expect(settings.Entrypoint.slice(0, 3)).toEqual(['/usr/bin/tini', '--', '/opt/holdfast/node']);
+  expect(packages).toContain('tini');
   expect(settings.Entrypoint.at(-1)).toBe('/opt/holdfast/runner.mjs');
   expect(settings.Env).toContain('HOME=/home/agent');
 });

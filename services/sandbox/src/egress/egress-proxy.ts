@@ -44,7 +44,8 @@ const machineNet: Net = {
 };
 
 /**
- * The only network of one sandbox: an HTTP proxy on a socket that only this sandbox can reach. It resolves a name once,
+ * The only network of one sandbox: an HTTP proxy, on a socket that only this sandbox can reach or for connections that
+ * were carried here, whoever proved whose they are. It resolves a name once,
  * checks every address it got, and dials those that it checked and no other (X2). `limited` = the environment's hosts,
  * `unrestricted` = any public one. Each host's decision is told once.
  */
@@ -54,16 +55,13 @@ export class EgressProxy {
   readonly #net: Net;
   readonly #told = new Set<string>();
   readonly #open = new Set<Duplex>();
-  #server: Server | null = null;
+  readonly #server: Server;
 
   constructor(networking: ResolvedNetworking, onDecision: (decision: Decision) => void, net: Net = machineNet) {
     this.#networking = networking;
     this.#onDecision = onDecision;
     this.#net = net;
-  }
-
-  async listen(linkDir: string): Promise<void> {
-    const server = createServer(
+    this.#server = createServer(
       {
         maxHeaderSize: 32 * 1024,
         requestTimeout: 0,
@@ -72,28 +70,35 @@ export class EgressProxy {
       },
       (request, response) => void this.#forward(request, response),
     );
-    server.maxConnections = MAX_CONNECTIONS;
-    server.on('connect', (request, socket: Socket, head: Buffer) => void this.#tunnel(request, socket, head));
-    server.on('clientError', (_error, socket) => socket.destroy());
-    await listenIn(linkDir, 'egress.sock', server);
-    this.#server = server;
+    this.#server.maxConnections = MAX_CONNECTIONS;
+    this.#server.on('connect', (request, socket, head: Buffer) => void this.#tunnel(request, socket, head));
+    this.#server.on('clientError', (_error, socket) => socket.destroy());
+  }
+
+  listen(linkDir: string): Promise<void> {
+    return listenIn(linkDir, 'egress.sock', this.#server);
+  }
+
+  /** Serves a connection that was carried here. How many there are, and how long one may be idle, is its carrier's to say. */
+  accept(connection: Duplex): void {
+    this.#track(connection);
+    this.#server.emit('connection', connection);
   }
 
   async close(): Promise<void> {
     for (const socket of this.#open) socket.destroy();
-    this.#server?.closeAllConnections();
-    await new Promise<void>((resolve) => {
-      if (this.#server === null) resolve();
-      else this.#server.close(() => resolve());
-    });
+    this.#server.closeAllConnections();
+    await new Promise<void>((resolve) => this.#server.close(() => resolve()));
   }
 
-  async #tunnel(request: IncomingMessage, socket: Socket, head: Buffer): Promise<void> {
+  async #tunnel(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
     this.#track(socket);
     const target = parseAuthority(request.url ?? '');
     const upstream = target === null ? 'the target is malformed' : await this.#dial(target);
     if (typeof upstream === 'string') {
       socket.end(`HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n${upstream}\n`);
+      // Read to its end it can end; nobody else reads it.
+      socket.resume();
       return;
     }
     if (socket.destroyed) {
@@ -102,8 +107,8 @@ export class EgressProxy {
     }
     upstream.setTimeout(IDLE_MS, () => upstream.destroy());
     // What had been sent already still arrives.
-    upstream.on('close', () => socket.destroySoon());
-    socket.on('close', () => upstream.destroySoon());
+    upstream.on('close', () => destroySoon(socket));
+    socket.on('close', () => destroySoon(upstream));
     socket.write('HTTP/1.1 200 Connection established\r\n\r\n');
     if (head.length > 0) upstream.write(head);
     socket.pipe(upstream).pipe(socket);
@@ -177,7 +182,7 @@ export class EgressProxy {
     });
   }
 
-  #track(socket: Socket): void {
+  #track(socket: Duplex): void {
     this.#open.add(socket);
     socket.on('error', () => socket.destroy());
     socket.on('close', () => this.#open.delete(socket));
@@ -202,6 +207,13 @@ export class EgressProxy {
       return refuse(`${host} is not on the public internet`);
     return { allowed: true, reason: 'allowed', addresses };
   }
+}
+
+/** Ends it once what was written has left, as a socket of the machine can by itself. */
+function destroySoon(socket: Duplex): void {
+  if (socket.writable) socket.end();
+  if (socket.writableFinished) socket.destroy();
+  else socket.once('finish', () => socket.destroy());
 }
 
 function parseAuthority(text: string): Target | null {

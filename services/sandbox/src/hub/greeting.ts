@@ -24,7 +24,7 @@ export const LINK_SOCKETS = {
 } as const satisfies ServerOptions;
 /** How both doors listen for HTTP below them, and what they answer to plain requests. */
 export const LINK_SERVER = { headersTimeout: GREET_MS, connectionsCheckingInterval: GREET_MS } as const;
-export const noPage: RequestListener = (_request, response) => response.writeHead(404).end();
+export const noPage: RequestListener = (_request, response) => response.writeHead(404, { connection: 'close' }).end();
 
 /**
  * Sends a nonce and reads the hello that comes back, whose signature shows that its sender has the key that it names.
