@@ -105,6 +105,13 @@ describe('a call on its way to a sandbox', () => {
     expect([count.sent, attached]).toEqual([2, ['j1', 'j1']]);
   });
 
+  it('that nobody heard was not sent: it runs under another journal', async () => {
+    const notLinked = new AppError('unavailable', 'sandbox.not-linked', 'No link.');
+    const count = await serve([{ ...first, journalId: 'j2' }], [notLinked, done]);
+    expect(await exec({ known: first })).toEqual(done);
+    expect([count.sent, attached]).toEqual([2, ['j1', 'j2']]);
+  });
+
   it('that was never sent says why it could not be', async () => {
     const count = await serve([diskFull]);
     expect(await exec()).toEqual({ unavailable: 'The disk is full.' });

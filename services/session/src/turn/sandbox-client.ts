@@ -36,6 +36,9 @@ export interface Dispatch {
   readonly onAttach: (sandbox: EnsureSandboxReply) => Promise<void>;
 }
 
+/** Nobody heard it: no replica holds a link, or the one that did has none any more. */
+const NOT_SENT: ReadonlySet<string> = new Set(['bus.no-responders', 'sandbox.not-linked']);
+
 const unknownOutcome: ToolOutcome = {
   outcome: 'unknown',
   isError: true,
@@ -69,10 +72,16 @@ export class SandboxClient {
         await call.onAttach(target);
         // A call that was cut meanwhile is closed in the log, or will be: it must not be sent any more (T1).
         signal.throwIfAborted();
+        const before: string | null = sentUnder;
         sentUnder = target.journalId;
-        return await this.#exec(target.sandboxId, call.exec, signal, () => {
-          patientUntilMs = Date.now() + call.waitMs;
-        });
+        try {
+          return await this.#exec(target.sandboxId, call.exec, signal, () => {
+            patientUntilMs = Date.now() + call.waitMs;
+          });
+        } catch (error) {
+          if (isAppError(error) && NOT_SENT.has(error.code)) sentUnder = before;
+          throw error;
+        }
       } catch (error) {
         signal.throwIfAborted();
         if (!isAppError(error) || error.code === 'sandbox.stale-generation') throw error;
