@@ -45,6 +45,8 @@ class ToolFault extends Error {}
 export class Tools {
   readonly #places: ToolPlaces;
   readonly #running = new Set<string>();
+  /** Bytes that were counted last. */
+  #measured = 0;
   #measuring: Promise<number | null> | null = null;
 
   constructor(places: ToolPlaces) {
@@ -84,11 +86,16 @@ export class Tools {
         ['-s', '-c', '-x', '-B1', '--', workspace, home],
         { cwd: '/', env: { PATH: '/usr/bin:/bin', [CALL_MARK]: callId }, timeout: MEASURE_MS, maxBuffer: 1 << 24 },
         // Files that vanish while they are counted make it fail, with a count all the same.
-        (error, stdout) => done(error?.killed === true || error?.signal != null ? null : stdout),
+        (error, stdout) => {
+          // No process can be had: what fills the process table says nothing of what it holds.
+          if (error?.code === 'EAGAIN') done(String(this.#measured));
+          else done(error?.killed === true || error?.signal != null ? null : stdout);
+        },
       );
     });
     this.#running.delete(callId);
     const bytes = Number.parseInt(said?.trimEnd().split('\n').at(-1) ?? '', 10);
+    if (!Number.isNaN(bytes)) this.#measured = bytes;
     return Number.isNaN(bytes) ? null : bytes;
   }
 
