@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import {
   ApiextensionsV1Api,
   CoreV1Api,
@@ -14,7 +15,7 @@ import {
   type V1Node,
 } from '@kubernetes/client-node';
 import { until } from './commands.ts';
-import { AGENT_SANDBOX_USER } from './control-plane.ts';
+import { AGENT_SANDBOX_USER, SERVICE_USER } from './control-plane.ts';
 import { PROVISIONER, STORAGE_CLASS } from './provisioner.ts';
 
 const FIELD_MANAGER = 'holdfast-testbed';
@@ -27,6 +28,15 @@ export const CRDS = [
   'sandboxtemplates.extensions.agents.x-k8s.io',
   'sandboxwarmpools.extensions.agents.x-k8s.io',
 ];
+
+/** The chart's own files: specs run with the rights that an installation has. */
+const SERVICE_RIGHTS = fileURLToPath(new URL('../../chart/files', import.meta.url));
+const SERVICE_BINDING = {
+  apiVersion: 'rbac.authorization.k8s.io/v1',
+  kind: 'ClusterRoleBinding',
+  metadata: { name: 'holdfast-sandbox' },
+  roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: 'holdfast-sandbox' },
+};
 
 /** What the bed asks of the cluster's API, as the owner of a kubeconfig. */
 export class Cluster {
@@ -64,6 +74,14 @@ export class Cluster {
     await this.#core.deleteNode({ name });
   }
 
+  /** Deletes the namespaces of an installation of the platform, with all that is in them, and waits until they are gone. */
+  async sweep(installation: string): Promise<void> {
+    const labelSelector = `app.kubernetes.io/managed-by=holdfast,holdfast.dev/installation=${installation}`;
+    const left = async () => (await this.#core.listNamespace({ labelSelector })).items;
+    for (const { metadata } of await left()) await this.#core.deleteNamespace({ name: metadata?.name ?? '' });
+    await until(`the namespaces of ${installation} are gone`, async () => (await left()).length === 0);
+  }
+
   async podCount(): Promise<number> {
     return (await this.#core.listPodForAllNamespaces()).items.length;
   }
@@ -79,7 +97,8 @@ export class Cluster {
     const crds = readManifests(join(manifests, 'crds')) as V1CustomResourceDefinition[];
     await Promise.all(crds.map((crd) => this.#apply(withoutConversion(crd))));
     for (const object of readManifests(manifests))
-      if (KINDS.has(object.kind ?? '')) await this.#apply('subjects' in object ? withSubjects(object) : object);
+      if (KINDS.has(object.kind ?? ''))
+        await this.#apply('subjects' in object ? withSubjects(object, AGENT_SANDBOX_USER) : object);
     await this.#apply({
       apiVersion: 'storage.k8s.io/v1',
       kind: 'StorageClass',
@@ -87,6 +106,8 @@ export class Cluster {
       provisioner: PROVISIONER,
       reclaimPolicy: 'Delete',
     } as KubernetesObject);
+    for (const object of readManifests(SERVICE_RIGHTS)) await this.#apply(object);
+    await this.#apply(withSubjects(SERVICE_BINDING, SERVICE_USER));
     await until(
       `${CRDS.length} kinds of agent-sandbox are served`,
       async () => (await this.missingKinds()).length === 0,
@@ -119,8 +140,8 @@ function withoutConversion(crd: V1CustomResourceDefinition): V1CustomResourceDef
   return crd;
 }
 
-function withSubjects(binding: KubernetesObject): KubernetesObject {
-  const subject: RbacV1Subject = { apiGroup: 'rbac.authorization.k8s.io', kind: 'User', name: AGENT_SANDBOX_USER };
+function withSubjects(binding: KubernetesObject, name: string): KubernetesObject {
+  const subject: RbacV1Subject = { apiGroup: 'rbac.authorization.k8s.io', kind: 'User', name };
   return Object.assign(binding, { subjects: [subject] });
 }
 

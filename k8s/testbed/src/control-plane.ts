@@ -10,6 +10,8 @@ const NODE_GRACE = '10s';
 const POD_TOLERATION_SECONDS = '10';
 /** Outside of the cluster the controller is a user; it gets the rights that upstream gives to its service account. */
 export const AGENT_SANDBOX_USER = 'agent-sandbox';
+/** Whom the sandbox service acts as: the account that the chart's rights and policies are for. */
+export const SERVICE_USER = 'system:serviceaccount:holdfast:holdfast-sandbox';
 
 /** The programs of the control plane, in the order of their start. */
 export const CONTROL_PLANE = [
@@ -38,6 +40,7 @@ export async function controlPlane(
   ]);
   const kubeletClient = await certificates.issue('kubelet-client', '/O=system:masters/CN=kube-apiserver');
   await certificates.kubeconfig('admin', '/O=system:masters/CN=admin', bed.kubeconfig);
+  await certificates.kubeconfig('service', `/CN=${SERVICE_USER}`, bed.serviceKubeconfig);
   const managerConfig = await certificates.kubeconfig('controller-manager', '/CN=system:kube-controller-manager');
   const schedulerConfig = await certificates.kubeconfig('scheduler', '/CN=system:kube-scheduler');
   const sandboxConfig = await certificates.kubeconfig('agent-sandbox', `/CN=${AGENT_SANDBOX_USER}`);

@@ -11,6 +11,7 @@ const HELP = `usage: bin/testbed COMMAND
   kubeconfig      the path of the administrator's kubeconfig
   env             the settings for .env
   load            builds the runner's image from this checkout and gives it to all nodes
+  sweep ID        removes what an installation of the platform has left on the cluster
   kill PART       breaks a part: etcd, apiserver, controller-manager, scheduler, provisioner, controller,
   start PART      node-1 (a loss of power), node-1-link (its cable); start brings it back
 Where: HOLDFAST_TESTBED_DIR (~/.local/state/holdfast-testbed), HOLDFAST_TESTBED_SUBNET (10.87).
@@ -21,8 +22,8 @@ const startedAt = Date.now();
 const say = (line: string): void => console.error(`testbed: ${line}`);
 const seconds = (): string => `${((Date.now() - startedAt) / 1000).toFixed(1)} s`;
 
-/** The commands on a cluster that somebody else looks after: none changes it. */
-async function existing(command: string, kubeconfig: string): Promise<void> {
+/** The commands on a cluster that somebody else looks after: none changes what is not the platform's. */
+async function existing(command: string, part: string | undefined, kubeconfig: string): Promise<void> {
   switch (command) {
     case 'up':
     case 'status': {
@@ -38,6 +39,8 @@ async function existing(command: string, kubeconfig: string): Promise<void> {
       return console.log(kubeconfig);
     case 'env':
       return console.log(`SANDBOX_PROVIDER=kubernetes\nKUBECONFIG=${kubeconfig}`);
+    case 'sweep':
+      return new Cluster(kubeconfig).sweep(part ?? '');
     case 'down':
       return say('the cluster of KUBECONFIG stays as it is');
     default:
@@ -67,6 +70,8 @@ async function own(command: string, part: string | undefined, nodes: number | nu
       return say(`nothing is left (${seconds()})`);
     case 'load':
       return console.log(await testbed.load());
+    case 'sweep':
+      return new Cluster(testbed.bed.kubeconfig).sweep(named());
     case 'kill':
       return testbed.kill(named());
     case 'start':
@@ -96,7 +101,7 @@ else {
   const nodes = flags.nodes === undefined ? null : Number(flags.nodes);
   try {
     const kubeconfig = existingCluster();
-    if (kubeconfig !== null) await existing(command, kubeconfig);
+    if (kubeconfig !== null) await existing(command, part, kubeconfig);
     else await own(command, part, nodes);
   } catch (error) {
     say(error instanceof Error ? error.message : String(error));

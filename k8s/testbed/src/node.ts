@@ -157,6 +157,8 @@ function kubeletConfig(node: BedNode, authority: string): object {
     enforceNodeAllocatable: [],
     failSwapOn: false,
     oomScoreAdj: 0,
+    // A fork bomb ends here, not at the machine's own limit.
+    podPidsLimit: 512,
     resolvConf: join(node.dir, 'resolv.conf'),
     podLogsDir: join(node.dir, 'pods'),
     volumePluginDir: join(node.dir, 'plugins'),

@@ -24,7 +24,10 @@ export interface Bed {
   /** Begins the name of everything that it makes on the host. */
   readonly prefix: string;
   readonly stateDir: string;
+  /** The administrator's. */
   readonly kubeconfig: string;
+  /** The sandbox service's, with the least rights that it works with. */
+  readonly serviceKubeconfig: string;
   /** The bridge: here pods and nodes reach the host. */
   readonly hostAddress: string;
   /** For what only this host needs. */
@@ -61,6 +64,7 @@ export function loadBed(environment: NodeJS.ProcessEnv = process.env): Bed {
     prefix,
     stateDir,
     kubeconfig: join(stateDir, 'admin.kubeconfig'),
+    serviceKubeconfig: join(stateDir, 'service.kubeconfig'),
     hostAddress,
     loopback: `127.${first}.${second}.1`,
     serviceSubnet: `${first}.${second + 2}.0.0/24`,
@@ -94,8 +98,9 @@ export function existingCluster(environment: NodeJS.ProcessEnv = process.env): s
 export function platformSettings(bed: Bed, image: string): Readonly<Record<string, string>> {
   return {
     SANDBOX_PROVIDER: 'kubernetes',
-    KUBECONFIG: bed.kubeconfig,
+    KUBECONFIG: bed.serviceKubeconfig,
     SANDBOX_IMAGE: image,
-    HUB_LISTEN: bed.hostAddress,
+    SANDBOX_IMAGE_PULL_POLICY: 'Never',
+    HUB_HOST: bed.hostAddress,
   };
 }

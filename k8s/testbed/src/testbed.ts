@@ -34,6 +34,7 @@ export class Testbed {
   readonly bed: Bed;
   readonly #say: Say;
   readonly #processes: Processes;
+  #loading: Promise<unknown> = Promise.resolve();
 
   constructor(say: Say = () => undefined, bed: Bed = loadBed()) {
     this.bed = bed;
@@ -149,7 +150,14 @@ export class Testbed {
     return exclusively(this.bed, this.#say, () => this.#load(this.#nodes(), binaries));
   }
 
-  async #load(nodes: readonly BedNode[], binaries: Binaries): Promise<string> {
+  /** One load after another: two builds of the runner at once take its files from each other. */
+  #load(nodes: readonly BedNode[], binaries: Binaries): Promise<string> {
+    const load = this.#loading.then(() => this.#loadNow(nodes, binaries));
+    this.#loading = load.catch(() => undefined);
+    return load;
+  }
+
+  #loadNow(nodes: readonly BedNode[], binaries: Binaries): Promise<string> {
     return withScratch(async (scratch) => {
       const images: Image[] = [await pauseImage(scratch, binaries.pause), await runnerImage(scratch, this.#say)];
       for (const node of nodes)

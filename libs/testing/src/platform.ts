@@ -16,6 +16,7 @@ const run = promisify(execFile);
 /** So often a held session is told why. */
 const HELD_MS = 200;
 const BIN = fileURLToPath(new URL('../../../bin/src/', import.meta.url));
+const TESTBED = fileURLToPath(new URL('../../../k8s/testbed/src/main.ts', import.meta.url));
 
 /** The whole platform as `bin/up` starts it, with a state folder and ports of its own. */
 export interface TestPlatform {
@@ -50,6 +51,12 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
   const ports = Object.fromEntries(
     await Promise.all(names.map(async (name) => [name, String(await freePort())] as const)),
   );
+  // The same specs run on a cluster when the environment names one.
+  const cluster = Object.fromEntries(
+    ['SANDBOX_PROVIDER', 'SANDBOX_IMAGE', 'SANDBOX_IMAGE_PULL_POLICY', 'KUBECONFIG', 'HUB_HOST'].flatMap((name) =>
+      process.env[name] === undefined ? [] : [[name, process.env[name]]],
+    ),
+  ) as Record<string, string>;
   const apiKey = settings['HOLDFAST_API_KEY'] ?? `hf_${randomBytes(32).toString('base64url')}`;
   const env: Record<string, string> = {
     PATH: process.env.PATH ?? '',
@@ -61,6 +68,7 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
     LITELLM_GATEWAY_URL: '',
     DATABASE_URL: '',
     NATS_URL: '',
+    ...cluster,
     ...settings,
   };
   const command =
@@ -114,7 +122,10 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
       return key;
     },
     stop: async () => {
+      const installation = onCluster(env) ? await installationOf(platform.databaseUrl) : null;
       await up('--down');
+      if (installation !== null)
+        await run(process.execPath, ['--no-warnings', TESTBED, 'sweep', installation], { timeout: 120_000 });
       // A server that its user could not enter here keeps its data elsewhere; a link tells where.
       const data = join(stateDir, 'data', 'postgres');
       const home = await realpath(data).catch(() => data);
@@ -170,4 +181,20 @@ export async function holdSandboxes(
       await bus.close();
     },
   };
+}
+
+const onCluster = (env: Readonly<Record<string, string>>): boolean => env['SANDBOX_PROVIDER'] === 'kubernetes';
+
+/** What the platform's objects on a cluster are labelled with; null when it never came so far. */
+async function installationOf(databaseUrl: string): Promise<string | null> {
+  const client = new pg.Client({ connectionString: databaseUrl });
+  try {
+    await client.connect();
+    const { rows } = await client.query<{ id: string }>('select id from sandbox_installation');
+    return rows[0]?.id ?? null;
+  } catch {
+    return null;
+  } finally {
+    await client.end();
+  }
 }
