@@ -6,4 +6,5 @@ export * from './nats.ts';
 export * from './platform.ts';
 export * from './postgres.ts';
 export * from './python.ts';
+export * from './sandbox-processes.ts';
 export * from './shared-server.ts';

@@ -1,5 +1,3 @@
-import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connectBus } from '@holdfast/bus';
 import { checkLog, compareProjection, createLogPool, EventLog } from '@holdfast/event-store';
@@ -7,6 +5,7 @@ import {
   eventsInStream,
   type Frame,
   parseFrames,
+  sandboxesOf,
   spoilEventsStream,
   startPlatform,
   TestClient,
@@ -57,19 +56,15 @@ function expectSound(events: readonly Event[]): void {
   expect(events.at(-1)?.type).toBe('session.status_idle');
 }
 
-/** The runner of some sandbox, as the host sees it. */
-function runnerPid(): number {
-  const folder = join(platform.stateDir, 'sandboxes');
-  const lines = readFileSync(join(folder, pick(readdirSync(folder)), 'runner.pid'), 'utf8')
-    .trim()
-    .split('\n');
-  return Number(pick(lines).split(' ')[0]);
+/** A process of some sandbox, as the host sees it: its runner, what is above it, or a tool. */
+function sandboxPid(): number {
+  return pick(pick(sandboxesOf(platform)).pids);
 }
 
 /** `kill -9`; false when it is just being started again. */
 function kill(name: string): boolean {
   try {
-    if (name === 'runner') process.kill(runnerPid(), 'SIGKILL');
+    if (name === 'runner') process.kill(sandboxPid(), 'SIGKILL');
     else platform.kill(name);
     return true;
   } catch {
