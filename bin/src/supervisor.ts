@@ -16,7 +16,7 @@ import {
   superuserUrl,
 } from './postgres.ts';
 import { Keeper, type ProcessPlan, RunFolder } from './processes.ts';
-import { loadSettings, natsLogin, natsPasswords, ROOT, replicas, type Settings } from './settings.ts';
+import { derivedSecret, loadSettings, natsLogin, natsPasswords, ROOT, replicas, type Settings } from './settings.ts';
 
 const NODE = process.execPath;
 
@@ -260,8 +260,9 @@ function startServices(current: Settings): void {
         {
           DATABASE_URL: roleUrl(current, 'sandbox'),
           ...natsLogin(current, 'sandbox'),
-          ...passThrough(/^(CONTAINER_ENV_|SANDBOX_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_DIR$)/),
+          ...passThrough(/^(CONTAINER_ENV_|SANDBOX_|HUB_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_DIR$|KUBECONFIG$)/),
           HUB_PORT: String(ports.hub),
+          HUB_SECRET: derivedSecret(current, 'hub'),
           HEALTH_PORT: String(port),
         },
         `http://127.0.0.1:${port}/readyz`,

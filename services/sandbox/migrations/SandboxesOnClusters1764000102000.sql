@@ -21,8 +21,8 @@ create table runner_keys (
   namespace text not null,
   pod text not null,
   public_key text not null,
-  -- Of the container that bound it: after a restart by the kubelet another key may take its place.
-  container_id text not null,
+  -- How often the kubelet had restarted its container by then: after another restart another key may take its place.
+  restarts integer not null,
   bound_at timestamptz not null default clock_timestamp()
 );
 

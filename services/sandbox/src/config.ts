@@ -6,8 +6,8 @@ export const sandboxConfig = z.object({
   ...serviceSettings,
   /** Health endpoint on loopback; 0 = none. */
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).default(0),
-  /** Kubernetes joins later. */
-  SANDBOX_PROVIDER: z.enum(['local']).default('local'),
+  /** `local` = processes on this machine, `kubernetes` = agent-sandbox resources on a cluster. */
+  SANDBOX_PROVIDER: z.enum(['local', 'kubernetes']).default('local'),
   /** bubblewrap, by name or path. */
   SANDBOX_BUBBLEWRAP: z.string().min(1).default('bwrap'),
   /** `1` = run tools as plain processes where bubblewrap cannot be had. They see everything that the service sees. */
@@ -22,6 +22,43 @@ export const sandboxConfig = z.object({
   SANDBOX_MIN_FREE_BYTES: positive(1024 ** 3),
   SANDBOX_MEMORY_BYTES: positive(2 * 1024 ** 3),
   SANDBOX_MAX_PROCESSES: z.coerce.number().int().min(8).default(512),
+
+  // What follows is for SANDBOX_PROVIDER=kubernetes.
+  /** Credentials for the cluster; empty = those of the pod that this service runs in. */
+  KUBECONFIG: z.string().default(''),
+  /** The runner's image; an environment may name its own. */
+  SANDBOX_IMAGE: z.string().default('holdfast/runner:0.1.0'),
+  SANDBOX_IMAGE_PULL_POLICY: z.enum(['Always', 'IfNotPresent', 'Never']).default('IfNotPresent'),
+  /** Address and port that the hub listens on; pods dial it. */
+  HUB_HOST: z.string().default('127.0.0.1'),
+  HUB_PORT: z.coerce.number().int().min(1).max(65_535).default(8081),
+  /** The hub as pods reach it; empty = wss://HUB_HOST:HUB_PORT. */
+  HUB_URL: z.string().default(''),
+  /** Where NetworkPolicies let pods go, comma-separated CIDRs; empty = the address in HUB_URL. */
+  HUB_CIDRS: z.string().default(''),
+  /** The hub's key and certificate derive from it, the same on every replica. */
+  HUB_SECRET: z.string().default(''),
+  /** The hub's own certificate and key (PEM) in their place. Runners trust this certificate and no other. */
+  HUB_TLS_CERT: z.string().default(''),
+  HUB_TLS_KEY: z.string().default(''),
+  SANDBOX_CPU_MILLIS: positive(2_000),
+  /** What a sandbox is sure to get; the scheduler counts it. */
+  SANDBOX_CPU_REQUEST_MILLIS: positive(50),
+  SANDBOX_TMP_BYTES: positive(512 * 1024 ** 2),
+  /** What the sandboxes of one workspace may take together. */
+  SANDBOX_QUOTA_PODS: positive(250),
+  SANDBOX_QUOTA_CPU_MILLIS: positive(500_000),
+  SANDBOX_QUOTA_MEMORY_BYTES: positive(1024 ** 4),
+  SANDBOX_QUOTA_STORAGE_BYTES: positive(4 * 1024 ** 4),
+  /** Of the folders that the sessions of a context share; ReadWriteOnce holds them on one node. */
+  SANDBOX_CONTEXT_ACCESS_MODE: z.enum(['ReadWriteMany', 'ReadWriteOnce']).default('ReadWriteMany'),
+  /**
+   * A claim that nobody renews for so long is removed by the cluster, with its volume. Renewed at half of it, so a platform
+   * that is down for the other half loses nothing.
+   */
+  SANDBOX_ORPHAN_MS: positive(30 * 24 * 60 * 60_000),
+  /** A node that does not answer for so long is taken as lost, its pods are replaced. */
+  SANDBOX_NODE_LOST_MS: positive(30_000),
 });
 export type SandboxConfig = z.infer<typeof sandboxConfig>;
 

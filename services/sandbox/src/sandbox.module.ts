@@ -1,5 +1,6 @@
 import { type DynamicModule, Inject, Module, type OnApplicationShutdown } from '@nestjs/common';
 import { SandboxService } from './host/sandbox-service.ts';
+import { EnvironmentReactor } from './reactor/environment.reactor.ts';
 import { SessionReactor } from './reactor/session.reactor.ts';
 
 @Module({})
@@ -13,7 +14,7 @@ export class SandboxModule implements OnApplicationShutdown {
   static with(service: SandboxService): DynamicModule {
     return {
       module: SandboxModule,
-      controllers: [SessionReactor],
+      controllers: [SessionReactor, EnvironmentReactor],
       providers: [{ provide: SandboxService, useValue: service }],
     };
   }

@@ -1,16 +1,13 @@
 import { randomUUID } from 'node:crypto';
-import { existsSync } from 'node:fs';
 import type { Server } from 'node:http';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { type Bus, connectBus } from '@holdfast/bus';
 import {
   AppError,
   ENSURE_ALIVE_MS,
   type EnsureSandboxBody,
-  type EnsureSandboxReply,
   type EnsureSandboxUpdate,
-  isAppError,
+  type EnvironmentConfig,
+  parseStream,
   type StoredEvent,
 } from '@holdfast/contracts';
 import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
@@ -18,24 +15,21 @@ import type { Logger } from '@holdfast/platform';
 import { blobFolder, Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import type { SandboxConfig } from '../config.ts';
-import { LocalProvider } from '../local/local-provider.ts';
-import { type SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
-import { type ServedParts, ServedSandbox, specOf } from './served-sandbox.ts';
+import { LocalHost } from '../local/local-host.ts';
+import { EnvironmentStore } from '../store/environment.store.ts';
+import { SandboxStore } from '../store/sandbox.store.ts';
+import type { HostParts, SandboxHost } from './sandbox-host.port.ts';
 
-const RENEW_MS = 2_000;
-const TIDY_MS = 5_000;
-const SWEEP_MS = 60_000;
-const MEASURE_MS = 1_000;
-/** So much less on the disk, and everyone is measured, also who has no call running. */
-const FILLING_BYTES = 128 * 1024 * 1024;
-const POLL_MS = 200;
 export const DESTROY_CONSUMER = 'sandbox-destroy';
 
-interface Running extends ServedParts {
+interface Running {
+  readonly bus: Bus;
   readonly pool: pg.Pool;
   readonly log: EventLog;
+  readonly store: SandboxStore;
+  readonly environments: EnvironmentStore;
+  readonly host: SandboxHost;
   readonly server: Server | null;
-  readonly stopTimers: () => void;
   readonly stopBeats: () => void;
 }
 
@@ -45,11 +39,6 @@ export class SandboxService {
   readonly #logger: Logger;
   readonly #env: Readonly<Record<string, string>>;
   readonly #health = new Health();
-  readonly #served = new Map<string, ServedSandbox>();
-  /** Work on one session is done one after another. */
-  readonly #queues = new Map<string, Promise<unknown>>();
-  /** Free on the disk when all were measured last, or more that was free since. */
-  #freeBytes = Number.POSITIVE_INFINITY;
   #parts: Running | null = null;
 
   constructor(config: SandboxConfig, env: Readonly<Record<string, string>>, logger: Logger) {
@@ -83,246 +72,80 @@ export class SandboxService {
     });
     bus.onDefect = (subject, error) => logger.error({ err: error, subject }, 'a command failed');
     const log = new EventLog({ pool });
-    const provider = await LocalProvider.create({
-      stateDir: config.HOLDFAST_STATE_DIR,
-      runnerFile: runnerFile(),
-      bubblewrap: config.SANDBOX_BUBBLEWRAP,
-      allowUnisolated: config.HOLDFAST_ALLOW_UNISOLATED,
-      minFreeBytes: config.SANDBOX_MIN_FREE_BYTES,
-      memoryBytes: config.SANDBOX_MEMORY_BYTES,
-      maxProcesses: config.SANDBOX_MAX_PROCESSES,
-      logger,
-    });
     const store = new SandboxStore(pool, log, instance, `${instance}:${randomUUID()}`);
+    const hostParts: HostParts = {
+      bus,
+      pool,
+      store,
+      blobs: new DirectoryBlobStore(blobFolder(config)),
+      env: this.#env,
+      logger,
+    };
+    const host: SandboxHost =
+      config.SANDBOX_PROVIDER === 'kubernetes'
+        ? // Its client takes memory and half a second, which local sandboxes need not pay.
+          await (await import('../kubernetes/start-kubernetes-host.ts')).startKubernetesHost(hostParts, config)
+        : await LocalHost.start(hostParts, config);
     bus.replyMany<EnsureSandboxBody, EnsureSandboxUpdate>(
       'cmd.sandbox.*.ensure',
       { queue: 'sandbox' },
-      async (body, context, send) => {
+      async (body, { deadlineAtMs }, send) => {
         const alive = setInterval(() => send({ kind: 'waiting', reason: null }), ENSURE_ALIVE_MS);
         try {
-          const reply = await this.#inOrder(body.sessionId, () => this.#ensure(body, context.deadlineAtMs));
+          const reply = await host.ensure(body, deadlineAtMs, (reason) => send({ kind: 'waiting', reason }));
           send({ kind: 'ready', ...reply });
         } finally {
           clearInterval(alive);
         }
       },
     );
-    const stopTimers = this.#startTimers();
     this.#health.add('postgres', async () => {
       await pool.query('select 1 from sandboxes limit 1');
       return undefined;
     });
     this.#health.add('bus', () => (bus.connected ? undefined : 'not connected'));
-    const stopBeats = startBeats(bus, 'sandbox', instance, () => ({
-      served: this.#served.size,
-      linked: [...this.#served.values()].filter((one) => one.linked).length,
-      isolation: provider.isolation,
-    }));
-    const blobs = new DirectoryBlobStore(blobFolder(config));
-    this.#parts = {
-      bus,
-      store,
-      provider,
-      blobs,
-      env: this.#env,
-      logger,
-      startMs: config.SANDBOX_START_MS,
-      workspaceBytes: config.SANDBOX_WORKSPACE_BYTES,
-      pool,
-      log,
-      server,
-      stopTimers,
-      stopBeats,
-    };
-    logger.info({ isolation: provider.isolation }, 'ready');
+    const stopBeats = startBeats(bus, 'sandbox', instance, () => host.figures());
+    const environments = new EnvironmentStore(pool);
+    this.#parts = { bus, pool, log, store, environments, host, server, stopBeats };
+    logger.info({ provider: host.name, isolation: host.isolation }, 'ready');
   }
 
-  /** Lets go of the sandboxes; their processes go on and are adopted by whoever serves them next. */
+  /** Lets go of the sandboxes; they go on and are taken up by whoever serves them next. */
   async stop(): Promise<void> {
     this.#health.drain();
     const parts = this.#parts;
     if (parts === null) return;
-    parts.stopTimers();
     parts.stopBeats();
-    const ids = [...this.#served.keys()];
-    await Promise.all([...this.#served.values()].map((one) => one.close()));
-    this.#served.clear();
+    await parts.host.close();
     await parts.bus.close();
-    await parts.store.disown(ids).catch(() => undefined);
     await parts.log.close();
     await parts.pool.end();
     parts.server?.close();
   }
 
   /** Removes a session's sandbox and its files, once for each event that asks for it (B3). */
-  destroy(sessionId: string, reason: string, handled: StoredEvent): Promise<void> {
-    return this.#inOrder(sessionId, async () => {
-      const { store, pool, provider } = this.#need();
-      const { rowCount } = await pool.query('select 1 from consumer_handled where consumer = $1 and event_id = $2', [
-        DESTROY_CONSUMER,
-        handled.id,
-      ]);
-      if (rowCount !== 0) return;
-      const row = await store.ofSession(sessionId);
-      if (row === null) return;
-      await this.#served.get(row.id)?.close();
-      this.#served.delete(row.id);
-      await provider.destroy(specOf(row));
-      await store.mark(row, 'destroyed', 'sandbox.destroyed', { reason }, [
+  async destroy(sessionId: string, reason: string, handled: StoredEvent): Promise<void> {
+    const { store, pool, host } = this.#need();
+    const { rowCount } = await pool.query('select 1 from consumer_handled where consumer = $1 and event_id = $2', [
+      DESTROY_CONSUMER,
+      handled.id,
+    ]);
+    if (rowCount !== 0) return;
+    const row = await store.ofSession(sessionId);
+    if (row === null) return;
+    await host.destroy(row, () =>
+      store.mark(row, 'destroyed', 'sandbox.destroyed', { reason }, [
         {
           text: 'insert into consumer_handled (consumer, event_id, workspace_id) values ($1, $2, $3) on conflict do nothing',
           values: [DESTROY_CONSUMER, handled.id, handled.workspaceId],
         },
-      ]);
-    });
-  }
-
-  async #ensure(body: EnsureSandboxBody, deadlineAtMs: number): Promise<EnsureSandboxReply> {
-    const { store, provider } = this.#need();
-    const row = await store.request(body, provider.name);
-    for (;;) {
-      const mine = await store.own(row.id);
-      if (mine !== null) return { sandboxId: row.id, journalId: await this.#serve(mine, body.generation) };
-      // Another replica serves it; when it dies its right runs out and this one takes over.
-      const now = await store.ofSession(body.sessionId);
-      if (now === null) throw new AppError('unavailable', 'sandbox.gone', 'The sandbox was destroyed meanwhile.');
-      if (now.status === 'ready' && now.journal_id !== null) return { sandboxId: now.id, journalId: now.journal_id };
-      if (Date.now() + POLL_MS > deadlineAtMs)
-        throw new AppError('unavailable', 'sandbox.starting', 'The sandbox is still starting.');
-      await sleep(POLL_MS);
-    }
-  }
-
-  async #serve(row: SandboxRow, generation: number): Promise<string> {
-    const served = this.#served.get(row.id) ?? new ServedSandbox(row, this.#need());
-    this.#served.set(row.id, served);
-    try {
-      return await served.ensure(generation);
-    } catch (error) {
-      if (!served.linked) {
-        this.#served.delete(row.id);
-        await served.close();
-        await this.#recordFailure(row, error).catch((cause: unknown) =>
-          this.#logger.warn({ err: cause, sandbox: row.id }, 'a failed start could not be recorded'),
-        );
-      }
-      throw error;
-    }
-  }
-
-  async #recordFailure(row: SandboxRow, error: unknown): Promise<void> {
-    const { store } = this.#need();
-    // Tried again and again it is one failure.
-    if (row.status !== 'failed')
-      await store.mark(row, 'failed', 'sandbox.failed', {
-        reason: isAppError(error) ? error.message : 'It could not be started; the log of the service says why.',
-      });
-    await store.disown([row.id]);
-  }
-
-  async #renew(): Promise<void> {
-    if (this.#served.size === 0) return;
-    const kept = await this.#need().store.renew([...this.#served.keys()]);
-    for (const [id, served] of this.#served) {
-      if (kept.has(id)) continue;
-      this.#served.delete(id);
-      await served.close();
-    }
-  }
-
-  /** Ends the processes of idle sandboxes, and notices those that ended by themselves. */
-  async #tidy(): Promise<void> {
-    const { store } = this.#need();
-    for (const row of await store.abandoned([...this.#served.keys()]))
-      await this.#inOrder(row.session_id, () => this.#adopt(row.id));
-    await this.#each((served) => this.#inOrder(served.row.session_id, () => this.#rest(served)));
-  }
-
-  /** Serves a sandbox whose replica is gone: it is watched again, and ends when it is idle. */
-  async #adopt(id: string): Promise<void> {
-    if (this.#served.has(id)) return;
-    const row = await this.#need().store.own(id);
-    if (row === null) return;
-    const served = new ServedSandbox(row, this.#need());
-    this.#served.set(id, served);
-    if ((await this.#need().provider.observe(served.spec)) === 'running') await served.adopt();
-    else await this.#rest(served);
-  }
-
-  async #rest(served: ServedSandbox): Promise<void> {
-    const { provider, store } = this.#need();
-    const { row, spec, incarnation } = served;
-    if (served.busy || this.#served.get(row.id) !== served) return;
-    const lost = (await provider.observe(spec)) !== 'running';
-    if (!lost && Date.now() - served.lastUsedMs < this.#config.SANDBOX_IDLE_MS) return;
-    // After a stall it may be another replica's, or destroyed; then it is not ours to end.
-    if (!(await store.renew([row.id])).has(row.id)) return;
-    this.#served.delete(row.id);
-    await served.close();
-    await provider.suspend(spec);
-    if (lost)
-      await store.mark(row, 'suspended', 'sandbox.lost', { incarnation, reason: 'its processes ended by themselves' });
-    else await store.mark(row, 'suspended', 'sandbox.suspended', { reason: 'idle' });
-    await store.disown([row.id]);
-  }
-
-  /** Stops what fills its bound or the disk. Not waited for: one that takes long to measure holds up no other. */
-  async #measure(): Promise<void> {
-    if (this.#served.size === 0) return;
-    const { freeBytes, lack } = await this.#need().provider.room();
-    const filling = freeBytes < this.#freeBytes - FILLING_BYTES;
-    if (filling || freeBytes > this.#freeBytes) this.#freeBytes = freeBytes;
-    void this.#each((served) => served.watchUsage({ filling, full: lack !== null }));
-  }
-
-  /** Files that a sandbox still has although it was destroyed: a crash, or a start that crossed its end, left them. */
-  async #sweep(): Promise<void> {
-    const { provider, store } = this.#need();
-    for (const row of await store.destroyed(await provider.kept()))
-      await this.#inOrder(row.session_id, () => provider.destroy(specOf(row)));
-  }
-
-  async #each(look: (served: ServedSandbox) => Promise<void>): Promise<void> {
-    await Promise.all(
-      [...this.#served.values()].map((served) =>
-        look(served).catch((error: unknown) =>
-          this.#logger.warn({ err: error, sandbox: served.row.id }, 'a sandbox could not be looked after'),
-        ),
-      ),
+      ]),
     );
   }
 
-  /** Each again and again, a while after it ended. What fails is tried again. */
-  #startTimers(): () => void {
-    const over = new AbortController();
-    const { signal } = over;
-    const repeat = async (everyMs: number, work: () => Promise<void>): Promise<void> => {
-      for (;;) {
-        await sleep(everyMs, undefined, { signal }).catch(() => undefined);
-        if (signal.aborted) return;
-        await work().catch((error: unknown) =>
-          this.#logger.warn({ err: error }, 'sandboxes could not be looked after'),
-        );
-      }
-    };
-    void repeat(RENEW_MS, () => this.#renew());
-    void repeat(TIDY_MS, () => this.#tidy());
-    void repeat(MEASURE_MS, () => this.#measure());
-    void repeat(SWEEP_MS, () => this.#sweep());
-    return () => over.abort();
-  }
-
-  #inOrder<T>(key: string, work: () => Promise<T>): Promise<T> {
-    const result = (this.#queues.get(key) ?? Promise.resolve()).then(work, work);
-    const settled = result.then(
-      () => undefined,
-      () => undefined,
-    );
-    this.#queues.set(key, settled);
-    void settled.then(() => {
-      if (this.#queues.get(key) === settled) this.#queues.delete(key);
-    });
-    return result;
+  /** Takes an environment's state in; null = archived or deleted. */
+  environmentChanged(event: StoredEvent, config: EnvironmentConfig | null): Promise<void> {
+    return this.#need().environments.takeIn(event, parseStream(event.streamId).id, config);
   }
 
   #need(): Running {
@@ -330,14 +153,4 @@ export class SandboxService {
       throw new AppError('unavailable', 'sandbox.not-ready', 'The sandbox service is starting.');
     return this.#parts;
   }
-}
-
-/** The runner's bundle: beside the build, or in an image beside the service. */
-function runnerFile(): string {
-  const found = ['../../../../harnesses/runner/dist/runner.mjs', '../../runner.mjs']
-    .map((path) => fileURLToPath(new URL(path, import.meta.url)))
-    .find((path) => existsSync(path));
-  if (found === undefined)
-    throw new AppError('defect', 'sandbox.no-runner', 'The runner is not built: run the build first.');
-  return found;
 }

@@ -5,13 +5,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createLogger } from '@holdfast/platform';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
-import type { SandboxSpec } from '../provider/sandbox-provider.port.ts';
-import { LocalProvider, type LocalProviderOptions } from './local-provider.ts';
+import { LocalProvider, type LocalProviderOptions, type SandboxSpec } from './local-provider.ts';
 
 const spec: SandboxSpec = {
   id: 'sbx_spec',
-  workspaceId: 'wrkspc_default',
-  sessionId: 'sesn_1',
   contextId: null,
   serial: 4_242,
 };

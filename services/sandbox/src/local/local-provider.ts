@@ -20,7 +20,6 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { AppError } from '@holdfast/contracts';
 import type { Logger } from '@holdfast/platform';
-import type { Observation, SandboxProvider, SandboxSpec } from '../provider/sandbox-provider.port.ts';
 import { CgroupLimits } from './cgroup-limits.ts';
 
 const run = promisify(execFile);
@@ -37,6 +36,17 @@ const MEASURE_MS = 60_000;
 const JOIN_GROUPS = ['while [ "$1" != -- ]; do echo 0 > "$1"; shift; done', 'shift'];
 /** Only the token (3) and the journal (4) are handed on, nothing that this service happened to inherit. */
 const CLOSE_THE_REST = 'for fd in /proc/self/fd/*; do fd=${fd##*/}; [ "$fd" -le 4 ] || eval "exec $fd>&-"; done';
+
+/** What a sandbox on this machine is made from. */
+export interface SandboxSpec {
+  readonly id: string;
+  /** Sessions of one (workspace, environment, context key) share the workspace folder and nothing else (X4). */
+  readonly contextId: string | null;
+  /** A number of its own among all sandboxes, for identities on the host. */
+  readonly serial: number;
+}
+
+export type Observation = 'running' | 'stopped' | 'absent';
 
 export interface LocalProviderOptions {
   readonly stateDir: string;
@@ -72,8 +82,8 @@ interface Isolation {
  * Sandboxes as bubblewrap processes on this machine: all namespaces, no network but one socket folder, bounded mounts, and
  * (when the platform runs as root) a host uid of its own, taken before bubblewrap (X1). The processes outlive this service.
  */
-export class LocalProvider implements SandboxProvider {
-  readonly name = 'local';
+export class LocalProvider {
+  /** How processes are isolated, for the event and the status page. */
   readonly isolation: string;
   readonly #options: LocalProviderOptions;
   readonly #isolation: Isolation | null;
@@ -128,6 +138,7 @@ export class LocalProvider implements SandboxProvider {
     return new LocalProvider(options, null);
   }
 
+  /** Folder with the sockets that the runner reaches; {@link prepareLink} makes it. */
   linkDir(spec: SandboxSpec): string {
     return this.#places(spec).link;
   }
@@ -139,6 +150,10 @@ export class LocalProvider implements SandboxProvider {
     await chmod(link, 0o711);
   }
 
+  /**
+   * Starts the runner unless it runs; the runner then dials and proves itself with the token. Returns true when it was
+   * started. @throws AppError `sandbox.isolation-unavailable`, `sandbox.disk-full`, `sandbox.start-failed`
+   */
   async ensure(spec: SandboxSpec, token: string): Promise<boolean> {
     if ((await this.observe(spec)) === 'running') return false;
     if (this.#isolation === null && !this.#options.allowUnisolated) {
@@ -181,6 +196,7 @@ export class LocalProvider implements SandboxProvider {
     return true;
   }
 
+  /** Ends the processes and keeps the files. */
   async suspend(spec: SandboxSpec): Promise<void> {
     const places = this.#places(spec);
     // The inside first, so that nothing is begun any more; then everything that is left.
@@ -200,6 +216,7 @@ export class LocalProvider implements SandboxProvider {
     throw new AppError('unavailable', 'sandbox.stop-failed', 'The sandbox did not end.');
   }
 
+  /** Removes the files, too. */
   async destroy(spec: SandboxSpec): Promise<void> {
     await this.suspend(spec);
     const { root } = this.#places(spec);
@@ -209,6 +226,7 @@ export class LocalProvider implements SandboxProvider {
     await run('rm', ['-rf', '--', root]);
   }
 
+  /** Ids of the sandboxes that have files. */
   async kept(): Promise<string[]> {
     return readdir(join(this.#options.stateDir, 'sandboxes')).catch(() => []);
   }
@@ -219,6 +237,7 @@ export class LocalProvider implements SandboxProvider {
     return existsSync(places.root) ? 'stopped' : 'absent';
   }
 
+  /** Bytes that it holds on disk: workspace, home, and what is kept of its runner. */
   async usage(spec: SandboxSpec): Promise<number> {
     const { root, workspace } = this.#places(spec);
     const { stdout, killed } = await run('du', ['-s', '-c', '-B1', '--', root, workspace], {
@@ -233,6 +252,7 @@ export class LocalProvider implements SandboxProvider {
     return Number.parseInt(stdout.trimEnd().split('\n').at(-1) ?? '', 10) || 0;
   }
 
+  /** What is free on the disk that sandboxes write to, in bytes, and why no tool may run: it is nearly full; null when not. */
   async room(): Promise<{ freeBytes: number; lack: string | null }> {
     const { minFreeBytes, stateDir } = this.#options;
     const { bavail, bsize, files, ffree } = await statfs(stateDir);

@@ -1,8 +1,12 @@
-import { type EnsureSandboxBody, newId, streamOf } from '@holdfast/contracts';
+import { createHash } from 'node:crypto';
+import { type EnsureSandboxBody, newId, type SandboxReason, streamOf } from '@holdfast/contracts';
 import { type CompanionStatement, derivedEventId, type EventLog } from '@holdfast/event-store';
 import type pg from 'pg';
 
 export const OWNER_TTL_MS = 6_000;
+
+/** Ends whose reason stays to be seen. */
+const FAULTS: readonly string[] = ['sandbox.failed', 'sandbox.lost'];
 
 /** A sandbox as it is recorded. */
 export interface SandboxRow {
@@ -18,10 +22,36 @@ export interface SandboxRow {
   readonly journal_id: string | null;
   readonly token_hash: string | null;
   readonly public_key: string | null;
+  readonly provider: string;
+  /** On a cluster: its claim, and the pod of its present or last incarnation. */
+  readonly namespace: string | null;
+  readonly claim: string | null;
+  readonly pod: string | null;
+  readonly pod_uid: string | null;
+  readonly node: string | null;
+  readonly launch: Launch | null;
+  readonly reason: {
+    readonly code: SandboxReason['code'] | null;
+    readonly message: string;
+    readonly since: string;
+  } | null;
+  /** When somebody asked for it last; updated now and then. */
+  readonly used_at: Date | null;
+  readonly updated_at: Date;
 }
+export type Launch = 'warm' | 'cold' | 'resumed';
 
 const COLUMNS =
-  'id, serial, workspace_id, session_id, environment_id, context_key, environment, status, incarnation, journal_id, token_hash, public_key';
+  'id, serial, workspace_id, session_id, environment_id, context_key, environment, status, incarnation, journal_id, token_hash, public_key, provider, namespace, claim, pod, pod_uid, node, launch, reason, used_at, updated_at';
+
+/** Names a context where names must be short and tell nothing of the key. */
+export function contextIdOf(row: Pick<SandboxRow, 'workspace_id' | 'environment_id' | 'context_key'>): string | null {
+  if (row.context_key === null) return null;
+  return createHash('sha256')
+    .update(JSON.stringify([row.workspace_id, row.environment_id, row.context_key]))
+    .digest('hex')
+    .slice(0, 32);
+}
 
 /** Rows of sandboxes and their events, written together. */
 export class SandboxStore {
@@ -58,7 +88,7 @@ export class SandboxStore {
         { session_id: body.sessionId, environment_id: body.environmentId, context_key: body.contextKey, provider },
         [
           {
-            text: `insert into sandboxes (id, workspace_id, session_id, environment_id, context_key, environment, status) values ($1, $2, $3, $4, $5, $6, 'starting')`,
+            text: `insert into sandboxes (id, workspace_id, session_id, environment_id, context_key, environment, status, provider, used_at) values ($1, $2, $3, $4, $5, $6, 'starting', $7, clock_timestamp())`,
             values: [
               id,
               body.workspaceId,
@@ -66,6 +96,7 @@ export class SandboxStore {
               body.environmentId,
               body.contextKey,
               JSON.stringify(body.environment),
+              provider,
             ],
           },
         ],
@@ -103,11 +134,11 @@ export class SandboxStore {
   }
 
   /** Sandboxes that should run and that nobody serves, or that this replica served before it was started anew. */
-  async abandoned(served: readonly string[]): Promise<SandboxRow[]> {
+  async abandoned(served: readonly string[], provider: string): Promise<SandboxRow[]> {
     const { rows } = await this.#pool.query<SandboxRow>(
-      `select ${COLUMNS} from sandboxes where status in ('starting', 'ready') and id <> all ($1)
+      `select ${COLUMNS} from sandboxes where status in ('starting', 'ready') and provider = $3 and id <> all ($1)
          and (owner is null or split_part(owner, ':', 1) = $2 or owner_expires_at < clock_timestamp())`,
-      [served, this.#instance],
+      [served, this.#instance, provider],
     );
     return rows;
   }
@@ -136,17 +167,124 @@ export class SandboxStore {
     );
   }
 
+  /** A new incarnation begins on the cluster, on this claim, which is made from the environment as it is now. */
+  async beginClaim(
+    id: string,
+    on: { namespace: string; claim: string; environment: SandboxRow['environment'] },
+  ): Promise<SandboxRow | null> {
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `update sandboxes set status = 'starting', incarnation = incarnation + 1, namespace = $2, claim = $3, environment = $4,
+         node = null, launch = null, reason = null, ready_at = null, claimed_at = clock_timestamp(), updated_at = clock_timestamp()
+       where id = $1 and status <> 'destroyed' returning ${COLUMNS}`,
+      [id, on.namespace, on.claim, JSON.stringify(on.environment)],
+    );
+    return rows[0] ?? null;
+  }
+
+  /** Another pod of the same claim is its next incarnation: it was resumed, or its pod was replaced. */
+  async beginAgain(id: string): Promise<SandboxRow | null> {
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `update sandboxes set status = 'starting', incarnation = incarnation + 1, node = null, launch = null, ready_at = null,
+         updated_at = clock_timestamp()
+       where id = $1 and status <> 'destroyed' returning ${COLUMNS}`,
+      [id],
+    );
+    return rows[0] ?? null;
+  }
+
+  /** Its claim is gone, and with it what the claim kept. */
+  async forgetClaim(id: string): Promise<void> {
+    await this.#pool.query('update sandboxes set claim = null, pod = null, pod_uid = null, node = null where id = $1', [
+      id,
+    ]);
+  }
+
+  /** The pod that this incarnation runs in. A pod belongs to one sandbox. */
+  async place(
+    id: string,
+    at: { pod: string; podUid: string; node: string | null; launch: Launch },
+  ): Promise<SandboxRow | null> {
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `update sandboxes set pod = $2, pod_uid = $3, node = $4, launch = $5, updated_at = clock_timestamp()
+       where id = $1 and status in ('starting', 'ready') returning ${COLUMNS}`,
+      [id, at.pod, at.podUid, at.node, at.launch],
+    );
+    return rows[0] ?? null;
+  }
+
+  /** The sandbox that is being started, or runs, in a pod. */
+  async ofPod(podUid: string): Promise<SandboxRow | null> {
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `select ${COLUMNS} from sandboxes where pod_uid = $1 and status in ('starting', 'ready')`,
+      [podUid],
+    );
+    return rows[0] ?? null;
+  }
+
+  /** Takes the right to serve it from whoever had it: this replica holds its runner's link. */
+  async takeOver(id: string): Promise<SandboxRow | null> {
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `update sandboxes set owner = $2, owner_expires_at = clock_timestamp() + $3 * interval '1 millisecond'
+       where id = $1 and status in ('starting', 'ready') returning ${COLUMNS}`,
+      [id, this.#owner, OWNER_TTL_MS],
+    );
+    return rows[0] ?? null;
+  }
+
+  /** Why it is not ready; told as an event once for each reason of an incarnation. */
+  async wait(row: SandboxRow, reason: SandboxReason): Promise<void> {
+    await this.record(
+      row,
+      'sandbox.waiting',
+      { incarnation: row.incarnation, reason: reason.code, message: reason.message },
+      [
+        {
+          text: `update sandboxes set reason = $2::jsonb || jsonb_build_object('since', to_json(clock_timestamp())), updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
+          values: [row.id, JSON.stringify(reason)],
+          rows: 1,
+        },
+      ],
+    );
+  }
+
+  /** Somebody asked for it. */
+  async touch(id: string): Promise<void> {
+    await this.#pool.query('update sandboxes set used_at = clock_timestamp() where id = $1', [id]);
+  }
+
+  async byIds(ids: readonly string[]): Promise<Map<string, SandboxRow>> {
+    const { rows } = await this.#pool.query<SandboxRow>(`select ${COLUMNS} from sandboxes where id = any ($1)`, [ids]);
+    return new Map(rows.map((row) => [row.id, row]));
+  }
+
+  /** Those of a provider whose processes should run. */
+  async wanted(provider: string): Promise<SandboxRow[]> {
+    const { rows } = await this.#pool.query<SandboxRow>(
+      `select ${COLUMNS} from sandboxes where provider = $1 and status in ('starting', 'ready')`,
+      [provider],
+    );
+    return rows;
+  }
+
   async ready(
     row: SandboxRow,
-    facts: { journalId: string; publicKey: string; isolation: string; incarnation: number },
+    facts: { journalId: string; publicKey: string | null; isolation: string; incarnation: number },
   ): Promise<void> {
+    const { pod, node, launch } = row;
     await this.record(
       row,
       'sandbox.ready',
-      { incarnation: facts.incarnation, journal_id: facts.journalId, isolation: facts.isolation },
+      {
+        incarnation: facts.incarnation,
+        journal_id: facts.journalId,
+        isolation: facts.isolation,
+        ...(pod === null ? {} : { pod }),
+        ...(node === null ? {} : { node }),
+        ...(launch === null ? {} : { launch }),
+      },
       [
         {
-          text: `update sandboxes set status = 'ready', journal_id = $2, public_key = $3, isolation = $4, updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
+          text: `update sandboxes set status = 'ready', journal_id = $2, public_key = $3, isolation = $4, reason = null, ready_at = clock_timestamp(), updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
           values: [row.id, facts.journalId, facts.publicKey, facts.isolation],
           rows: 1,
         },
@@ -163,8 +301,14 @@ export class SandboxStore {
   ): Promise<void> {
     await this.record(row, type, data, [
       {
-        text: `update sandboxes set status = $2, updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
-        values: [row.id, status],
+        text: `update sandboxes set status = $2, ready_at = null, updated_at = clock_timestamp(),
+                 reason = $3::jsonb || jsonb_build_object('since', to_json(clock_timestamp()))
+               where id = $1 and status <> 'destroyed'`,
+        values: [
+          row.id,
+          status,
+          FAULTS.includes(type) ? JSON.stringify({ code: null, message: data['reason'] }) : null,
+        ],
         rows: 1,
       },
       ...more,

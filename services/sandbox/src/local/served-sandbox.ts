@@ -1,23 +1,12 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Bus, Registration } from '@holdfast/bus';
-import {
-  AppError,
-  type CancelBody,
-  EXEC_ALIVE_MS,
-  type ExecBody,
-  type ExecReply,
-  sandboxLinkSubject,
-  TOOL_OUTPUT_CHARS,
-  type ToolOutcome,
-} from '@holdfast/contracts';
-import type { BlobStore } from '@holdfast/event-store';
-import type { Logger } from '@holdfast/platform';
+import { AppError, type EnsureSandboxReply } from '@holdfast/contracts';
 import { EgressProxy } from '../egress/egress-proxy.ts';
+import { LinkedSandbox } from '../host/linked-sandbox.ts';
+import type { HostParts } from '../host/sandbox-host.port.ts';
 import { LocalDoor } from '../hub/local-door.ts';
-import type { RunnerLink } from '../hub/runner-link.ts';
-import type { SandboxProvider, SandboxSpec } from '../provider/sandbox-provider.port.ts';
-import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
+import { contextIdOf, type SandboxRow } from '../store/sandbox.store.ts';
+import type { LocalProvider, SandboxSpec } from './local-provider.ts';
 
 /** A runner that lives has dialled again within this time, whatever happened to its link. */
 const RELINK_MS = 5_000;
@@ -28,47 +17,25 @@ const MEASURE_QUIET_MS = 60_000;
 /** Measuring takes at most this share of the time. */
 const MEASURE_SHARE = 1 / 20;
 
-export interface ServedParts {
-  readonly bus: Bus;
-  readonly store: SandboxStore;
-  readonly provider: SandboxProvider;
-  readonly blobs: BlobStore;
-  readonly env: Readonly<Record<string, string>>;
-  readonly logger: Logger;
+export interface ServedParts extends HostParts {
+  readonly provider: LocalProvider;
   readonly startMs: number;
   readonly workspaceBytes: number;
 }
 
 export function specOf(row: SandboxRow): SandboxSpec {
-  return {
-    id: row.id,
-    workspaceId: row.workspace_id,
-    sessionId: row.session_id,
-    contextId: contextId(row),
-    serial: row.serial,
-  };
-}
-
-/** The folder name of a context: nothing of the key itself reaches a path. */
-function contextId(row: SandboxRow): string | null {
-  if (row.context_key === null) return null;
-  return createHash('sha256')
-    .update(JSON.stringify([row.workspace_id, row.environment_id, row.context_key]))
-    .digest('hex')
-    .slice(0, 32);
+  return { id: row.id, contextId: contextIdOf(row), serial: row.serial };
 }
 
 /** A sandbox that this replica serves: its door, its link, its proxy and the subjects that lead to it. */
 export class ServedSandbox {
   readonly row: SandboxRow;
   readonly spec: SandboxSpec;
-  lastUsedMs = Date.now();
   readonly #parts: ServedParts;
+  readonly #linked: LinkedSandbox;
   #door: LocalDoor | null = null;
-  #link: RunnerLink | null = null;
   #proxy: EgressProxy | null = null;
-  #registrations: Registration[] = [];
-  #linked: (() => void)[] = [];
+  #wakes: (() => void)[] = [];
   #incarnation: number;
   #closed = false;
   /** Bytes at the last measuring; null before the first. */
@@ -82,15 +49,18 @@ export class ServedSandbox {
     this.#parts = parts;
     this.#incarnation = row.incarnation;
     this.spec = specOf(row);
+    this.#linked = new LinkedSandbox(row, { ...parts, lack: async () => (await parts.provider.room()).lack });
   }
 
   get busy(): boolean {
-    return this.#link?.busy ?? false;
+    return this.#linked.busy;
   }
   get linked(): boolean {
-    return this.#link?.open ?? false;
+    return this.#linked.linked;
   }
-
+  get lastUsedMs(): number {
+    return this.#linked.lastUsedMs;
+  }
   get incarnation(): number {
     return this.#incarnation;
   }
@@ -100,9 +70,9 @@ export class ServedSandbox {
     return this.#open(true);
   }
 
-  /** Listens, starts the runner unless it runs, and waits for its link. Returns the journal's id. */
-  async ensure(generation: number): Promise<string> {
-    this.lastUsedMs = Date.now();
+  /** Listens, starts the runner unless it runs, waits for its link and claims it. */
+  async ensure(generation: number): Promise<EnsureSandboxReply> {
+    this.#linked.lastUsedMs = Date.now();
     const { provider, startMs, logger } = this.#parts;
     let running = (await provider.observe(this.spec)) === 'running';
     if (running) {
@@ -123,13 +93,11 @@ export class ServedSandbox {
           'The sandbox was started and its runner did not link.',
         );
     }
-    const link = this.#live();
-    await link.claim(generation);
-    return link.journalId;
+    return this.#linked.claim(generation);
   }
 
   async #open(running: boolean): Promise<void> {
-    const { provider, store, blobs, env, logger } = this.#parts;
+    const { provider, store, logger } = this.#parts;
     await this.#closeLink();
     let { token_hash: tokenHash, public_key: publicKey } = this.row;
     let token: string | null = null;
@@ -153,17 +121,9 @@ export class ServedSandbox {
           incarnation: this.#incarnation,
         }),
       onLink: (link) => {
-        this.#link = link;
         link.handlers.onLost = () => logger.info({ sandbox: this.row.id }, 'the link was lost');
-        link.welcome({
-          env,
-          keep: (pieces) =>
-            blobs.put(this.row.workspace_id, pieces).catch((error: unknown) => {
-              logger.warn({ err: error, sandbox: this.row.id }, 'a whole output could not be kept');
-              return null;
-            }),
-        });
-        for (const wake of this.#linked.splice(0)) wake();
+        this.#linked.attach(link);
+        for (const wake of this.#wakes.splice(0)) wake();
       },
       onRefused: (reason) => {
         logger.warn({ sandbox: this.row.id, reason }, 'a link was refused');
@@ -178,7 +138,6 @@ export class ServedSandbox {
     await proxy.listen(linkDir);
     this.#door = door;
     this.#proxy = proxy;
-    this.#subscribe();
     if (token !== null) await provider.ensure(this.spec, token);
   }
 
@@ -186,45 +145,12 @@ export class ServedSandbox {
   async #linkedWithin(timeoutMs: number): Promise<boolean> {
     const over = new AbortController();
     const wait = (ms: number): Promise<void> => sleep(ms, undefined, { signal: over.signal }).catch(() => undefined);
-    this.#linked.push(() => over.abort());
+    this.#wakes.push(() => over.abort());
     for (const deadline = Date.now() + timeoutMs; !this.linked && Date.now() < deadline; ) {
       await wait(LOOK_MS);
       if (!this.linked && (await this.#parts.provider.observe(this.spec)) !== 'running') break;
     }
     return this.linked;
-  }
-
-  #subscribe(): void {
-    if (this.#registrations.length > 0) return;
-    const { bus } = this.#parts;
-    const { id } = this.row;
-    this.#registrations = [
-      bus.replyMany<ExecBody, ExecReply>(sandboxLinkSubject(id, 'exec'), {}, (body, _context, send) =>
-        this.#exec(body, send),
-      ),
-      bus.reply<CancelBody, ToolOutcome>(sandboxLinkSubject(id, 'cancel'), {}, async ({ callId, generation }) => ({
-        ...(await this.#live().cancel(callId, generation)),
-        fullOutput: null,
-      })),
-    ];
-  }
-
-  #live(): RunnerLink {
-    if (this.#link === null) throw new AppError('unavailable', 'sandbox.link-lost', 'The sandbox is not running.');
-    return this.#link;
-  }
-
-  async #exec(body: ExecBody, send: (reply: ExecReply) => void): Promise<void> {
-    this.lastUsedMs = Date.now();
-    const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
-    try {
-      const link = this.#live();
-      const { lack } = await this.#parts.provider.room();
-      send({ kind: 'done', result: shown(lack === null ? await link.exec(body) : await refused(link, body, lack)) });
-    } finally {
-      clearInterval(alive);
-      this.lastUsedMs = Date.now();
-    }
   }
 
   /**
@@ -237,7 +163,7 @@ export class ServedSandbox {
       this.#measuringMs / MEASURE_SHARE,
     );
     const beganMs = Date.now();
-    if (this.#link === null || this.#measuring || beganMs - this.#measuredAtMs < patienceMs) return;
+    if (!this.linked || this.#measuring || beganMs - this.#measuredAtMs < patienceMs) return;
     const { provider, workspaceBytes } = this.#parts;
     const before = this.#used;
     this.#measuring = true;
@@ -248,20 +174,14 @@ export class ServedSandbox {
       this.#measuredAtMs = Date.now();
       this.#measuringMs = this.#measuredAtMs - beganMs;
     }
-    const held = Number.isFinite(this.#used) ? `${this.#used} bytes` : 'more files than can be counted in a minute';
-    if (this.#used > workspaceBytes)
-      this.#link?.overLimit(
-        `The sandbox holds ${held}, above its bound of ${workspaceBytes} bytes; what ran was killed. Remove files first.`,
-      );
-    else if (full && before !== null && this.#used > before)
-      this.#link?.overLimit('The disk of the platform is nearly full; what wrote to it was killed.');
+    if (this.#linked.boundedBy(workspaceBytes, this.#used) && full && before !== null && this.#used > before)
+      this.#linked.stop('The disk of the platform is nearly full; what wrote to it was killed.');
   }
 
   async #closeLink(): Promise<void> {
     const door = this.#door;
     const proxy = this.#proxy;
     this.#door = null;
-    this.#link = null;
     this.#proxy = null;
     await door?.close();
     await proxy?.close();
@@ -271,19 +191,7 @@ export class ServedSandbox {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    for (const registration of this.#registrations.splice(0)) void registration.stop();
+    this.#linked.close();
     await this.#closeLink();
   }
-}
-
-/** Makes sure that a call does not run, or no longer, for lack of room on the disk; what it had already come to counts. */
-async function refused(link: RunnerLink, { callId, generation }: ExecBody, lack: string): Promise<ToolOutcome> {
-  const outcome = await link.cancel(callId, generation);
-  return { ...outcome, text: outcome.outcome === 'cancelled' ? lack : outcome.text, fullOutput: null };
-}
-
-function shown(outcome: ToolOutcome): ToolOutcome {
-  // A little more than the bound: the mark of the cut comes on top.
-  const { text } = outcome;
-  return text.length > TOOL_OUTPUT_CHARS + 500 ? { ...outcome, text: text.slice(0, TOOL_OUTPUT_CHARS) } : outcome;
 }

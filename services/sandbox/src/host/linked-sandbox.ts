@@ -1,0 +1,138 @@
+import type { Registration } from '@holdfast/bus';
+import {
+  AppError,
+  type CancelBody,
+  type ClaimBody,
+  type EnsureSandboxReply,
+  EXEC_ALIVE_MS,
+  type ExecBody,
+  type ExecReply,
+  sandboxLinkSubject,
+  TOOL_OUTPUT_CHARS,
+  type ToolOutcome,
+} from '@holdfast/contracts';
+import type { RunnerLink } from '../hub/runner-link.ts';
+import type { SandboxRow } from '../store/sandbox.store.ts';
+import type { HostParts } from './sandbox-host.port.ts';
+
+export interface LinkedParts extends Pick<HostParts, 'bus' | 'blobs' | 'env' | 'logger'> {
+  /** Why no tool may run now; null when it may. */
+  readonly lack: () => Promise<string | null>;
+}
+
+/** A sandbox whose runner's link this replica holds: the subjects that lead to it, and when it was used last. */
+export class LinkedSandbox {
+  readonly row: SandboxRow;
+  lastUsedMs = Date.now();
+  readonly #parts: LinkedParts;
+  #link: RunnerLink | null = null;
+  #registrations: Registration[] = [];
+
+  constructor(row: SandboxRow, parts: LinkedParts) {
+    this.row = row;
+    this.#parts = parts;
+  }
+
+  get busy(): boolean {
+    return this.#link?.busy ?? false;
+  }
+  get linked(): boolean {
+    return this.#link?.open ?? false;
+  }
+
+  /** Takes a link in place of the one before, and calls over it. */
+  attach(link: RunnerLink): void {
+    const before = this.#link;
+    this.#link = link;
+    if (before !== link) before?.close();
+    const { blobs, env, logger } = this.#parts;
+    link.welcome({
+      env,
+      keep: (pieces) =>
+        blobs.put(this.row.workspace_id, pieces).catch((error: unknown) => {
+          logger.warn({ err: error, sandbox: this.row.id }, 'a whole output could not be kept');
+          return null;
+        }),
+    });
+    this.#subscribe();
+  }
+
+  /** The link; @throws AppError `sandbox.not-linked` while none stands. */
+  get link(): RunnerLink {
+    if (this.#link === null || !this.#link.open)
+      throw new AppError('unavailable', 'sandbox.not-linked', 'The sandbox is not linked; it is dialled again.');
+    return this.#link;
+  }
+
+  async claim(generation: number): Promise<EnsureSandboxReply> {
+    this.lastUsedMs = Date.now();
+    const { link } = this;
+    await link.claim(generation);
+    return { sandboxId: this.row.id, journalId: link.journalId };
+  }
+
+  #subscribe(): void {
+    if (this.#registrations.length > 0) return;
+    const { bus } = this.#parts;
+    const { id } = this.row;
+    this.#registrations = [
+      bus.replyMany<ExecBody, ExecReply>(sandboxLinkSubject(id, 'exec'), {}, (body, _context, send) =>
+        this.#exec(body, send),
+      ),
+      bus.reply<CancelBody, ToolOutcome>(sandboxLinkSubject(id, 'cancel'), {}, async ({ callId, generation }) => ({
+        ...(await this.link.cancel(callId, generation)),
+        fullOutput: null,
+      })),
+      bus.reply<ClaimBody, EnsureSandboxReply>(sandboxLinkSubject(id, 'claim'), {}, ({ generation }) =>
+        this.claim(generation),
+      ),
+    ];
+  }
+
+  async #exec(body: ExecBody, send: (reply: ExecReply) => void): Promise<void> {
+    this.lastUsedMs = Date.now();
+    const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
+    try {
+      const { link } = this;
+      const lack = await this.#parts.lack();
+      send({ kind: 'done', result: shown(lack === null ? await link.exec(body) : await refused(link, body, lack)) });
+    } finally {
+      clearInterval(alive);
+      this.lastUsedMs = Date.now();
+    }
+  }
+
+  /** False when it holds more than its bound in bytes; then what runs is killed. Infinity = too many files to count. */
+  boundedBy(boundBytes: number, usedBytes: number): boolean {
+    if (usedBytes <= boundBytes) return true;
+    const held = Number.isFinite(usedBytes) ? `${usedBytes} bytes` : 'more files than can be counted in a minute';
+    this.stop(
+      `The sandbox holds ${held}, above its bound of ${boundBytes} bytes; what ran was killed. Remove files first.`,
+    );
+    return false;
+  }
+
+  /** Kills what runs, and says why. */
+  stop(why: string): void {
+    if (this.linked) this.link.overLimit(why);
+  }
+
+  /** Lets go of it. */
+  close(): void {
+    for (const registration of this.#registrations.splice(0)) void registration.stop();
+    this.#link?.close();
+    this.#link = null;
+  }
+}
+
+/** Makes sure that a call does not run, or no longer, for lack of room on the disk; what it had already come to counts. */
+async function refused(link: RunnerLink, { callId, generation }: ExecBody, lack: string): Promise<ToolOutcome> {
+  const outcome = await link.cancel(callId, generation);
+  return { ...outcome, text: outcome.outcome === 'cancelled' ? lack : outcome.text, fullOutput: null };
+}
+
+function shown(outcome: ToolOutcome): ToolOutcome {
+  // A little more than the bound: the mark of the cut comes on top.
+  const { text } = outcome;
+  return text.length > TOOL_OUTPUT_CHARS + 500 ? { ...outcome, text: text.slice(0, TOOL_OUTPUT_CHARS) } : outcome;
+}

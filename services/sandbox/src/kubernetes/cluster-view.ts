@@ -1,0 +1,209 @@
+import type { SandboxRow } from '../store/sandbox.store.ts';
+import type { Cluster } from './cluster.ts';
+import type {
+  Event,
+  KindName,
+  Kinds,
+  Node,
+  Pod,
+  Sandbox,
+  SandboxClaim,
+  SandboxTemplate,
+  SandboxWarmPool,
+  Stored,
+} from './kinds.ts';
+import { ANNOTATIONS, LABELS, MANAGED_BY } from './names.ts';
+import { observePool, type PoolObservation } from './pool.observe.ts';
+import { observeSandbox, ownerUid, type SandboxObservation } from './sandbox.observe.ts';
+import type { Watched } from './watched.ts';
+
+/** What the cluster shows of this installation's objects, from watches: never asked for, always a moment old. */
+export class ClusterView {
+  readonly #watched: { [K in Exclude<WatchedKind, 'Pod' | 'Event'>]: Watched<Kinds[K]> } & {
+    Pod: Watched<Pod, 'uid' | 'address'>;
+    Event: Watched<Event, 'pod'>;
+  };
+  readonly #sandboxListeners: ((sandboxId: string) => void)[] = [];
+  readonly #podGone: ((uid: string) => void)[] = [];
+  readonly #waiting = new Set<() => void>();
+
+  constructor(cluster: Cluster, installation: string) {
+    const own = `${LABELS.managedBy}=${MANAGED_BY},${LABELS.installation}=${installation}`;
+    this.#watched = {
+      Namespace: cluster.watch('Namespace', { labelSelector: own }),
+      SandboxTemplate: cluster.watch('SandboxTemplate', { labelSelector: own }),
+      SandboxWarmPool: cluster.watch('SandboxWarmPool', { labelSelector: own }),
+      SandboxClaim: cluster.watch('SandboxClaim', { labelSelector: own }),
+      // Made by the controller, which puts no label of ours on them.
+      Sandbox: cluster.watch('Sandbox', {}),
+      Pod: cluster.watch('Pod', {
+        labelSelector: own,
+        indexes: { uid: ({ metadata }) => metadata.uid, address: ({ status }) => status?.podIP ?? null },
+      }),
+      Node: cluster.watch('Node', {}),
+      Event: cluster.watch('Event', {
+        fieldSelector: 'type=Warning,involvedObject.kind=Pod',
+        indexes: { pod: ({ involvedObject }) => involvedObject.uid ?? null },
+      }),
+    };
+    this.#watched.SandboxClaim.onChange((claim) => this.#tellClaim(claim));
+    this.#watched.Sandbox.onChange((sandbox) => this.#tellSandbox(sandbox));
+    this.#watched.Pod.onChange((pod, _previous, kind) => {
+      if (kind === 'removed') for (const listener of this.#podGone) listener(pod.metadata.uid);
+      this.#tellPod(pod);
+    });
+    this.#watched.Node.onChange((node) => this.#onNode(node));
+    this.#watched.Event.onChange(({ involvedObject: { uid } }) => {
+      const pod = uid === undefined ? null : this.pod(uid);
+      if (pod !== null) this.#tellPod(pod);
+    });
+  }
+
+  async stop(): Promise<void> {
+    await Promise.all(Object.values(this.#watched).map((watched) => watched.stop()));
+  }
+
+  /** Resolves once everything was listed. */
+  async synced(): Promise<void> {
+    await Promise.all(Object.values(this.#watched).map((watched) => watched.synced()));
+  }
+  /** False while the API server does not answer. */
+  get healthy(): boolean {
+    return Object.values(this.#watched).every((watched) => watched.healthy);
+  }
+
+  /** Called with a sandbox's id whenever something that it is made of changes. */
+  onSandbox(listener: (sandboxId: string) => void): void {
+    this.#sandboxListeners.push(listener);
+  }
+  onPodGone(listener: (uid: string) => void): void {
+    this.#podGone.push(listener);
+  }
+
+  /** True as soon as `what` holds, looked at after every change; false when it does not in time. */
+  until(what: () => boolean, timeoutMs: number): Promise<boolean> {
+    return new Promise((resolve) => {
+      const look = (): void => {
+        if (!what()) return;
+        done(true);
+      };
+      const done = (result: boolean): void => {
+        clearTimeout(timer);
+        this.#waiting.delete(look);
+        resolve(result);
+      };
+      const timer = setTimeout(() => done(what()), timeoutMs);
+      this.#waiting.add(look);
+      look();
+    });
+  }
+
+  observe(row: Pick<SandboxRow, 'namespace' | 'claim'>): SandboxObservation {
+    const { namespace } = row;
+    const claim = namespace === null || row.claim === null ? null : this.#get('SandboxClaim', namespace, row.claim);
+    const name = claim?.status?.sandbox?.name ?? null;
+    const sandbox = namespace === null || name === null ? null : this.#get('Sandbox', namespace, name);
+    const podName = sandbox?.metadata.annotations?.['agents.x-k8s.io/pod-name'] ?? name;
+    const pod = namespace === null || podName === null ? null : this.#get('Pod', namespace, podName);
+    const node = this.#nodeOf(pod);
+    const pool =
+      claim === null || namespace === null
+        ? null
+        : this.#get('SandboxWarmPool', namespace, claim.spec.warmPoolRef.name);
+    return observeSandbox({ claim, sandbox, pod, node, pool, events: this.#warnings(pod), now: new Date() });
+  }
+
+  /** The Sandbox that a claim is bound to. */
+  sandboxOf(row: Pick<SandboxRow, 'namespace' | 'claim'>): Sandbox | null {
+    if (row.namespace === null || row.claim === null) return null;
+    const name = this.#get('SandboxClaim', row.namespace, row.claim)?.status?.sandbox?.name;
+    return name === undefined ? null : this.#get('Sandbox', row.namespace, name);
+  }
+
+  claims(): Stored<SandboxClaim>[] {
+    return [...this.#watched.SandboxClaim.list()];
+  }
+  pools(): Stored<SandboxWarmPool>[] {
+    return [...this.#watched.SandboxWarmPool.list()];
+  }
+  pool(namespace: string, name: string): SandboxWarmPool | null {
+    return this.#get('SandboxWarmPool', namespace, name);
+  }
+  template(namespace: string, name: string): SandboxTemplate | null {
+    return this.#get('SandboxTemplate', namespace, name);
+  }
+  observePool(pool: SandboxWarmPool): PoolObservation {
+    const { namespace = '', uid } = pool.metadata;
+    const members = [...this.#watched.Sandbox.list()]
+      .filter((sandbox) => sandbox.metadata.namespace === namespace && ownerUid(sandbox) === uid)
+      .map((sandbox) => {
+        const pod = this.#get('Pod', namespace, sandbox.metadata.name);
+        return { sandbox, pod, node: this.#nodeOf(pod), events: this.#warnings(pod) };
+      });
+    return observePool(pool, members, new Date());
+  }
+
+  /** The pod that has this UID. */
+  pod(uid: string): Stored<Pod> | null {
+    return this.#watched.Pod.by('uid', uid)[0] ?? null;
+  }
+  /** How often the kubelet has restarted its container. */
+  restartsOf(uid: string): number {
+    return (this.pod(uid)?.status?.containerStatuses ?? []).reduce((sum, { restartCount }) => sum + restartCount, 0);
+  }
+  /** UID of the pod that has this address; null when none or several have. */
+  podAt(address: string | null): string | null {
+    const [pod, another] = address === null ? [] : this.#watched.Pod.by('address', address);
+    return pod === undefined || another !== undefined ? null : pod.metadata.uid;
+  }
+  podUids(): string[] {
+    return [...this.#watched.Pod.list()].map(({ metadata }) => metadata.uid);
+  }
+
+  /** Whether a namespace is one of this installation's. */
+  isOurs(namespace: string): boolean {
+    return this.workspaceOf(namespace) !== null;
+  }
+  workspaceOf(namespace: string): string | null {
+    const found = this.#get('Namespace', '', namespace);
+    return found?.metadata.annotations?.[ANNOTATIONS.workspaceId] ?? null;
+  }
+  namespaceEnds(namespace: string): boolean {
+    return this.#get('Namespace', '', namespace)?.metadata.deletionTimestamp !== undefined;
+  }
+
+  #warnings(pod: Pod | null): readonly Event[] {
+    return pod?.metadata.uid === undefined ? [] : this.#watched.Event.by('pod', pod.metadata.uid);
+  }
+  #nodeOf(pod: Pod | null): Node | null {
+    return pod?.spec?.nodeName === undefined ? null : this.#get('Node', '', pod.spec.nodeName);
+  }
+  #get<K extends WatchedKind>(kind: K, namespace: string, name: string): Stored<Kinds[K]> | null {
+    return (this.#watched[kind] as unknown as Watched<Kinds[K]>).get(namespace, name);
+  }
+
+  #tellClaim(claim: SandboxClaim): void {
+    const id = claim.metadata.annotations?.[ANNOTATIONS.sandboxId];
+    if (id !== undefined) for (const listener of this.#sandboxListeners) listener(id);
+    for (const look of [...this.#waiting]) look();
+  }
+  #tellSandbox({ metadata }: Sandbox): void {
+    const owner = metadata.ownerReferences?.find(({ kind }) => kind === 'SandboxClaim');
+    const claim = owner === undefined ? null : this.#get('SandboxClaim', metadata.namespace ?? '', owner.name);
+    if (claim !== null) this.#tellClaim(claim);
+  }
+  #tellPod({ metadata }: Pod): void {
+    const owner = metadata.ownerReferences?.find(({ kind }) => kind === 'Sandbox');
+    const sandbox = owner === undefined ? null : this.#get('Sandbox', metadata.namespace ?? '', owner.name);
+    if (sandbox !== null) this.#tellSandbox(sandbox);
+  }
+
+  #onNode(node: Node): void {
+    for (const pod of this.#watched.Pod.list()) if (pod.spec?.nodeName === node.metadata.name) this.#tellPod(pod);
+  }
+}
+
+type WatchedKind = Extract<
+  KindName,
+  'Namespace' | 'SandboxTemplate' | 'SandboxWarmPool' | 'SandboxClaim' | 'Sandbox' | 'Pod' | 'Node' | 'Event'
+>;

@@ -1,0 +1,161 @@
+import { createHash } from 'node:crypto';
+import { AppError, sandboxOf } from '@holdfast/contracts';
+import { contextIdOf, type SandboxRow } from '../store/sandbox.store.ts';
+import { claimObject, claimTime } from './claim.manifest.ts';
+import type { Cluster } from './cluster.ts';
+import type { ClusterView } from './cluster-view.ts';
+import { contextObjects } from './context.manifest.ts';
+import { type EnvironmentOf, environmentObjects } from './environment.manifest.ts';
+import type { KubernetesObject, SandboxClaim, SandboxWarmPool } from './kinds.ts';
+import { namespaceName } from './names.ts';
+import { namespaceObjects } from './namespace.manifest.ts';
+import type { ClusterSettings } from './settings.manifest.ts';
+
+/** What was applied is applied again after so long, whatever the watches show: drift is repaired. */
+const REAPPLY_MS = 10 * 60_000;
+
+type Claimed = Pick<
+  SandboxRow,
+  'id' | 'workspace_id' | 'session_id' | 'environment_id' | 'context_key' | 'environment' | 'namespace' | 'claim'
+>;
+
+/** Brings objects to the cluster and takes them away. Everything is safe to repeat. */
+export class Objects {
+  readonly #cluster: Cluster;
+  readonly #view: ClusterView;
+  readonly #settings: ClusterSettings;
+  /** What was applied, by a hash of it, and when; and what is being applied now, so that a burst does it once. */
+  readonly #applied = new Map<string, number>();
+  readonly #applying = new Map<string, Promise<void>>();
+
+  constructor(cluster: Cluster, view: ClusterView, settings: ClusterSettings) {
+    this.#cluster = cluster;
+    this.#view = view;
+    this.#settings = settings;
+  }
+
+  /** Makes the sandbox's claim, and what it needs before it. */
+  async claim(row: Claimed, deadline: Date): Promise<void> {
+    if (row.claim === null) throw new AppError('defect', 'sandbox.no-claim', 'The sandbox has no claim to make.');
+    const of = this.#environmentOf(row);
+    await this.namespace(row.workspace_id);
+    const contextId = contextIdOf(row);
+    const objects =
+      contextId === null
+        ? environmentObjects(this.#settings, of)
+        : contextObjects(this.#settings, { ...of, contextId });
+    const { pool } = objects;
+    if (!this.#shows(pool)) this.#forget(Object.values(objects));
+    for (const object of Object.values(objects)) await this.#apply(object);
+    const incarnation = Number(row.claim.slice(row.claim.lastIndexOf('-') + 1));
+    await this.#cluster.apply(
+      claimObject(this.#settings, {
+        workspaceId: row.workspace_id,
+        environmentId: row.environment_id,
+        sandboxId: row.id,
+        sessionId: row.session_id,
+        incarnation,
+        pool: pool.metadata.name,
+        deadline,
+      }),
+    );
+  }
+
+  /** Makes the workspace's namespace and what holds for all of it. */
+  async namespace(workspaceId: string): Promise<void> {
+    const name = namespaceName(this.#settings.installation, workspaceId);
+    if (this.#view.namespaceEnds(name))
+      throw new AppError('unavailable', 'cluster.refused', `The namespace ${name} is being deleted.`);
+    const objects = namespaceObjects(this.#settings, workspaceId);
+    if (!this.#view.isOurs(name)) this.#forget(objects);
+    const [namespace, ...rest] = objects;
+    if (namespace !== undefined) await this.#apply(namespace);
+    await Promise.all(rest.map((object) => this.#apply(object)));
+  }
+
+  /** Makes an environment's template and pool; returns the pool's name. */
+  async environment(of: EnvironmentOf): Promise<string> {
+    await this.namespace(of.workspaceId);
+    const { template, pool } = environmentObjects(this.#settings, of);
+    if (!this.#shows(pool)) this.#forget([template, pool]);
+    await this.#apply(template);
+    await this.#apply(pool);
+    return pool.metadata.name;
+  }
+
+  /** An old pool empties; what was claimed from it stays. */
+  async emptyPool(pool: SandboxWarmPool): Promise<void> {
+    await this.#cluster.patch(pool, { spec: { replicas: 0 } });
+  }
+
+  async remove(object: KubernetesObject): Promise<void> {
+    await this.#cluster.remove(object);
+  }
+
+  async renew(claim: SandboxClaim, deadline: Date): Promise<void> {
+    await this.#cluster.patch(claim, { spec: { lifecycle: { shutdownTime: claimTime(deadline) } } });
+  }
+
+  async removeClaim(row: Pick<SandboxRow, 'namespace' | 'claim'>): Promise<void> {
+    if (row.namespace === null || row.claim === null) return;
+    await this.#cluster.remove({ kind: 'SandboxClaim', metadata: { namespace: row.namespace, name: row.claim } });
+  }
+
+  /** Asks the API server itself. */
+  async hasClaim(row: Pick<SandboxRow, 'namespace' | 'claim'>): Promise<boolean> {
+    if (row.namespace === null || row.claim === null) return false;
+    return (await this.#cluster.get('SandboxClaim', row.claim, row.namespace)) !== null;
+  }
+
+  async setMode(row: Pick<SandboxRow, 'namespace' | 'claim'>, operatingMode: 'Running' | 'Suspended'): Promise<void> {
+    const sandbox = this.#view.sandboxOf(row);
+    if (sandbox !== null && sandbox.spec.operatingMode !== operatingMode)
+      await this.#cluster.patch(sandbox, { spec: { operatingMode } });
+  }
+
+  async removePod(
+    row: Pick<SandboxRow, 'namespace' | 'pod'>,
+    how: { uid: string; graceSeconds: number },
+  ): Promise<void> {
+    const name = this.#view.pod(how.uid)?.metadata.name ?? row.pod;
+    if (row.namespace === null || name === null) return;
+    await this.#cluster.remove({ kind: 'Pod', metadata: { namespace: row.namespace, name } }, how);
+  }
+
+  #environmentOf(row: Claimed): EnvironmentOf {
+    return {
+      workspaceId: row.workspace_id,
+      environmentId: row.environment_id,
+      sandbox: sandboxOf(row.environment),
+    };
+  }
+
+  #shows({ metadata: { namespace = '', name } }: SandboxWarmPool): boolean {
+    return this.#view.pool(namespace, name) !== null && this.#view.template(namespace, name) !== null;
+  }
+
+  #forget(objects: readonly KubernetesObject[]): void {
+    // Just applied, the watches do not show it yet.
+    for (const object of objects) {
+      const key = keyOf(object);
+      if (Date.now() - (this.#applied.get(key) ?? 0) > 5_000) this.#applied.delete(key);
+    }
+  }
+
+  async #apply(object: KubernetesObject): Promise<void> {
+    const key = keyOf(object);
+    if (Date.now() - (this.#applied.get(key) ?? 0) < REAPPLY_MS) return;
+    const running = this.#applying.get(key);
+    if (running !== undefined) return running;
+    const applying = (async () => {
+      await this.#cluster.apply(object);
+      this.#applied.set(key, Date.now());
+    })().finally(() => this.#applying.delete(key));
+    this.#applying.set(key, applying);
+    return applying;
+  }
+}
+
+function keyOf(object: KubernetesObject): string {
+  return createHash('sha256').update(JSON.stringify(object)).digest('base64');
+}

@@ -1,0 +1,38 @@
+import type { EnvironmentConfig, StoredEvent } from '@holdfast/contracts';
+import type pg from 'pg';
+
+/** An environment that pods are made from. */
+export interface EnvironmentRow {
+  readonly environment_id: string;
+  readonly workspace_id: string;
+  readonly config: EnvironmentConfig;
+  readonly retired: boolean;
+}
+
+/** Environments as their events say, for what is kept warm without any session. */
+export class EnvironmentStore {
+  readonly #pool: pg.Pool;
+
+  constructor(pool: pg.Pool) {
+    this.#pool = pool;
+  }
+
+  /** Takes an environment's newest state in; an older event changes nothing. Null = archived or deleted. */
+  async takeIn(event: StoredEvent, environmentId: string, config: EnvironmentConfig | null): Promise<void> {
+    await this.#pool.query(
+      `insert into sandbox_environments (environment_id, workspace_id, config, retired, position) values ($1, $2, $3, $4, $5)
+       on conflict (environment_id) do update set
+         config = case when excluded.retired then sandbox_environments.config else excluded.config end,
+         retired = excluded.retired, position = excluded.position
+       where sandbox_environments.position < excluded.position`,
+      [environmentId, event.workspaceId, JSON.stringify(config ?? {}), config === null, event.position],
+    );
+  }
+
+  async all(): Promise<EnvironmentRow[]> {
+    const { rows } = await this.#pool.query<EnvironmentRow>(
+      'select environment_id, workspace_id, config, retired from sandbox_environments',
+    );
+    return rows;
+  }
+}
