@@ -101,6 +101,20 @@ describe('a runner in a pod', () => {
     expect([cluster.links, cluster.reviewed]).toEqual([[], 0]);
   });
 
+  it('that hangs has lost its link within 12 s, and dials again when it goes on', async () => {
+    const runner = cluster.start('p1');
+    const link = await cluster.linked('p1');
+    welcome(link);
+    const began = Date.now();
+    runner.child.kill('SIGSTOP');
+    await expect(link.exec(bash('echo late'))).rejects.toMatchObject({ code: 'sandbox.link-lost' });
+    expect(Date.now() - began).toBeLessThan(13_000);
+    expect(link.open).toBe(false);
+    runner.child.kill('SIGCONT');
+    await cluster.linked('p1');
+    expect([cluster.links.length, cluster.reviewed, cluster.refusals]).toEqual([2, 1, []]);
+  }, 30_000);
+
   it('kills what runs on SIGTERM, tells how that ended, and leaves within 2 s', async () => {
     const runner = cluster.start('p1');
     const link = await cluster.linked('p1');
