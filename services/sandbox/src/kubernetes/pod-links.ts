@@ -55,10 +55,11 @@ export class PodLinks {
     const onRefused = tried((_pod: null, refusal: LinkRefusal) => this.#onRefused(refusal));
     this.#door = new ClusterDoor({
       ...parts.door,
-      review: (token) => this.#review(token),
+      // What cannot be asked is asked again by the runner's next dial.
+      review: (token) => this.#asked('review', this.#review(token)),
       keys: {
-        find: (podUid) => parts.rows.keyOf(podUid),
-        bind: (pod, publicKey) => this.#bindKey(pod, publicKey),
+        find: (podUid) => this.#asked('find', parts.rows.keyOf(podUid)),
+        bind: (pod, publicKey) => this.#asked('bind', this.#bindKey(pod, publicKey)),
       },
       onLink: tried((pod: PodIdentity, link: RunnerLink) => this.#onLink(pod, link)),
       onEgress: tried((pod: PodIdentity, stream: Duplex) => this.#onEgress(pod, stream)),
@@ -103,9 +104,6 @@ export class PodLinks {
       );
     this.#links.set(pod.uid, { pod, link, registration });
     link.handlers.onLost = () => this.#onLost(pod.uid, link);
-    link.handlers.onFault = (reason) =>
-      void this.#onRefused({ reason, pod: pod.uid, remoteAddress: null }).catch(() => undefined);
-    before?.link.close();
     // Whoever records the pod after this finds the subject; who recorded it before is found here.
     await bus.flush();
     const row = await store.ofPod(pod.uid);
@@ -118,6 +116,15 @@ export class PodLinks {
     this.#links.delete(podUid);
     void held.registration.stop();
     this.#parts.onLost(podUid);
+  }
+
+  async #asked<T>(what: string, question: Promise<T>): Promise<T> {
+    try {
+      return await question;
+    } catch (error) {
+      this.#parts.logger.warn({ err: error, what }, 'a runner that dials could not be looked at');
+      throw error;
+    }
   }
 
   async #review(token: string): Promise<PodIdentity | { refused: string }> {

@@ -5,6 +5,8 @@ import type pg from 'pg';
 
 export const OWNER_TTL_MS = 6_000;
 
+/** Postgres' clock as the wire writes times. */
+const NOW_TEXT = `to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`;
 /** Ends whose reason stays to be seen. */
 const FAULTS: readonly string[] = ['sandbox.failed', 'sandbox.lost'];
 
@@ -239,7 +241,7 @@ export class SandboxStore {
       { incarnation: row.incarnation, reason: reason.code, message: reason.message },
       [
         {
-          text: `update sandboxes set reason = $2::jsonb || jsonb_build_object('since', to_json(clock_timestamp())), updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
+          text: `update sandboxes set reason = $2::jsonb || jsonb_build_object('since', ${NOW_TEXT}), updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
           values: [row.id, JSON.stringify(reason)],
           rows: 1,
         },
@@ -302,7 +304,7 @@ export class SandboxStore {
     await this.record(row, type, data, [
       {
         text: `update sandboxes set status = $2, ready_at = null, updated_at = clock_timestamp(),
-                 reason = $3::jsonb || jsonb_build_object('since', to_json(clock_timestamp()))
+                 reason = $3::jsonb || jsonb_build_object('since', ${NOW_TEXT})
                where id = $1 and status <> 'destroyed'`,
         values: [
           row.id,
