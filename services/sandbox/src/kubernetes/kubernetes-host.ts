@@ -351,6 +351,9 @@ export class KubernetesHost implements SandboxHost {
         Date.now(),
       );
       if (step.do === 'wait') {
+        // Whoever holds the link may have failed to take it up when it was asked, or dialled, first.
+        if (row.status === 'starting' && seen.phase === 'running' && seen.podUid !== null && seen.podUid === row.pod_uid)
+          await this.#askToBind(row, seen.podUid);
         await this.#tell(row, driven, step.reason);
         if (step.afterMs !== null) this.#queue.add(id, step.afterMs);
         return;
