@@ -352,7 +352,12 @@ export class KubernetesHost implements SandboxHost {
       );
       if (step.do === 'wait') {
         // Whoever holds the link may have failed to take it up when it was asked, or dialled, first.
-        if (row.status === 'starting' && seen.phase === 'running' && seen.podUid !== null && seen.podUid === row.pod_uid)
+        if (
+          row.status === 'starting' &&
+          seen.phase === 'running' &&
+          seen.podUid !== null &&
+          seen.podUid === row.pod_uid
+        )
           await this.#askToBind(row, seen.podUid);
         await this.#tell(row, driven, step.reason);
         if (step.afterMs !== null) this.#queue.add(id, step.afterMs);
@@ -395,7 +400,10 @@ export class KubernetesHost implements SandboxHost {
         return null;
       }
       case 'resume':
-        if (this.#once(driven, `resume ${row.incarnation}`, id)) await this.#objects.setMode(row, 'Running');
+        if (this.#once(driven, `resume ${row.incarnation}`, id)) {
+          await this.#objects.refreshRunner(row);
+          await this.#objects.setMode(row, 'Running');
+        }
         return null;
       case 'place': {
         if (seen.podUid === null || seen.pod === null) return null;
@@ -418,6 +426,7 @@ export class KubernetesHost implements SandboxHost {
         if (seen.podUid === null || !(await this.#mine(id))) return null;
         if (this.#once(driven, `replace ${seen.podUid}`, id)) {
           logger.warn({ sandbox: id, pod: seen.pod, why: step.why }, 'a pod is replaced');
+          await this.#objects.refreshRunner(row);
           await this.#objects.removePod(row, { uid: seen.podUid, graceSeconds: step.force ? 0 : HUNG_SECONDS });
         }
         return null;

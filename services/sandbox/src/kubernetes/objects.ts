@@ -9,6 +9,7 @@ import { type EnvironmentOf, environmentObjects } from './environment.manifest.t
 import type { KubernetesObject, SandboxClaim, SandboxWarmPool } from './kinds.ts';
 import { namespaceName } from './names.ts';
 import { namespaceObjects } from './namespace.manifest.ts';
+import { blueprint } from './pod.manifest.ts';
 import type { ClusterSettings } from './settings.manifest.ts';
 
 /** What was applied is applied again after so long, whatever the watches show: drift is repaired. */
@@ -105,6 +106,21 @@ export class Objects {
   async hasClaim(row: Pick<SandboxRow, 'namespace' | 'claim'>): Promise<boolean> {
     if (row.namespace === null || row.claim === null) return false;
     return (await this.#cluster.get('SandboxClaim', row.claim, row.namespace)) !== null;
+  }
+
+  /**
+   * Lets the next pod of a claimed sandbox dial the hub where it is now, with the platform's present image: what it was
+   * made from says where the hub was then. The sandbox's own settings stay as they were claimed.
+   */
+  async refreshRunner(row: Claimed): Promise<void> {
+    const sandbox = this.#view.sandboxOf(row);
+    const [runner] = blueprint(this.#settings, sandboxOf(row.environment), {}).spec.containers;
+    const { containers } = sandbox?.spec.podTemplate.spec ?? {};
+    const now = containers?.find(({ name }) => name === runner.name);
+    if (sandbox === null || now === undefined) return;
+    if (now.image === runner.image && JSON.stringify(now.env) === JSON.stringify(runner.env)) return;
+    const changed = { ...now, image: runner.image, env: runner.env };
+    await this.#cluster.patch(sandbox, { spec: { podTemplate: { spec: { containers: [changed] } } } });
   }
 
   async setMode(row: Pick<SandboxRow, 'namespace' | 'claim'>, operatingMode: 'Running' | 'Suspended'): Promise<void> {
