@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { existingCluster, loadBed } from '../../k8s/testbed/src/settings.ts';
+import { Testbed } from '../../k8s/testbed/src/testbed.ts';
 import { build } from './build.ts';
 
 /** `bin/test`: runs every check, prints what each found, and ends with one line that counts them all. */
@@ -59,7 +60,12 @@ interface JestReport {
 }
 
 /** Specs whose path matches; a suite that cannot run, and a skipped test, count as failures. */
-async function specs(name: string, pattern: string, extra: readonly string[] = []): Promise<Count> {
+async function specs(
+  name: string,
+  pattern: string,
+  extra: readonly string[] = [],
+  env: Readonly<Record<string, string>> = {},
+): Promise<Count> {
   console.log(`\n== ${name}`);
   const dir = await mkdtemp(join(tmpdir(), 'holdfast-report-'));
   const report = join(dir, 'jest.json');
@@ -69,6 +75,7 @@ async function specs(name: string, pattern: string, extra: readonly string[] = [
     {
       NODE_OPTIONS: '--experimental-vm-modules --no-warnings',
       FORCE_COLOR: '0',
+      ...env,
     },
   );
   let count: Count;
@@ -95,6 +102,9 @@ async function endToEnd(): Promise<Count> {
   return specs('end to end', '\\.e2e\\.spec\\.ts$', ['--testTimeout=120000', '--runInBand']);
 }
 
+/** The suites of the platform that say most about where its sandboxes run; with the environment all of them can be run so. */
+const ON_BOTH = 'services/(sandbox/src/sandbox|session/src/chaos|gateway-api/src/.*/?sdk)\\.e2e\\.spec\\.ts$';
+
 /** On the cluster of bin/testbed, or the one that HOLDFAST_TESTBED=existing names; it stays when it was there before. */
 async function onKubernetes(): Promise<Count> {
   try {
@@ -107,8 +117,12 @@ async function onKubernetes(): Promise<Count> {
   const wasUp = !own || existsSync(loadBed().kubeconfig);
   const count = await check('test bed', 'bin/testbed', 'up');
   if (own && count.failed === 0) add(count, await check('image', 'bin/testbed', 'load'));
-  if (count.failed === 0)
-    add(count, await specs('specs with Kubernetes', '\\.k8s\\.spec\\.ts$', ['--testTimeout=240000', '--runInBand']));
+  if (count.failed === 0) {
+    const settings = own ? await new Testbed().environment() : { SANDBOX_PROVIDER: 'kubernetes' };
+    const oneByOne = ['--testTimeout=240000', '--runInBand'];
+    add(count, await specs('specs with Kubernetes', '\\.k8s\\.spec\\.ts$', oneByOne, settings));
+    add(count, await specs('end to end on Kubernetes', ON_BOTH, oneByOne, settings));
+  }
   if (!wasUp) add(count, await check('end of the test bed', 'bin/testbed', 'down'));
   return count;
 }
