@@ -103,7 +103,7 @@ async function endToEnd(): Promise<Count> {
 }
 
 /** The suites of the platform that say most about where its sandboxes run; with the environment all of them can be run so. */
-const ON_BOTH = 'services/(sandbox/src/sandbox|session/src/chaos|gateway-api/src/.*/?sdk)\\.e2e\\.spec\\.ts$';
+const ON_BOTH = 'services/(sandbox/src/sandbox|session/src/chaos|gateway-api/src/sdk)\\.e2e\\.spec\\.ts$';
 
 /** On the cluster of bin/testbed, or the one that HOLDFAST_TESTBED=existing names; it stays when it was there before. */
 async function onKubernetes(): Promise<Count> {
