@@ -40,6 +40,10 @@ const MEASURE_MS = 2_000;
 const MEASURE_SHARE = 1 / 20;
 const CLAIM_MS = 3_000;
 const BIND_MS = 5_000;
+/** Whoever waits says so again and again. */
+const TOUCH_MS = 5_000;
+/** Nobody waits for it any more. */
+const UNWANTED_MS = 60_000;
 /** Between two looks at a sandbox that another replica drives; it is woken before that when it is ready. */
 const LOOK_MS = 250;
 /** A runner that lives has dialled within this time, whatever happened to its link or its container. */
@@ -187,14 +191,16 @@ export class KubernetesHost implements SandboxHost {
   ): Promise<EnsureSandboxReply> {
     const { store } = this.#parts;
     let row = await store.request(body, this.name);
-    let touched = false;
+    let touchAtMs = 0;
     for (;;) {
       if (row.status === 'ready') {
         const reply = await this.#claim(row.id, body.generation);
         if (reply !== null) return reply;
       }
-      if (!touched) await store.touch(row.id);
-      touched = true;
+      if (Date.now() >= touchAtMs) {
+        await store.touch(row.id);
+        touchAtMs = Date.now() + TOUCH_MS;
+      }
       const changed = this.#nextChange(row.id, Math.min(LOOK_MS, deadlineAtMs - Date.now()));
       await this.#drive(row.id, body.environment);
       if (row.reason !== null && row.reason.code !== null) tell({ code: row.reason.code, message: row.reason.message });
@@ -377,6 +383,7 @@ export class KubernetesHost implements SandboxHost {
     return {
       idleMs: idle_seconds === null ? this.#options.idleMs : idle_seconds * 1_000,
       lifetimeMs: max_lifetime_seconds === null ? null : max_lifetime_seconds * 1_000,
+      unwantedMs: UNWANTED_MS,
       linkMs: LINK_MS,
       nodeLostMs: this.#options.nodeLostMs,
     };

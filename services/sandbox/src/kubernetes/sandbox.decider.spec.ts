@@ -3,7 +3,7 @@ import { type Known, nextStep, type Patience } from './sandbox.decider.ts';
 import type { SandboxObservation } from './sandbox.observe.ts';
 
 const NOW = 1_000_000_000;
-const patience: Patience = { idleMs: 60_000, lifetimeMs: null, linkMs: 20_000, nodeLostMs: 30_000 };
+const patience: Patience = { idleMs: 60_000, lifetimeMs: null, unwantedMs: 40_000, linkMs: 20_000, nodeLostMs: 30_000 };
 const ago = (ms: number): Date => new Date(NOW - ms);
 
 function known({ row, ...rest }: Partial<Omit<Known, 'row'>> & { row?: Partial<Known['row']> } = {}): Known {
@@ -55,8 +55,8 @@ describe('a sandbox that is wanted', () => {
       afterMs: 1_000,
     });
   });
-  it('that nobody asked for so long as it may idle is given up', () => {
-    expect(step(known({ row: { ...starting, used_at: ago(61_000) } }), seen({ phase: 'pending' }))).toMatchObject({
+  it('that nobody has asked for in a while is given up', () => {
+    expect(step(known({ row: { ...starting, used_at: ago(41_000) } }), seen({ phase: 'pending' }))).toMatchObject({
       do: 'rest',
     });
   });

@@ -17,6 +17,8 @@ export interface Known {
 export interface Patience {
   readonly idleMs: number;
   readonly lifetimeMs: number | null;
+  /** One that starts is given up when nobody has asked for it for so long. */
+  readonly unwantedMs: number;
   /** A runner that lives has dialled within this time. */
   readonly linkMs: number;
   readonly nodeLostMs: number;
@@ -53,7 +55,7 @@ export function nextStep(known: Known, seen: SandboxObservation, patience: Patie
 
   if (row.status === 'starting') {
     const unwantedMs = row.used_at === null ? 0 : nowMs - row.used_at.getTime();
-    if (unwantedMs > patience.idleMs) return { do: 'rest', why: 'it was not ready while somebody wanted it' };
+    if (unwantedMs > patience.unwantedMs) return { do: 'rest', why: 'it was not ready while somebody wanted it' };
     switch (seen.phase) {
       case 'absent':
         return { do: 'claim' };

@@ -187,7 +187,7 @@ export class SandboxStore {
   async beginAgain(id: string): Promise<SandboxRow | null> {
     const { rows } = await this.#pool.query<SandboxRow>(
       `update sandboxes set status = 'starting', incarnation = incarnation + 1, node = null, launch = null, ready_at = null,
-         updated_at = clock_timestamp()
+         used_at = clock_timestamp(), updated_at = clock_timestamp()
        where id = $1 and status <> 'destroyed' returning ${COLUMNS}`,
       [id],
     );
