@@ -39,8 +39,10 @@ export interface PodIdentity {
 
 /** A request that is not answered within this time failed. */
 const REQUEST_MS = 10_000;
-/** Bookmarks come every minute: a watch that is silent for so long is dead. */
-const WATCH_SILENCE_MS = 90_000;
+/** The server ends a watch after so long, or a third longer, and tells the newest version before. */
+const WATCH_SECONDS = 30;
+/** So one that is silent for so long is dead. */
+const WATCH_SILENCE_MS = 50_000;
 const KEEP_ALIVE_MS = 15_000;
 const PAGE = 500;
 /** Each is a connection of its own, so none waits for another; beyond this they queue. */
@@ -248,13 +250,19 @@ export class Cluster {
     on: { readonly connected: () => void; readonly frame: (frame: WatchFrame<Kinds[K]>) => void },
   ): Promise<void> {
     const what = `watch ${collectionOf(kind, selection.namespace)}`;
-    const query = { ...selectors(selection), watch: 'true', allowWatchBookmarks: 'true', resourceVersion };
+    const query = {
+      ...selectors(selection),
+      watch: 'true',
+      allowWatchBookmarks: 'true',
+      resourceVersion,
+      timeoutSeconds: String(Math.round(WATCH_SECONDS * (1 + Math.random() / 3))),
+    };
     const response = await this.#open('GET', collectionOf(kind, selection.namespace), { query, signal }, this.#watches);
     try {
       if (response.statusCode !== 200) throw await refusalOf(what, response);
       on.connected();
       response.socket.setKeepAlive(true, KEEP_ALIVE_MS);
-      response.socket.setTimeout(WATCH_SILENCE_MS, () => response.destroy(new Error('silent')));
+      response.socket.setTimeout(WATCH_SILENCE_MS, () => response.destroy(new Error('it is silent')));
       for await (const line of linesOf(response)) {
         const frame = JSON.parse(line) as {
           readonly type: WatchFrame<Kinds[K]>['type'] | 'ERROR';

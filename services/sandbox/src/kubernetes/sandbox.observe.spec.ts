@@ -14,7 +14,8 @@ const lively = recorded['node'] as Node;
 const now = new Date('2026-11-24T12:31:00Z');
 
 function scene(name: string): Complete {
-  return { ...(recorded[name] as Complete), node: lively, now };
+  const parts = recorded[name] as Complete;
+  return { ...parts, node: parts.node ?? lively, now };
 }
 /** With a deep change of one part. */
 function changed<T>(object: T, change: (copy: Mutable<T>) => void): T {
@@ -33,6 +34,7 @@ describe('what was recorded on a cluster', () => {
   it.each<[string, SandboxObservation['phase'], string | null, RegExp]>([
     ['running', 'running', null, /^$/],
     ['warm', 'running', null, /^$/],
+    ['node-lost', 'running', 'node-lost', /^Node node-1 does not answer: Kubelet stopped posting node status\.$/],
     ['suspending', 'suspending', null, /^$/],
     ['suspended', 'suspended', null, /^$/],
     ['unschedulable', 'pending', 'unschedulable', /^0\/2 nodes are available: 2 node\(s\) didn't match/],

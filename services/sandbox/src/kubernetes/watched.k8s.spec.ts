@@ -24,14 +24,16 @@ const account = (name: string, mark = 'a'): ServiceAccount => ({
 
 /** A road to the API server that can be closed, without hurting whoever else uses that. */
 class Road {
+  readonly #config = new KubeConfig();
   readonly #server: Server;
   readonly #open = new Set<Socket>();
-  readonly #target: URL;
+  #port = 0;
   dir = '';
   opened = 0;
 
-  constructor(target: URL) {
-    this.#target = target;
+  constructor() {
+    this.#config.loadFromFile(kubeconfig);
+    const target = new URL(this.#config.getCurrentCluster()?.server ?? '');
     this.#server = createServer((near) => {
       this.opened += 1;
       const far = connect({ host: target.hostname, port: Number(target.port === '' ? 443 : target.port) });
@@ -52,23 +54,18 @@ class Road {
 
   /** Opens it, at the same port each time; returns a kubeconfig that leads over it. */
   async open(): Promise<string> {
-    const port = (this.#server.address() as AddressInfo | null)?.port ?? this.#port;
-    await new Promise<void>((resolve) => this.#server.listen(port, '127.0.0.1', resolve));
+    await new Promise<void>((resolve) => this.#server.listen(this.#port, '127.0.0.1', resolve));
     this.#port = (this.#server.address() as AddressInfo).port;
-    const config = new KubeConfig();
-    config.loadFromFile(kubeconfig);
-    const [cluster, user] = [config.getCurrentCluster(), config.getCurrentUser()];
+    const [cluster, user] = [this.#config.getCurrentCluster(), this.#config.getCurrentUser()];
     if (cluster === null || user === null) throw new Error(`${kubeconfig} is not complete`);
+    const { name } = cluster;
     const own = new KubeConfig();
-    own.loadFromClusterAndUser(
-      { ...cluster, server: `https://127.0.0.1:${this.#port}`, tlsServerName: this.#target.hostname },
-      user,
-    );
+    // The server's certificate is for its own address.
+    own.loadFromClusterAndUser({ name, server: `https://127.0.0.1:${this.#port}`, skipTLSVerify: true }, user);
     this.dir ||= await mkdtemp(join(tmpdir(), 'holdfast-road-'));
     await writeFile(join(this.dir, 'kubeconfig'), own.exportConfig(), { mode: 0o600 });
     return join(this.dir, 'kubeconfig');
   }
-  #port = 0;
 
   async close(): Promise<void> {
     const closed = new Promise((resolve) => this.#server.close(resolve));
@@ -95,9 +92,7 @@ afterAll(async () => {
 });
 
 it('a server that cannot be reached for a while is found again, with all that happened meanwhile', async () => {
-  const config = new KubeConfig();
-  config.loadFromFile(kubeconfig);
-  const road = new Road(new URL(config.getCurrentCluster()?.server ?? ''));
+  const road = new Road();
   const cluster = Cluster.connect({ kubeconfig: await road.open(), logger });
   for (const name of ['stays', 'changes', 'goes', 'comes-anew']) await direct.apply(account(name));
   const watched = cluster.watch('ServiceAccount', { namespace });
@@ -140,9 +135,7 @@ it('a server that cannot be reached for a while is found again, with all that ha
 });
 
 it('requests that find their kept connections closed are asked again, and twenty share no connection while they run', async () => {
-  const config = new KubeConfig();
-  config.loadFromFile(kubeconfig);
-  const road = new Road(new URL(config.getCurrentCluster()?.server ?? ''));
+  const road = new Road();
   const cluster = Cluster.connect({ kubeconfig: await road.open(), logger });
   try {
     const ask = () => cluster.get('Namespace', namespace);

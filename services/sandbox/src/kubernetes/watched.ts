@@ -36,7 +36,7 @@ export type ChangeListener<T extends KubernetesObject> = (
 ) => void;
 
 const RETRY_MS = 200;
-const MAX_RETRY_MS = 5_000;
+const MAX_RETRY_MS = 2_000;
 const RELIST_MS = 5 * 60_000;
 /** A watch that ends sooner than this is not taken as a sign of health. */
 const SHORT_MS = 1_000;
