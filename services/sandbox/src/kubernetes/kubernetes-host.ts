@@ -11,6 +11,7 @@ import {
   isAppError,
   type SandboxReason,
   type ServiceBeat,
+  sameJson,
   sandboxLinkSubject,
   sandboxOf,
   streamOf,
@@ -93,6 +94,7 @@ export class KubernetesHost implements SandboxHost {
   readonly #view: ClusterView;
   readonly #objects: Objects;
   readonly #rows: ClusterStore;
+  readonly #environments: EnvironmentStore;
   readonly #queue: KeyedQueue;
   readonly #driven = new Map<string, Driven>();
   readonly #links: PodLinks;
@@ -104,6 +106,7 @@ export class KubernetesHost implements SandboxHost {
     this.#parts = parts;
     this.#options = options;
     this.#rows = new ClusterStore(parts.pool);
+    this.#environments = new EnvironmentStore(parts.pool);
     this.#view = new ClusterView(cluster, options.settings.installation);
     this.#objects = new Objects(cluster, this.#view, options.settings);
     this.#queue = new KeyedQueue({
@@ -149,7 +152,7 @@ export class KubernetesHost implements SandboxHost {
       objects: this.#objects,
       rows: this.#rows,
       store: this.#parts.store,
-      environments: new EnvironmentStore(this.#parts.pool),
+      environments: this.#environments,
       orphanMs: this.#options.orphanMs,
       logger,
     });
@@ -365,6 +368,10 @@ export class KubernetesHost implements SandboxHost {
           seen.podUid === row.pod_uid
         )
           await this.#askToBind(row, seen.podUid);
+        if (step.reason !== null && (await this.#corrected(row, driven, seen))) {
+          row = await this.#anew(row);
+          continue;
+        }
         await this.#tell(row, driven, step.reason);
         if (step.afterMs !== null) this.#queue.add(id, step.afterMs);
         return;
@@ -467,6 +474,24 @@ export class KubernetesHost implements SandboxHost {
       case 'remove':
         return null;
     }
+  }
+
+  /** Whether the environment was changed while a claim that never came to run waits: it may have been what kept it waiting. */
+  async #corrected(row: SandboxRow, driven: Driven, seen: SandboxObservation): Promise<boolean> {
+    if (row.status !== 'starting' || seen.phase !== 'pending' || row.claim !== claimName(row.id, row.incarnation))
+      return false;
+    const now = await this.#environments.find(row.environment_id);
+    if (now === null || now.retired || sameJson(sandboxOf(now.config), sandboxOf(row.environment))) return false;
+    driven.environment = now.config;
+    return true;
+  }
+
+  /** Another claim in place of one that nothing ran on. */
+  async #anew(row: SandboxRow): Promise<SandboxRow | null> {
+    const environment = this.#driven.get(row.id)?.environment ?? row.environment;
+    const begun = await this.#begin({ ...row, claim: null }, environment);
+    await this.#objects.removeClaim(row);
+    return begun;
   }
 
   /** True when it was not done a moment ago; what was done cannot be seen at once. Looks again in a moment. */

@@ -29,6 +29,15 @@ export class EnvironmentStore {
     );
   }
 
+  /** As it is now; null when it was never heard of. */
+  async find(environmentId: string): Promise<EnvironmentRow | null> {
+    const { rows } = await this.#pool.query<EnvironmentRow>(
+      'select environment_id, workspace_id, config, retired from sandbox_environments where environment_id = $1',
+      [environmentId],
+    );
+    return rows[0] ?? null;
+  }
+
   async all(): Promise<EnvironmentRow[]> {
     const { rows } = await this.#pool.query<EnvironmentRow>(
       'select environment_id, workspace_id, config, retired from sandbox_environments',
