@@ -41,7 +41,8 @@ export class ClusterStore {
   async bindKey(pod: PodIdentity, workspaceId: string, publicKey: string, restarts: number): Promise<boolean> {
     const { rowCount } = await this.#pool.query(
       `insert into runner_keys (pod_uid, workspace_id, namespace, pod, public_key, restarts) values ($1, $2, $3, $4, $5, $6)
-       on conflict (pod_uid) do update set public_key = excluded.public_key, restarts = excluded.restarts, bound_at = clock_timestamp()
+       on conflict (pod_uid) do update set public_key = excluded.public_key,
+         restarts = greatest(runner_keys.restarts, excluded.restarts), bound_at = clock_timestamp()
          where runner_keys.public_key = excluded.public_key or runner_keys.restarts < excluded.restarts`,
       [pod.uid, workspaceId, pod.namespace, pod.name, publicKey, restarts],
     );
@@ -73,8 +74,9 @@ export class ClusterStore {
     );
   }
 
-  async dropPool(environmentId: string): Promise<void> {
-    await this.#pool.query('delete from sandbox_pools where environment_id = $1', [environmentId]);
+  /** Forgets the pools of all other environments. */
+  async keepPools(environmentIds: readonly string[]): Promise<void> {
+    await this.#pool.query('delete from sandbox_pools where environment_id <> all ($1)', [environmentIds]);
   }
 
   /** Does the work unless another replica does it now. Returns whether it was done here. */

@@ -4,6 +4,7 @@ import type { EnvironmentRow, EnvironmentStore } from '../store/environment.stor
 import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
 import type { ClusterStore } from './cluster.store.ts';
 import type { ClusterView } from './cluster-view.ts';
+import type { EnvironmentOf } from './environment.manifest.ts';
 import type { SandboxClaim, SandboxWarmPool } from './kinds.ts';
 import { ANNOTATIONS } from './names.ts';
 import type { Objects } from './objects.ts';
@@ -59,29 +60,30 @@ export class Housekeeping {
     const { namespace = '' } = claim.metadata;
     if (row.status === 'starting' && view.pool(namespace, claim.spec.warmPoolRef.name) === null)
       await objects.claim(row, new Date(Date.now() + orphanMs));
-    // A process that died between the row and the cluster left it running.
-    if (row.status === 'suspended') await objects.setMode(row, 'Suspended');
+    if (row.status === 'suspended' && view.sandboxOf(row)?.spec.operatingMode === 'Running') await this.#suspend(row);
     const endsAtMs = Date.parse(claim.spec.lifecycle?.shutdownTime ?? '');
     // Text that cannot be read counts as over.
     if (!(endsAtMs - Date.now() > orphanMs / 2)) await objects.renew(claim, new Date(Date.now() + orphanMs));
   }
 
+  /** A process that died between the row and the cluster left it running; by now somebody may want it again. */
+  async #suspend({ id }: SandboxRow): Promise<void> {
+    const { objects, store } = this.#parts;
+    const row = (await store.byIds([id])).get(id);
+    if (row?.status === 'suspended') await objects.setMode(row, 'Suspended');
+  }
+
   async #pools(): Promise<void> {
     const { view, objects, rows } = this.#parts;
-    const environments = await this.#parts.environments.all();
-    const current = new Set<string>();
-    await this.#each(environments, async (environment) => {
-      const sandbox = sandboxOf(environment.config);
-      if (environment.retired || sandbox.pool_size === 0) {
-        await rows.dropPool(environment.environment_id);
-        return;
-      }
-      const name = await objects.environment({
-        workspaceId: environment.workspace_id,
-        environmentId: environment.environment_id,
-        sandbox,
-      });
-      current.add(name);
+    const all = await this.#parts.environments.all();
+    const kept = all.filter(({ retired, config }) => !retired && sandboxOf(config).pool_size > 0);
+    await rows.keepPools(kept.map(({ environment_id }) => environment_id));
+    // Named before any is made: one that cannot be applied now is no old one.
+    const current = new Map(
+      kept.map((environment) => [objects.environmentPool(environmentOf(environment)), environment] as const),
+    );
+    await this.#each([...current], async ([name, environment]) => {
+      await objects.environment(environmentOf(environment));
       await this.#recordPool(environment, name);
     });
     const claimed = new Set(
@@ -131,6 +133,10 @@ export class Housekeeping {
 
 const AT_ONCE = 8;
 const UNUSED_MS = 60_000;
+
+function environmentOf({ workspace_id, environment_id, config }: EnvironmentRow): EnvironmentOf {
+  return { workspaceId: workspace_id, environmentId: environment_id, sandbox: sandboxOf(config) };
+}
 
 function sandboxIdOf({ metadata }: SandboxClaim): string {
   return metadata.annotations?.[ANNOTATIONS.sandboxId] ?? '';

@@ -41,13 +41,15 @@ export class Objects {
     const of = this.#environmentOf(row);
     await this.namespace(row.workspace_id);
     const contextId = contextIdOf(row);
-    const objects =
-      contextId === null
-        ? environmentObjects(this.#settings, of)
-        : contextObjects(this.#settings, { ...of, contextId });
-    const { pool } = objects;
-    if (!this.#shows(pool)) this.#forget(Object.values(objects));
-    for (const object of Object.values(objects)) await this.#apply(object);
+    const context = contextId === null ? null : contextObjects(this.#settings, { ...of, contextId });
+    const { pool, template } = context ?? environmentObjects(this.#settings, of);
+    const shown = this.#shows(pool);
+    if (!shown) this.#forget([...(context === null ? [] : [context.volume]), template, pool]);
+    // Most of a volume can never be changed, whatever becomes of the environment.
+    if (context !== null) await this.#once(context.volume, () => this.#cluster.create(context.volume));
+    await this.#apply(template);
+    // How many are kept warm now says the environment, not one of its sandboxes.
+    if (!shown) await this.#apply(pool);
     const incarnation = Number(row.claim.slice(row.claim.lastIndexOf('-') + 1));
     await this.#cluster.apply(
       claimObject(this.#settings, {
@@ -74,14 +76,18 @@ export class Objects {
     await Promise.all(rest.map((object) => this.#apply(object)));
   }
 
-  /** Makes an environment's template and pool; returns the pool's name. */
-  async environment(of: EnvironmentOf): Promise<string> {
+  /** The name of an environment's pool and template as it is now. */
+  environmentPool(of: EnvironmentOf): string {
+    return environmentObjects(this.#settings, of).pool.metadata.name;
+  }
+
+  /** Makes an environment's template and pool. */
+  async environment(of: EnvironmentOf): Promise<void> {
     await this.namespace(of.workspaceId);
     const { template, pool } = environmentObjects(this.#settings, of);
     if (!this.#shows(pool)) this.#forget([template, pool]);
     await this.#apply(template);
     await this.#apply(pool);
-    return pool.metadata.name;
   }
 
   /** An old pool empties; what was claimed from it stays. */
@@ -158,13 +164,17 @@ export class Objects {
     }
   }
 
-  async #apply(object: KubernetesObject): Promise<void> {
+  #apply(object: KubernetesObject): Promise<void> {
+    return this.#once(object, () => this.#cluster.apply(object));
+  }
+
+  async #once(object: KubernetesObject, bring: () => Promise<unknown>): Promise<void> {
     const key = keyOf(object);
     if (Date.now() - (this.#applied.get(key) ?? 0) < REAPPLY_MS) return;
     const running = this.#applying.get(key);
     if (running !== undefined) return running;
     const applying = (async () => {
-      await this.#cluster.apply(object);
+      await bring();
       this.#applied.set(key, Date.now());
     })().finally(() => this.#applying.delete(key));
     this.#applying.set(key, applying);

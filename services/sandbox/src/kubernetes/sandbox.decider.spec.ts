@@ -55,8 +55,10 @@ describe('a sandbox that is wanted', () => {
       afterMs: 1_000,
     });
   });
-  it('that nobody has asked for in a while is given up', () => {
-    expect(step(known({ row: { ...starting, used_at: ago(41_000) } }), seen({ phase: 'pending' }))).toMatchObject({
+  it('that nobody has asked for in a while is given up, with a claim or without', () => {
+    const forgotten = { ...starting, used_at: ago(41_000) };
+    expect(step(known({ row: forgotten }), seen({ phase: 'pending' }))).toMatchObject({ do: 'rest' });
+    expect(step(known({ row: { ...forgotten, claim: null } }), seen({ phase: 'absent' }))).toMatchObject({
       do: 'rest',
     });
   });

@@ -51,11 +51,11 @@ export function nextStep(known: Known, seen: SandboxObservation, patience: Patie
   const { row } = known;
   if (row.status === 'destroyed') return row.claim === null ? wait(null, null) : { do: 'remove' };
   if (row.status === 'suspended' || row.status === 'failed') return wait(null, null);
-  if (row.claim === null) return { do: 'claim' };
 
   if (row.status === 'starting') {
     const unwantedMs = row.used_at === null ? 0 : nowMs - row.used_at.getTime();
     if (unwantedMs > patience.unwantedMs) return { do: 'rest', why: 'it was not ready while somebody wanted it' };
+    if (row.claim === null) return { do: 'claim' };
     switch (seen.phase) {
       case 'absent':
         return { do: 'claim' };
@@ -73,6 +73,7 @@ export function nextStep(known: Known, seen: SandboxObservation, patience: Patie
     }
   }
 
+  if (row.claim === null) return { do: 'claim' };
   switch (seen.phase) {
     case 'absent':
       return { do: 'lost', why: 'its claim was deleted' };

@@ -176,7 +176,7 @@ export class SandboxStore {
   ): Promise<SandboxRow | null> {
     const { rows } = await this.#pool.query<SandboxRow>(
       `update sandboxes set status = 'starting', incarnation = incarnation + 1, namespace = $2, claim = $3, environment = $4,
-         node = null, launch = null, reason = null, ready_at = null, claimed_at = clock_timestamp(), updated_at = clock_timestamp()
+         provider = 'kubernetes', node = null, launch = null, reason = null, ready_at = null, claimed_at = clock_timestamp(), updated_at = clock_timestamp()
        where id = $1 and status <> 'destroyed' returning ${COLUMNS}`,
       [id, on.namespace, on.claim, JSON.stringify(on.environment)],
     );
