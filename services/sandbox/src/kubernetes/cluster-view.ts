@@ -23,6 +23,7 @@ export class ClusterView {
     Pod: Watched<Pod, 'uid' | 'address'>;
     Event: Watched<Event, 'pod'>;
   };
+  #synced = false;
   readonly #sandboxListeners: ((sandboxId: string) => void)[] = [];
   readonly #podGone: ((uid: string) => void)[] = [];
   readonly #waiting = new Set<() => void>();
@@ -46,6 +47,13 @@ export class ClusterView {
         indexes: { pod: ({ involvedObject }) => involvedObject.uid ?? null },
       }),
     };
+    Promise.all(Object.values(this.#watched).map((watched) => watched.synced())).then(
+      () => {
+        this.#synced = true;
+      },
+      // It was stopped before.
+      () => undefined,
+    );
     this.#watched.SandboxClaim.onChange((claim) => this.#tellClaim(claim));
     this.#watched.Sandbox.onChange((sandbox) => this.#tellSandbox(sandbox));
     this.#watched.Pod.onChange((pod, _previous, kind) => {
@@ -63,9 +71,9 @@ export class ClusterView {
     await Promise.all(Object.values(this.#watched).map((watched) => watched.stop()));
   }
 
-  /** Resolves once everything was listed. */
-  async synced(): Promise<void> {
-    await Promise.all(Object.values(this.#watched).map((watched) => watched.synced()));
+  /** Whether everything was listed once; before that nothing that is not shown is known to be absent. */
+  get synced(): boolean {
+    return this.#synced;
   }
   /** False while the API server does not answer. */
   get healthy(): boolean {

@@ -33,8 +33,7 @@ export class Housekeeping {
 
   async run(): Promise<void> {
     const { view, rows } = this.#parts;
-    if (!view.healthy) return;
-    await view.synced();
+    if (!view.healthy || !view.synced) return;
     await rows.alone(async () => {
       await this.#claims();
       await this.#pools();

@@ -45,8 +45,8 @@ const BIND_MS = 5_000;
 const TOUCH_MS = 5_000;
 /** Nobody waits for it any more. */
 const UNWANTED_MS = 60_000;
-/** Between two looks at a sandbox that another replica drives; it is woken before that when it is ready. */
-const LOOK_MS = 250;
+/** Between two looks at a sandbox that somebody waits for; it is woken before that when something changes. */
+const LOOK_MS = 1_000;
 /** A runner that lives has dialled within this time, whatever happened to its link or its container. */
 const LINK_MS = 10_000;
 /** What a cache does not show yet is not done again before that. */
@@ -55,6 +55,7 @@ const SEEN_MS = 5_000;
 const HUNG_SECONDS = 2;
 /** A reason that is over by itself sooner than that is not told. */
 const PATIENT_MS = 1_500;
+const UNREACHABLE: SandboxReason = { code: 'cluster-unreachable', message: 'The API server does not answer.' };
 /** Steps for one sandbox in one go; more is a circle. */
 const MAX_STEPS = 12;
 
@@ -98,6 +99,7 @@ export class KubernetesHost implements SandboxHost {
   readonly #queue: KeyedQueue;
   readonly #driven = new Map<string, Driven>();
   readonly #links: PodLinks;
+  readonly #binding = new Map<string, Promise<EnsureSandboxReply>>();
   readonly #signals = new EventEmitter().setMaxListeners(0);
   readonly #over = new AbortController();
   readonly #registrations: Registration[] = [];
@@ -335,8 +337,13 @@ export class KubernetesHost implements SandboxHost {
 
   async #reconcile(id: string): Promise<void> {
     const { store } = this.#parts;
-    await this.#view.synced();
     let row = (await store.byIds([id])).get(id) ?? null;
+    const waiting = this.#driven.get(id);
+    if (!this.#view.synced && waiting !== undefined && row !== null) {
+      await this.#tell(row, waiting, UNREACHABLE);
+      this.#queue.add(id, LOOK_MS);
+      return;
+    }
     for (let n = 0; n < MAX_STEPS && row !== null; n++) {
       const driven = this.#driven.get(id);
       if (row.status === 'destroyed') {
@@ -372,7 +379,7 @@ export class KubernetesHost implements SandboxHost {
           row = await this.#anew(row);
           continue;
         }
-        await this.#tell(row, driven, step.reason);
+        await this.#tell(row, driven, this.#view.healthy ? step.reason : UNREACHABLE);
         if (step.afterMs !== null) this.#queue.add(id, step.afterMs);
         return;
       }
@@ -575,8 +582,17 @@ export class KubernetesHost implements SandboxHost {
     }
   }
 
+  /** Asked from several sides at once it is done once. */
+  #bind(podUid: string, sandboxId: string): Promise<EnsureSandboxReply> {
+    const running = this.#binding.get(podUid);
+    if (running !== undefined) return running;
+    const binding = this.#bindNow(podUid, sandboxId).finally(() => this.#binding.delete(podUid));
+    this.#binding.set(podUid, binding);
+    return binding;
+  }
+
   /** Serves a sandbox over the link of its pod: pod → Sandbox → claim → session, as the cluster itself shows it. */
-  async #bind(podUid: string, sandboxId: string): Promise<EnsureSandboxReply> {
+  async #bindNow(podUid: string, sandboxId: string): Promise<EnsureSandboxReply> {
     const { store, bus, blobs, env, logger } = this.#parts;
     const held = this.#links.of(podUid);
     if (held === null) throw new AppError('unavailable', 'sandbox.not-linked', 'The pod is not linked here.');
