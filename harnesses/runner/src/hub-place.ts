@@ -1,5 +1,5 @@
-import { generateKeyPairSync, sign } from 'node:crypto';
-import type { Agent } from 'node:https';
+import { generateKeyPairSync, sign, X509Certificate } from 'node:crypto';
+import { Agent } from 'node:https';
 import type { RunnerMessage } from '@holdfast/contracts';
 import { WebSocket } from 'ws';
 
@@ -15,6 +15,20 @@ export interface HubPlaceOptions {
   /** Read afresh each time it is sent; null when there is none. */
   readonly token: () => string | null;
   readonly journalId: string;
+}
+
+/**
+ * Knows the hub by its certificate (PEM, the first in it) and by nothing else: not by a name, and not by who signed it,
+ * who signs others as well. @throws when it holds no certificate
+ */
+export function pinnedAgent(pem: string): Agent {
+  const { raw } = new X509Certificate(pem);
+  return new Agent({
+    ca: pem,
+    allowPartialTrustChain: true,
+    checkServerIdentity: (_host, shown) => (shown.raw.equals(raw) ? undefined : new Error('it is not the hub')),
+    minVersion: 'TLSv1.3',
+  });
 }
 
 /** Where the hub is, and who the runner is to it: the key that it made at its start, and a token until that is bound. */

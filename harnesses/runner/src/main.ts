@@ -1,10 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { closeSync, openSync, readFileSync, unlinkSync } from 'node:fs';
-import { Agent } from 'node:https';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { carryToHub, carryToSocket, startEgressRelay } from './egress-relay.ts';
-import { HubPlace, type HubPlaceOptions } from './hub-place.ts';
+import { HubPlace, type HubPlaceOptions, pinnedAgent } from './hub-place.ts';
 import { Journal } from './journal.ts';
 import { Runner } from './runner.ts';
 import { Tools } from './tools.ts';
@@ -87,8 +86,7 @@ function inPod(url: string): Surroundings {
     journal: new Journal(file, false),
     hub: {
       url,
-      // This very certificate and no other, so its name says nothing more.
-      agent: new Agent({ ca, checkServerIdentity: () => undefined, minVersion: 'TLSv1.3' }),
+      agent: pinnedAgent(ca),
       pod: setting('POD_UID') ?? null,
       token: () => readToken(setting('TOKEN_FILE') ?? '/var/run/secrets/holdfast/token'),
     },

@@ -6,6 +6,7 @@ import { connect as connectTls } from 'node:tls';
 import type { ExecBody } from '@holdfast/contracts';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 import { WebSocket } from 'ws';
+import { certificateAuthority } from '../test/authority.ts';
 import { Cluster, podOf, until } from '../test/cluster.ts';
 import { hello, newKeys, spki } from '../test/dialler.ts';
 import { hubCertificate } from './certificate.ts';
@@ -99,6 +100,27 @@ describe('a runner in a pod', () => {
     await sleep(500);
     expect(runner.log).toMatch(/^\S+ hub: self-signed certificate[^\n]*\n$/);
     expect([cluster.links, cluster.reviewed]).toEqual([[], 0]);
+  });
+
+  it('knows a hub whose certificate an authority signed by that certificate, and nobody else whom it signed', async () => {
+    const authority = await certificateAuthority();
+    const [mine, other] = [await authority.sign('hub'), await authority.sign('other')];
+    for (const chain of ['', authority.cert]) {
+      const hub = new Cluster();
+      const impostor = new Cluster();
+      try {
+        await hub.open({ ...mine, cert: `${mine.cert}\n${chain}` });
+        await impostor.open({ ...other, cert: `${other.cert}\n${chain}` });
+        hub.start('p1');
+        await hub.linked('p1');
+        const deceived = impostor.start('p2', { HOLDFAST_HUB_CA: `${mine.cert}\n${chain}` });
+        await until('a complaint', () => deceived.log !== '');
+        expect([impostor.links, impostor.reviewed]).toEqual([[], 0]);
+      } finally {
+        await hub.close();
+        await impostor.close();
+      }
+    }
   });
 
   it('that hangs has lost its link within 12 s, and dials again when it goes on', async () => {

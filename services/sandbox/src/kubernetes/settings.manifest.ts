@@ -8,7 +8,7 @@ export interface ClusterSettings {
   readonly imagePullPolicy: 'Always' | 'IfNotPresent' | 'Never';
   /** Where pods dial, as they see it. */
   readonly hubUrl: string;
-  /** PEM of the CA that the hub's certificate is checked with; empty = the ones that the image trusts. */
+  /** PEM of the hub's certificate, which runners know it by. */
   readonly hubCa: string;
   /**
    * What pods may reach, at the hub's port. Null or empty = the address in `hubUrl`; where that is a name

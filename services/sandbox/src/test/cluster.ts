@@ -83,14 +83,15 @@ export class Cluster {
   port = 0;
   readonly #runners: RunnerProcess[] = [];
 
-  async open(): Promise<ClusterDoor> {
-    const tls = await hubCertificate('secret');
-    this.cert = tls.cert;
+  /** @param tls the hub's certificate and key; runners are started with the newest door's */
+  async open(tls?: { readonly cert: string; readonly key: string }): Promise<ClusterDoor> {
+    const { cert, key } = tls ?? (await hubCertificate('secret'));
+    this.cert = cert;
     const number = this.doors.length;
     const door = new ClusterDoor({
       host: '127.0.0.1',
       port: this.port,
-      tls,
+      tls: { cert, key },
       review: async (token) => {
         this.reviewed++;
         await sleep(5);
