@@ -27,6 +27,7 @@ export class LinkedSandbox {
   readonly #parts: LinkedParts;
   #link: RunnerLink | null = null;
   #registrations: Registration[] = [];
+  #retired = false;
 
   constructor(row: SandboxRow, parts: LinkedParts) {
     this.row = row;
@@ -57,11 +58,22 @@ export class LinkedSandbox {
     this.#subscribe();
   }
 
-  /** The link; @throws AppError `sandbox.not-linked` while none stands. */
+  /**
+   * The link. @throws AppError `sandbox.not-linked` while there is none, which nobody else has either; `sandbox.link-lost`
+   * when it has just ended: by now another replica may have the next one, and hear what is asked here.
+   */
   get link(): RunnerLink {
-    if (this.#link === null || !this.#link.open)
+    if (this.#link === null || this.#retired)
       throw new AppError('unavailable', 'sandbox.not-linked', 'The sandbox is not linked; it is dialled again.');
+    if (!this.#link.open)
+      throw new AppError('unavailable', 'sandbox.link-lost', 'The link to the sandbox was lost; it is dialled again.');
     return this.#link;
+  }
+
+  /** Takes no calls any more, because it is about to rest. False when one runs: then it goes on as before. */
+  retire(): boolean {
+    this.#retired = !this.busy;
+    return this.#retired;
   }
 
   async claim(generation: number): Promise<EnsureSandboxReply> {

@@ -40,7 +40,7 @@ async function round(given: {
   await new Housekeeping({
     view: {
       healthy: true,
-      synced: () => Promise.resolve(),
+      synced: true,
       claims: () => given.claims ?? [],
       pools: () => given.pools ?? [],
       pool: () => ({}),

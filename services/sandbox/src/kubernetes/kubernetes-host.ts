@@ -19,6 +19,7 @@ import {
 import { LinkedSandbox } from '../host/linked-sandbox.ts';
 import type { HostParts, SandboxHost } from '../host/sandbox-host.port.ts';
 import type { ClusterDoorOptions } from '../hub/cluster-door.ts';
+import type { RunnerLink } from '../hub/runner-link.ts';
 import { EnvironmentStore } from '../store/environment.store.ts';
 import type { SandboxRow } from '../store/sandbox.store.ts';
 import { ClusterStore } from './cluster.store.ts';
@@ -28,7 +29,7 @@ import { Housekeeping } from './housekeeping.ts';
 import { KeyedQueue } from './keyed-queue.ts';
 import { claimName, namespaceName } from './names.ts';
 import { Objects } from './objects.ts';
-import { PodLinks } from './pod-links.ts';
+import { type HeldLink, PodLinks } from './pod-links.ts';
 import { nextStep, type Patience, type Step } from './sandbox.decider.ts';
 import type { SandboxObservation } from './sandbox.observe.ts';
 import type { ClusterSettings } from './settings.manifest.ts';
@@ -74,6 +75,8 @@ interface Driven {
   linked: LinkedSandbox | null;
   sinceMs: number;
   readyAtMs: number | null;
+  /** The container that runs on a node that answers. */
+  answering: string | null;
   /** The environment as whoever asked for it last knows it. */
   environment: SandboxRow['environment'] | null;
   reason: { readonly code: SandboxReason['code']; readonly sinceMs: number } | null;
@@ -99,7 +102,7 @@ export class KubernetesHost implements SandboxHost {
   readonly #queue: KeyedQueue;
   readonly #driven = new Map<string, Driven>();
   readonly #links: PodLinks;
-  readonly #binding = new Map<string, Promise<EnsureSandboxReply>>();
+  readonly #binding = new Map<RunnerLink, Promise<EnsureSandboxReply>>();
   readonly #signals = new EventEmitter().setMaxListeners(0);
   readonly #over = new AbortController();
   readonly #registrations: Registration[] = [];
@@ -251,16 +254,16 @@ export class KubernetesHost implements SandboxHost {
     }
     const row = await this.#parts.store.own(id);
     if (row === null) return;
-    this.#take(row).environment = environment;
     if (row.status === 'suspended' || row.status === 'failed') await this.#begin(row, environment);
+    this.#take(row).environment = environment;
     this.#queue.add(id);
   }
 
-  /** It is wanted again: the next incarnation begins, on the claim that it has or on a new one. */
+  /** It is wanted again: the next incarnation begins, on the claim that it has or on a new one. Null when it did already. */
   async #begin(row: SandboxRow, environment: SandboxRow['environment']): Promise<SandboxRow | null> {
     const { store } = this.#parts;
-    if (row.claim !== null) return store.beginAgain(row.id);
-    return store.beginClaim(row.id, {
+    if (row.claim !== null) return store.beginAgain(row);
+    return store.beginClaim(row, {
       namespace: namespaceName(this.#options.settings.installation, row.workspace_id),
       claim: claimName(row.id, row.incarnation + 1),
       environment,
@@ -293,6 +296,7 @@ export class KubernetesHost implements SandboxHost {
       linked: null,
       sinceMs: Date.now(),
       readyAtMs: null,
+      answering: null,
       environment: null,
       reason: null,
       measureAtMs: 0,
@@ -311,8 +315,10 @@ export class KubernetesHost implements SandboxHost {
   async #renew(): Promise<void> {
     if (this.#driven.size === 0) return;
     const ids = [...this.#driven.keys()];
+    const askedMs = Date.now();
     const kept = await this.#parts.store.renew(ids);
-    for (const id of ids) if (!kept.has(id)) this.#letGo(id);
+    // One whose link has landed here since then is this replica's again.
+    for (const id of ids) if (!kept.has(id) && (this.#driven.get(id)?.sinceMs ?? 0) < askedMs) this.#letGo(id);
   }
 
   /** Those that should run and that nobody drives. */
@@ -352,7 +358,10 @@ export class KubernetesHost implements SandboxHost {
         return;
       }
       if (driven === undefined) return;
+      // Also when it was said to rest and the answer was lost: whoever wants it must find it free.
+      if (row.status === 'suspended' || row.status === 'failed') return this.#rested(id);
       const seen = this.#view.observe(row);
+      this.#follow(driven, seen);
       const step: Step = nextStep(
         {
           row,
@@ -369,7 +378,7 @@ export class KubernetesHost implements SandboxHost {
       if (step.do === 'wait') {
         // Whoever holds the link may have failed to take it up when it was asked, or dialled, first.
         if (
-          row.status === 'starting' &&
+          driven.linked?.linked !== true &&
           seen.phase === 'running' &&
           seen.podUid !== null &&
           seen.podUid === row.pod_uid
@@ -390,6 +399,14 @@ export class KubernetesHost implements SandboxHost {
         throw error;
       });
     }
+  }
+
+  /** A container that has just been started, or is heard of again, has all the time to dial that any has. */
+  #follow(driven: Driven, { containerId, reason }: SandboxObservation): void {
+    const answering = reason?.code === 'node-lost' ? null : containerId;
+    if (answering !== null && answering !== driven.answering && driven.linked?.linked !== true)
+      driven.sinceMs = Date.now();
+    driven.answering = answering;
   }
 
   #patience(row: SandboxRow): Patience {
@@ -466,12 +483,12 @@ export class KubernetesHost implements SandboxHost {
           return null;
         }
         await store.record(row, 'sandbox.lost', { incarnation: row.incarnation, reason: step.why });
-        const again = await store.beginAgain(id);
+        const again = await store.beginAgain(row);
         this.#changed(id);
         return again;
       }
       case 'rest':
-        await this.#rest(row, step.why);
+        await this.#rest(row, driven, step.why);
         return null;
       case 'settle':
         if (!(await this.#mine(id))) return null;
@@ -518,11 +535,21 @@ export class KubernetesHost implements SandboxHost {
    * Suspends one that has a volume and gives the claim of another back. The row first: a runner that dials meanwhile is
    * not taken up again, and what is not done on the cluster when this process dies is done by housekeeping.
    */
-  async #rest(row: SandboxRow, why: string): Promise<void> {
+  async #rest(row: SandboxRow, { linked }: Driven, why: string): Promise<void> {
     const { store, logger } = this.#parts;
+    const usedMs = linked?.lastUsedMs;
     if (!(await this.#mine(row.id))) return;
+    if (linked?.lastUsedMs !== usedMs || linked?.retire() === false) {
+      this.#later(row.id);
+      return;
+    }
     const keeps = sandboxOf(row.environment).workspace === 'volume';
-    await store.mark(row, 'suspended', 'sandbox.suspended', { reason: why });
+    try {
+      await store.mark(row, 'suspended', 'sandbox.suspended', { reason: why });
+    } catch (error) {
+      this.#letGo(row.id);
+      throw error;
+    }
     if (!keeps) await store.forgetClaim(row.id);
     await this.#rested(row.id);
     try {
@@ -562,6 +589,8 @@ export class KubernetesHost implements SandboxHost {
   #onLost(podUid: string): void {
     for (const [id, driven] of this.#driven) {
       if (driven.linked?.row.pod_uid !== podUid) continue;
+      // The next link may land on another replica: only whoever has it answers.
+      driven.linked.close();
       driven.sinceMs = Date.now();
       this.#queue.add(id);
     }
@@ -582,29 +611,36 @@ export class KubernetesHost implements SandboxHost {
     }
   }
 
-  /** Asked from several sides at once it is done once. */
-  #bind(podUid: string, sandboxId: string): Promise<EnsureSandboxReply> {
-    const running = this.#binding.get(podUid);
-    if (running !== undefined) return running;
-    const binding = this.#bindNow(podUid, sandboxId).finally(() => this.#binding.delete(podUid));
-    this.#binding.set(podUid, binding);
+  /** Asked from several sides at once it is done once for a link; a newer one is taken up by itself. */
+  async #bind(podUid: string, sandboxId: string): Promise<EnsureSandboxReply> {
+    const held = this.#links.of(podUid);
+    if (held === null) throw new AppError('unavailable', 'sandbox.not-linked', 'The pod is not linked here.');
+    const { link } = held;
+    const binding = this.#binding.get(link) ?? this.#bindNow(held, sandboxId).finally(() => this.#binding.delete(link));
+    this.#binding.set(link, binding);
     return binding;
   }
 
   /** Serves a sandbox over the link of its pod: pod → Sandbox → claim → session, as the cluster itself shows it. */
-  async #bindNow(podUid: string, sandboxId: string): Promise<EnsureSandboxReply> {
+  async #bindNow(held: HeldLink, sandboxId: string): Promise<EnsureSandboxReply> {
     const { store, bus, blobs, env, logger } = this.#parts;
-    const held = this.#links.of(podUid);
-    if (held === null) throw new AppError('unavailable', 'sandbox.not-linked', 'The pod is not linked here.');
+    const podUid = held.pod.uid;
     const known = (await store.byIds([sandboxId])).get(sandboxId);
     if (known === undefined || known.pod_uid !== podUid || known.namespace !== held.pod.namespace)
       throw new AppError('unavailable', 'sandbox.not-its-pod', 'The sandbox does not run in this pod.');
     if (!(await this.#view.until(() => this.#view.observe(known).podUid === podUid, BIND_MS)))
       throw new AppError('unavailable', 'sandbox.not-its-pod', 'The cluster does not show that the pod is claimed.');
+    // It may have ended meanwhile, or another come in its place, which is served by its own.
+    const mustStand = (): void => {
+      if (this.#links.of(podUid)?.link !== held.link || !held.link.open)
+        throw new AppError('unavailable', 'sandbox.not-linked', 'The pod is not linked here any more.');
+    };
+    mustStand();
     const row = await store.takeOver(sandboxId);
     if (row === null || row.pod_uid !== podUid)
       throw new AppError('unavailable', 'sandbox.gone', 'The sandbox is not wanted any more.');
     const driven = this.#take(row);
+    mustStand();
     const { journalId } = held.link;
     const linked =
       driven.linked !== null && driven.linked.row.pod_uid === podUid
@@ -623,7 +659,8 @@ export class KubernetesHost implements SandboxHost {
           reason: this.#view.observe(row).reason?.message ?? 'its runner ended and was started again',
         });
       }
-      const current = again ? ((await store.beginAgain(sandboxId)) ?? row) : row;
+      const current = again ? await store.beginAgain(row) : row;
+      if (current === null) throw new AppError('unavailable', 'sandbox.gone', 'The sandbox is not wanted any more.');
       await store.ready(
         { ...current, launch: row.launch, node: row.node },
         {

@@ -95,7 +95,7 @@ export class PodLinks {
   }
 
   async #onLink(pod: PodIdentity, link: RunnerLink): Promise<void> {
-    const { bus, store, bind } = this.#parts;
+    const { bus, store, bind, logger } = this.#parts;
     const before = this.#links.get(pod.uid);
     const registration =
       before?.registration ??
@@ -105,7 +105,8 @@ export class PodLinks {
     this.#links.set(pod.uid, { pod, link, registration });
     link.handlers.onLost = () => this.#onLost(pod.uid, link);
     // Whoever records the pod after this finds the subject; who recorded it before is found here.
-    await bus.flush();
+    // Without the bus nobody finds it now; whoever drives the sandbox asks again.
+    await bus.flush().catch((error: unknown) => logger.debug({ err: error }, 'the bus was away when a runner linked'));
     const row = await store.ofPod(pod.uid);
     if (row !== null && link.open) await bind(pod.uid, row.id);
   }

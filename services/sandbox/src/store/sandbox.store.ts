@@ -169,27 +169,33 @@ export class SandboxStore {
     );
   }
 
-  /** A new incarnation begins on the cluster, on this claim, which is made from the environment as it is now. */
+  /**
+   * The incarnation after this one begins on the cluster, on this claim, which is made from the environment as it is now.
+   * Null when it did already: of several at once one wins.
+   */
   async beginClaim(
-    id: string,
+    { id, incarnation }: Pick<SandboxRow, 'id' | 'incarnation'>,
     on: { namespace: string; claim: string; environment: SandboxRow['environment'] },
   ): Promise<SandboxRow | null> {
     const { rows } = await this.#pool.query<SandboxRow>(
       `update sandboxes set status = 'starting', incarnation = incarnation + 1, namespace = $2, claim = $3, environment = $4,
          provider = 'kubernetes', node = null, launch = null, reason = null, ready_at = null, claimed_at = clock_timestamp(), updated_at = clock_timestamp()
-       where id = $1 and status <> 'destroyed' returning ${COLUMNS}`,
-      [id, on.namespace, on.claim, JSON.stringify(on.environment)],
+       where id = $1 and incarnation = $5 and status <> 'destroyed' returning ${COLUMNS}`,
+      [id, on.namespace, on.claim, JSON.stringify(on.environment), incarnation],
     );
     return rows[0] ?? null;
   }
 
-  /** Another pod of the same claim is its next incarnation: it was resumed, or its pod was replaced. */
-  async beginAgain(id: string): Promise<SandboxRow | null> {
+  /**
+   * Another pod of the same claim is the incarnation after this one: it was resumed, or its pod was replaced. Null when it
+   * began already.
+   */
+  async beginAgain({ id, incarnation }: Pick<SandboxRow, 'id' | 'incarnation'>): Promise<SandboxRow | null> {
     const { rows } = await this.#pool.query<SandboxRow>(
       `update sandboxes set status = 'starting', incarnation = incarnation + 1, node = null, launch = null, ready_at = null,
          used_at = clock_timestamp(), updated_at = clock_timestamp()
-       where id = $1 and status <> 'destroyed' returning ${COLUMNS}`,
-      [id],
+       where id = $1 and incarnation = $2 and status <> 'destroyed' returning ${COLUMNS}`,
+      [id, incarnation],
     );
     return rows[0] ?? null;
   }

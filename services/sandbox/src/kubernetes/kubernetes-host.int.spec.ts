@@ -1,0 +1,209 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import type { Bus } from '@holdfast/bus';
+import {
+  DEFAULT_SANDBOX,
+  type EnsureSandboxBody,
+  type HubMessage,
+  newId,
+  sandboxLinkSubject,
+} from '@holdfast/contracts';
+import { type BlobStore, createLogPool, EventLog, migrate } from '@holdfast/event-store';
+import { createLogger } from '@holdfast/platform';
+import { type NatsServer, startNats, type TestDatabase, testDatabase } from '@holdfast/testing';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
+import type pg from 'pg';
+import { hubCertificate } from '../hub/certificate.ts';
+import { SandboxStore } from '../store/sandbox.store.ts';
+import { freePort, until } from '../test/cluster.ts';
+import { Dialler, hello } from '../test/dialler.ts';
+import { MemoryCluster } from '../test/memory-cluster.ts';
+import { KubernetesHost } from './kubernetes-host.ts';
+
+const MIGRATIONS = fileURLToPath(new URL('../../migrations', import.meta.url));
+const IDLE_MS = 60_000;
+let database: TestDatabase;
+let nats: NatsServer;
+let pool: pg.Pool;
+let log: EventLog;
+let bus: Bus;
+let tls: { cert: string; key: string };
+beforeAll(async () => {
+  [database, nats, tls] = await Promise.all([testDatabase(), startNats(), hubCertificate('a secret of sixteen')]);
+  pool = createLogPool({ connectionString: database.url, applicationName: 'spec', max: 20 });
+  await migrate(pool);
+  const files = readdirSync(MIGRATIONS).sort((a, b) => a.slice(-17).localeCompare(b.slice(-17)));
+  await migrate(
+    pool,
+    files.map((file) => ({ name: basename(file, '.sql'), sql: readFileSync(join(MIGRATIONS, file), 'utf8') })),
+  );
+  log = new EventLog({ pool });
+  bus = await nats.connect('sandbox');
+}, 90_000);
+afterAll(async () => {
+  await bus.close();
+  await log.close();
+  await pool.end();
+  await Promise.all([database.drop(), nats.stop()]);
+});
+
+interface Replica {
+  readonly host: KubernetesHost;
+  readonly store: SandboxStore;
+  readonly port: number;
+}
+let cluster: MemoryCluster;
+let replicas: Replica[] = [];
+let runners: Dialler[] = [];
+beforeEach(() => {
+  cluster = new MemoryCluster();
+});
+afterEach(async () => {
+  for (const { socket } of runners) socket.terminate();
+  await Promise.all(replicas.map(({ host }) => host.close()));
+  await pool.query(`update sandboxes set status = 'destroyed'`);
+  [replicas, runners] = [[], []];
+});
+
+async function replica(idleMs = IDLE_MS): Promise<Replica> {
+  const name = `sandbox-${replicas.length}`;
+  const store = new SandboxStore(pool, log, name, `${name}:${newId('command')}`);
+  const port = await freePort();
+  const host = await KubernetesHost.start(
+    {
+      ...{ bus, pool, store, env: {}, blobs: {} as BlobStore },
+      logger: createLogger({ service: 'sandbox', instance: name, level: 'silent' }),
+    },
+    cluster.cluster,
+    {
+      settings: {
+        ...{
+          installation: 'i1',
+          image: 'runner:1',
+          imagePullPolicy: 'Never',
+          hubUrl: 'wss://10.0.0.1:8081',
+          hubCa: tls.cert,
+        },
+        ...{ hubCidrs: null, cpuMillis: 1_000, cpuRequestMillis: 50, memoryMib: 512, workspaceMib: 1_024, tmpMib: 64 },
+        ...{ contextAccessMode: 'ReadWriteMany' },
+        quota: { pods: 10, cpuMillis: 10_000, memoryMib: 10_240, storageMib: 10_240 },
+      },
+      door: { host: '127.0.0.1', port, tls },
+      ...{ idleMs, nodeLostMs: 30_000, orphanMs: 3_600_000, workspaceBytes: 1024 ** 3 },
+    },
+  );
+  const made = { host, store, port };
+  replicas.push(made);
+  return made;
+}
+
+const ensureBody = (): EnsureSandboxBody =>
+  ({
+    ...{ workspaceId: 'w1', sessionId: newId('session'), environmentId: 'e1', contextKey: null, generation: 1 },
+    environment: { x_sandbox: DEFAULT_SANDBOX, networking: { type: 'unrestricted' } },
+  }) as unknown as EnsureSandboxBody;
+const ensure = ({ host }: Replica, body: EnsureSandboxBody, waitMs = 8_000) =>
+  host.ensure(body, Date.now() + waitMs, () => undefined);
+
+/** The runner of the only pod, which answers every claim. */
+async function runner({ port }: Replica, journalId = 'j1'): Promise<Dialler> {
+  await until('a pod', () => cluster.find('Pod').length === 1);
+  const uid = cluster.find('Pod')[0]?.metadata.uid ?? '';
+  const keys = runners[0]?.keys;
+  const dialler = new Dialler(
+    `wss://127.0.0.1:${port}/runner-link`,
+    hello({ pod: uid, token: uid, journalId }, runners.length > 0 && journalId === 'j1' ? keys : undefined),
+    { ca: tls.cert, checkServerIdentity: () => false },
+  );
+  dialler.socket.on('message', (data) => {
+    const message = JSON.parse(String(data as Buffer)) as HubMessage;
+    if (message.type === 'claim') dialler.say({ type: 'answer', id: message.id, stale: false, result: null });
+    if (message.type === 'measure') dialler.say({ type: 'measured', id: message.id, bytes: 0 });
+  });
+  runners.push(dialler);
+  return dialler;
+}
+async function running(at: Replica, body = ensureBody()) {
+  const [reply] = await Promise.all([ensure(at, body), runner(at)]);
+  return { body, id: reply.sandboxId };
+}
+const statusOf = async (id: string, { store } = replicas[0] as Replica) => (await store.byIds([id])).get(id)?.status;
+
+describe('a sandbox that rests', () => {
+  it('is free for whoever wants it next, also when the answer to its being recorded was lost', async () => {
+    const only = await replica(500);
+    const mark = only.store.mark.bind(only.store);
+    only.store.mark = async (...args) => {
+      only.store.mark = mark;
+      await mark(...args);
+      throw new Error('the connection was lost');
+    };
+    const { body, id } = await running(only);
+    for (const deadline = Date.now() + 5_000; (await statusOf(id)) !== 'suspended'; await sleep(20))
+      expect(Date.now()).toBeLessThan(deadline);
+    await until('the end of its pod', () => cluster.find('Pod').length === 0, 8_000);
+    runners = [];
+    const [again] = await Promise.all([ensure(only, body), runner(only, 'j2')]);
+    expect(again).toEqual({ sandboxId: id, journalId: 'j2' });
+  }, 30_000);
+
+  it('stays when somebody claims it in that moment', async () => {
+    const only = await replica(500);
+    const { body, id } = await running(only);
+    const renew = only.store.renew.bind(only.store);
+    let asked = 0;
+    only.store.renew = async (ids) => {
+      asked += 1;
+      await ensure(only, body);
+      return renew(ids);
+    };
+    await until('a rest that was begun', () => asked > 1);
+    await sleep(300);
+    expect(await statusOf(id)).toBe('ready');
+    only.store.renew = renew;
+  }, 30_000);
+});
+
+describe('a link that moves', () => {
+  it('is answered for by nobody but its holder', async () => {
+    const one = await replica();
+    const { id } = await running(one);
+    const subject = sandboxLinkSubject(id, 'claim');
+    await expect(bus.request(subject, { generation: 1 })).resolves.toMatchObject({ sandboxId: id });
+    runners[0]?.socket.terminate();
+    await until('the end of the link', () => one.host.figures()['linked'] === 0);
+    await expect(bus.request(subject, { generation: 1 })).rejects.toMatchObject({ code: 'bus.no-responders' });
+  }, 30_000);
+
+  it('is taken up where it landed, also when that failed at first', async () => {
+    const one = await replica();
+    const { id } = await running(one);
+    const other = await replica();
+    const takeOver = other.store.takeOver.bind(other.store);
+    let failed = 0;
+    other.store.takeOver = (sandboxId) => {
+      if (failed++ > 0) return takeOver(sandboxId);
+      return Promise.reject(new Error('the database was away'));
+    };
+    runners[0]?.socket.terminate();
+    await (await runner(other)).hears('bound');
+    await until('the link at the other replica', () => other.host.figures()['linked'] === 1, 8_000);
+    expect(failed).toBeGreaterThan(1);
+    expect(await statusOf(id)).toBe('ready');
+  }, 30_000);
+
+  it('has its time again when its container was started again', async () => {
+    const one = await replica();
+    await running(one);
+    const pod = () => cluster.find('Pod')[0] as ReturnType<MemoryCluster['find']>[number];
+    const { uid } = pod().metadata;
+    cluster.container(pod(), null);
+    runners[0]?.socket.terminate();
+    await sleep(10_500);
+    cluster.container(pod(), 'another');
+    await sleep(1_000);
+    expect(pod()?.metadata.uid).toBe(uid);
+  }, 30_000);
+});
