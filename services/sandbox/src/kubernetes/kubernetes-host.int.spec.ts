@@ -1,7 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import type { Bus } from '@holdfast/bus';
 import {
   DEFAULT_SANDBOX,
@@ -10,7 +7,7 @@ import {
   newId,
   sandboxLinkSubject,
 } from '@holdfast/contracts';
-import { type BlobStore, createLogPool, EventLog, migrate } from '@holdfast/event-store';
+import { type BlobStore, createLogPool, EventLog } from '@holdfast/event-store';
 import { createLogger } from '@holdfast/platform';
 import { type NatsServer, startNats, type TestDatabase, testDatabase } from '@holdfast/testing';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
@@ -20,9 +17,9 @@ import { SandboxStore } from '../store/sandbox.store.ts';
 import { freePort, until } from '../test/cluster.ts';
 import { Dialler, hello } from '../test/dialler.ts';
 import { MemoryCluster } from '../test/memory-cluster.ts';
+import { migrateSandboxes } from '../test/migrations.ts';
 import { KubernetesHost } from './kubernetes-host.ts';
 
-const MIGRATIONS = fileURLToPath(new URL('../../migrations', import.meta.url));
 const IDLE_MS = 60_000;
 let database: TestDatabase;
 let nats: NatsServer;
@@ -33,12 +30,7 @@ let tls: { cert: string; key: string };
 beforeAll(async () => {
   [database, nats, tls] = await Promise.all([testDatabase(), startNats(), hubCertificate('a secret of sixteen')]);
   pool = createLogPool({ connectionString: database.url, applicationName: 'spec', max: 20 });
-  await migrate(pool);
-  const files = readdirSync(MIGRATIONS).sort((a, b) => a.slice(-17).localeCompare(b.slice(-17)));
-  await migrate(
-    pool,
-    files.map((file) => ({ name: basename(file, '.sql'), sql: readFileSync(join(MIGRATIONS, file), 'utf8') })),
-  );
+  await migrateSandboxes(pool);
   log = new EventLog({ pool });
   bus = await nats.connect('sandbox');
 }, 90_000);

@@ -109,6 +109,7 @@ describe('a sandbox that runs', () => {
   });
   it('that was suspended on the cluster is recorded as that', () => {
     expect(step(known({ linked: false }), seen({ phase: 'suspended', podUid: null }))).toEqual({ do: 'settle' });
+    expect(step(known(), seen({ phase: 'suspended', podUid: null }))).toMatchObject({ do: 'wait' });
   });
 });
 

@@ -78,7 +78,8 @@ export function nextStep(known: Known, seen: SandboxObservation, patience: Patie
     case 'absent':
       return { do: 'lost', why: 'its claim was deleted' };
     case 'suspended':
-      return { do: 'settle' };
+      // A runner that is linked has not heard of it, or the cluster's view here is of before it was resumed.
+      return known.linked ? wait(null, 1_000) : { do: 'settle' };
     case 'ended':
       return { do: 'lost', why: seen.reason?.message ?? 'its pod ended' };
     case 'ending':
@@ -97,7 +98,7 @@ export function nextStep(known: Known, seen: SandboxObservation, patience: Patie
 }
 
 function resting(known: Known, patience: Patience, nowMs: number): Step {
-  if (known.busy) return wait(null, 1_000);
+  if (known.busy) return wait(null, Math.min(patience.idleMs, 5_000));
   const idleLeftMs = patience.idleMs - (nowMs - known.lastUsedMs);
   if (idleLeftMs <= 0) return { do: 'rest', why: 'idle' };
   if (patience.lifetimeMs === null || known.readyAtMs === null) return wait(null, idleLeftMs);

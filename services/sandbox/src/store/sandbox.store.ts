@@ -207,15 +207,15 @@ export class SandboxStore {
     ]);
   }
 
-  /** The pod that this incarnation runs in. A pod belongs to one sandbox. */
+  /** The pod that this incarnation runs in. A pod belongs to one sandbox. Null when another replica serves it by now. */
   async place(
     id: string,
     at: { pod: string; podUid: string; node: string | null; launch: Launch },
   ): Promise<SandboxRow | null> {
     const { rows } = await this.#pool.query<SandboxRow>(
       `update sandboxes set pod = $2, pod_uid = $3, node = $4, launch = $5, updated_at = clock_timestamp()
-       where id = $1 and status in ('starting', 'ready') returning ${COLUMNS}`,
-      [id, at.pod, at.podUid, at.node, at.launch],
+       where id = $1 and status in ('starting', 'ready') and owner = $6 returning ${COLUMNS}`,
+      [id, at.pod, at.podUid, at.node, at.launch, this.#owner],
     );
     return rows[0] ?? null;
   }
@@ -274,6 +274,7 @@ export class SandboxStore {
     return rows;
   }
 
+  /** Its runner is linked here. @throws AppError `log.statement-conflict` when another replica serves it by now */
   async ready(
     row: SandboxRow,
     facts: { journalId: string; publicKey: string | null; isolation: string; incarnation: number },
@@ -292,14 +293,16 @@ export class SandboxStore {
       },
       [
         {
-          text: `update sandboxes set status = 'ready', journal_id = $2, public_key = $3, isolation = $4, reason = null, ready_at = clock_timestamp(), updated_at = clock_timestamp() where id = $1 and status <> 'destroyed'`,
-          values: [row.id, facts.journalId, facts.publicKey, facts.isolation],
+          text: `update sandboxes set status = 'ready', journal_id = $2, public_key = $3, isolation = $4, reason = null, ready_at = clock_timestamp(), updated_at = clock_timestamp()
+                 where id = $1 and status <> 'destroyed' and owner = $5`,
+          values: [row.id, facts.journalId, facts.publicKey, facts.isolation, this.#owner],
           rows: 1,
         },
       ],
     );
   }
 
+  /** What becomes of it says whoever serves it, its end anybody. @throws AppError as {@link ready} */
   async mark(
     row: Pick<SandboxRow, 'id' | 'workspace_id'>,
     status: SandboxRow['status'],
@@ -311,11 +314,12 @@ export class SandboxStore {
       {
         text: `update sandboxes set status = $2, ready_at = null, updated_at = clock_timestamp(),
                  reason = $3::jsonb || jsonb_build_object('since', ${NOW_TEXT})
-               where id = $1 and status <> 'destroyed'`,
+               where id = $1 and status <> 'destroyed' and ($2 = 'destroyed' or owner = $4)`,
         values: [
           row.id,
           status,
           FAULTS.includes(type) ? JSON.stringify({ code: null, message: data['reason'] }) : null,
+          this.#owner,
         ],
         rows: 1,
       },
