@@ -82,6 +82,8 @@ export class ClusterStore {
   /** Does the work unless another replica does it now. Returns whether it was done here. */
   async alone(work: () => Promise<void>): Promise<boolean> {
     const client = await this.#pool.connect();
+    // A transaction that is silent for 3 s is ended, and the lock with it; its loss is met at the end.
+    const speaks = setInterval(() => void client.query('select 1').catch(() => undefined), SPEAK_MS);
     try {
       await client.query('begin');
       const { rows } = await client.query<{ mine: boolean }>('select pg_try_advisory_xact_lock($1) as mine', [
@@ -91,11 +93,13 @@ export class ClusterStore {
       await work();
       return true;
     } finally {
+      clearInterval(speaks);
       await client.query('rollback').catch(() => undefined);
       client.release();
     }
   }
 }
 
+const SPEAK_MS = 1_000;
 /** Advisory lock of whoever tidies the cluster. */
 const HOUSEKEEPING_LOCK = 4_711_170_020;
