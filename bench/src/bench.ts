@@ -1,5 +1,6 @@
 import type { TestPlatform } from '@holdfast/testing';
 import type { ApiClient } from './api-client.ts';
+import type { RawNamespace } from './raw-cluster.ts';
 import type { ScriptedModel } from './scripted-model.ts';
 
 /** What one measurement found. Times are milliseconds unless `unit` says otherwise. */
@@ -22,9 +23,16 @@ export interface Arena {
   readonly api: ApiClient;
 }
 
+/** A platform whose sandboxes are pods, and beside it the namespace where they run, asked without it. */
+export interface ClusterArena extends Arena {
+  readonly raw: RawNamespace;
+}
+
 /** What the benches of one run share; each part is started by the first that asks and ended by the runner. */
 export interface Stage {
   arena(): Promise<Arena>;
+  /** Another platform, on the test bed. @throws where none runs */
+  clusterArena(): Promise<ClusterArena>;
   /** URL of an empty Postgres server of its own, for the log without the platform. */
   postgres(): Promise<string>;
 }
@@ -32,6 +40,10 @@ export interface Stage {
 export interface Bench {
   readonly name: string;
   readonly about: string;
+  /** Needs the test bed: left out where none runs, unless it is asked for by name. */
+  readonly onCluster?: true;
+  /** Longest that it may take, in milliseconds. @default 180_000 */
+  readonly limitMs?: number;
   run(stage: Stage): Promise<readonly Figure[]>;
 }
 

@@ -9,9 +9,10 @@ const HELP = `usage: npm run bench -- [NAME …] [--json FILE] [--list]
   NAME         only these benches, in their own order
   --json FILE  writes the figures as JSON as well
   --list       names the benches
-Each run starts a platform of its own on free ports of loopback and removes it.`;
+Each run starts a platform of its own on free ports of loopback and removes it. Benches of sandboxes on a cluster need the
+test bed (bin/testbed up).`;
 
-/** Longest that one bench may take. */
+/** Longest that a bench may take that does not say it. */
 const BENCH_MS = 180_000;
 
 async function main(): Promise<number> {
@@ -36,7 +37,8 @@ async function main(): Promise<number> {
     for (const { name, about } of benches) console.log(`${name.padEnd(12)} ${about}`);
     return unknown.length === 0 ? 0 : 1;
   }
-  const chosen = positionals.length === 0 ? benches : benches.filter(({ name }) => positionals.includes(name));
+  const chosen =
+    positionals.length === 0 ? await possible(benches) : benches.filter(({ name }) => positionals.includes(name));
   const outcomes = await runAll(chosen);
   const { table } = await import('./report.ts');
   console.log(`\n${table(outcomes)}`);
@@ -51,6 +53,19 @@ async function main(): Promise<number> {
     writeFileSync(flags.json, `${JSON.stringify({ at: new Date().toISOString(), machine, outcomes }, null, 2)}\n`);
   }
   return outcomes.every(({ error }) => error === null) ? 0 : 1;
+}
+
+/** All of them, without those that need a test bed where none runs. */
+async function possible(benches: readonly Bench[]): Promise<readonly Bench[]> {
+  const { bedSettings } = await import('./bed.ts');
+  try {
+    await bedSettings();
+    return benches;
+  } catch (error) {
+    const left = benches.filter(({ onCluster }) => onCluster === true).map(({ name }) => name);
+    console.error(`left out: ${left.join(', ')}: ${(error as Error).message}`);
+    return benches.filter(({ onCluster }) => onCluster !== true);
+  }
 }
 
 /** Runs them one after another on one stage. */
@@ -79,7 +94,7 @@ async function runAll(benches: readonly Bench[]): Promise<Outcome[]> {
       let figures: Outcome['figures'] = [];
       let error: string | null = null;
       try {
-        figures = (await within(BENCH_MS, bench.name, bench.run(stage))).map(judged);
+        figures = (await within(bench.limitMs ?? BENCH_MS, bench.name, bench.run(stage))).map(judged);
       } catch (caught) {
         error = caught instanceof Error ? caught.message : String(caught);
       }

@@ -76,4 +76,11 @@ export function pssMib(pid: number): number {
   return Number(kib) / 1_024;
 }
 
+/** @throws when the process is gone */
+export function parentOf(pid: number): number {
+  const stat = statOf(pid);
+  if (stat === null) throw new Error(`process ${pid} is gone`);
+  return stat.parent;
+}
+
 export const CORES = availableParallelism();

@@ -6,6 +6,7 @@ import { deltaBench } from './delta.ts';
 import { interruptBench, killBench } from './fault.ts';
 import { memoryBench, startUpBench } from './footprint.ts';
 import { listBench, replayBench } from './read.ts';
+import { burstBench, claimBench, coldBench, idleBench, wakeBench } from './sandbox.ts';
 import { toolBench, turnBench } from './turn.ts';
 
 /** Every bench, in the order in which they run: memory is taken of a fresh platform, kills come last. */
@@ -25,4 +26,9 @@ export const benches: readonly Bench[] = [
   batchBench,
   singleBench,
   killBench,
+  idleBench,
+  claimBench,
+  coldBench,
+  burstBench,
+  wakeBench,
 ];
