@@ -19,8 +19,9 @@ import type { Watched } from './watched.ts';
 
 /** What the cluster shows of this installation's objects, from watches: never asked for, always a moment old. */
 export class ClusterView {
-  readonly #watched: { [K in Exclude<WatchedKind, 'Pod' | 'Event'>]: Watched<Kinds[K]> } & {
-    Pod: Watched<Pod, 'uid' | 'address'>;
+  readonly #watched: { [K in Exclude<WatchedKind, 'Sandbox' | 'Pod' | 'Event'>]: Watched<Kinds[K]> } & {
+    Sandbox: Watched<Sandbox, 'owner'>;
+    Pod: Watched<Pod, 'uid' | 'owner' | 'address'>;
     Event: Watched<Event, 'pod'>;
   };
   #synced = false;
@@ -36,10 +37,14 @@ export class ClusterView {
       SandboxWarmPool: cluster.watch('SandboxWarmPool', { labelSelector: own }),
       SandboxClaim: cluster.watch('SandboxClaim', { labelSelector: own }),
       // Made by the controller, which puts no label of ours on them.
-      Sandbox: cluster.watch('Sandbox', {}),
+      Sandbox: cluster.watch('Sandbox', { indexes: { owner: ownerUid } }),
       Pod: cluster.watch('Pod', {
         labelSelector: own,
-        indexes: { uid: ({ metadata }) => metadata.uid, address: ({ status }) => status?.podIP ?? null },
+        indexes: {
+          uid: ({ metadata }) => metadata.uid,
+          owner: ownerUid,
+          address: ({ status }) => status?.podIP ?? null,
+        },
       }),
       Node: cluster.watch('Node', {}),
       Event: cluster.watch('Event', {
@@ -107,25 +112,17 @@ export class ClusterView {
   }
 
   observe(row: Pick<SandboxRow, 'namespace' | 'claim'>): SandboxObservation {
-    const { namespace } = row;
-    const claim = namespace === null || row.claim === null ? null : this.#get('SandboxClaim', namespace, row.claim);
-    const name = claim?.status?.sandbox?.name ?? null;
-    const sandbox = namespace === null || name === null ? null : this.#get('Sandbox', namespace, name);
-    const podName = sandbox?.metadata.annotations?.['agents.x-k8s.io/pod-name'] ?? name;
-    const pod = namespace === null || podName === null ? null : this.#get('Pod', namespace, podName);
-    const node = this.#nodeOf(pod);
-    const pool =
-      claim === null || namespace === null
-        ? null
-        : this.#get('SandboxWarmPool', namespace, claim.spec.warmPoolRef.name);
-    return observeSandbox({ claim, sandbox, pod, node, pool, events: this.#warnings(pod), now: new Date() });
+    const claim = this.#claimOf(row);
+    const sandbox = this.#sandboxOf(claim);
+    const pod = sandbox === null ? null : this.#podOf(sandbox);
+    const pool = claim === null ? null : this.pool(claim.metadata.namespace ?? '', claim.spec.warmPoolRef.name);
+    const [node, events] = [this.#nodeOf(pod), this.#warnings(pod)];
+    return observeSandbox({ claim, sandbox, pod, node, pool, events, now: new Date() });
   }
 
   /** The Sandbox that a claim is bound to. */
   sandboxOf(row: Pick<SandboxRow, 'namespace' | 'claim'>): Sandbox | null {
-    if (row.namespace === null || row.claim === null) return null;
-    const name = this.#get('SandboxClaim', row.namespace, row.claim)?.status?.sandbox?.name;
-    return name === undefined ? null : this.#get('Sandbox', row.namespace, name);
+    return this.#sandboxOf(this.#claimOf(row));
   }
 
   claims(): Stored<SandboxClaim>[] {
@@ -141,13 +138,10 @@ export class ClusterView {
     return this.#get('SandboxTemplate', namespace, name);
   }
   observePool(pool: SandboxWarmPool): PoolObservation {
-    const { namespace = '', uid } = pool.metadata;
-    const members = [...this.#watched.Sandbox.list()]
-      .filter((sandbox) => sandbox.metadata.namespace === namespace && ownerUid(sandbox) === uid)
-      .map((sandbox) => {
-        const pod = this.#get('Pod', namespace, sandbox.metadata.name);
-        return { sandbox, pod, node: this.#nodeOf(pod), events: this.#warnings(pod) };
-      });
+    const members = this.#watched.Sandbox.by('owner', pool.metadata.uid ?? '').map((sandbox) => {
+      const pod = this.#podOf(sandbox);
+      return { sandbox, pod, node: this.#nodeOf(pod), events: this.#warnings(pod) };
+    });
     return observePool(pool, members, new Date());
   }
 
@@ -180,6 +174,16 @@ export class ClusterView {
     return this.#get('Namespace', '', namespace)?.metadata.deletionTimestamp !== undefined;
   }
 
+  #claimOf({ namespace, claim }: Pick<SandboxRow, 'namespace' | 'claim'>): Stored<SandboxClaim> | null {
+    return namespace === null || claim === null ? null : this.#get('SandboxClaim', namespace, claim);
+  }
+  /** By whom it belongs to, which a warm one says before its claim's status does. */
+  #sandboxOf(claim: Stored<SandboxClaim> | null): Stored<Sandbox> | null {
+    return claim === null ? null : (this.#watched.Sandbox.by('owner', claim.metadata.uid)[0] ?? null);
+  }
+  #podOf(sandbox: Stored<Sandbox>): Stored<Pod> | null {
+    return this.#watched.Pod.by('owner', sandbox.metadata.uid)[0] ?? null;
+  }
   #warnings(pod: Pod | null): readonly Event[] {
     return pod?.metadata.uid === undefined ? [] : this.#watched.Event.by('pod', pod.metadata.uid);
   }
