@@ -3,20 +3,22 @@ import { mkdtemp, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DEFAULT_SANDBOX, HUB_AUDIENCE } from '@holdfast/contracts';
+import { DEFAULT_SANDBOX, HUB_AUDIENCE, resolveEnvironmentConfig } from '@holdfast/contracts';
 import { createLogger } from '@holdfast/platform';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { CoreV1Api, CustomObjectsApi, KubeConfig } from '@kubernetes/client-node';
 import { type Crd, FILE, typesOf, withHash } from '../../../../bin/src/generate-kubernetes-types.ts';
 import { existingCluster, loadBed } from '../../../../k8s/testbed/src/settings.ts';
+import { contextIdOf } from '../store/sandbox.store.ts';
 import { claimObject } from './claim.manifest.ts';
 import { Cluster } from './cluster.ts';
+import { ClusterView } from './cluster-view.ts';
 import { contextObjects } from './context.manifest.ts';
 import { environmentObjects } from './environment.manifest.ts';
-import type { KubernetesObject, PersistentVolumeClaim, Pod } from './kinds.ts';
-import { LABELS, SERVICE_ACCOUNT } from './names.ts';
+import type { KubernetesObject, PersistentVolumeClaim, Pod, SandboxWarmPool } from './kinds.ts';
+import { claimName, contextVolumeName, LABELS, SERVICE_ACCOUNT } from './names.ts';
 import { namespaceObjects } from './namespace.manifest.ts';
-import { observeSandbox, ownerUid } from './sandbox.observe.ts';
+import { Objects } from './objects.ts';
 import type { ClusterSettings } from './settings.manifest.ts';
 import { sandboxServiceAccount } from './test/service-account.ts';
 
@@ -65,11 +67,12 @@ const claimFrom = (pool: string, sandboxId: string, incarnation = 1) =>
     pool,
     deadline: new Date(Date.now() + 600_000),
   });
-const volume = (name: string): PersistentVolumeClaim => ({
-  apiVersion: 'v1',
-  kind: 'PersistentVolumeClaim',
+/** Of which nothing follows: the template that it names is not there. */
+const bare = (name: string): SandboxWarmPool => ({
+  apiVersion: 'extensions.agents.x-k8s.io/v1beta1',
+  kind: 'SandboxWarmPool',
   metadata: { name, namespace, labels: { [LABELS.installation]: installation } },
-  spec: { accessModes: ['ReadWriteOnce'], resources: { requests: { storage: '1Mi' } }, storageClassName: 'none-such' },
+  spec: { replicas: 0, sandboxTemplateRef: { name: 'none-such' } },
 });
 
 async function until<T>(look: () => T | null | Promise<T | null>, what: string, ms = 60_000): Promise<T> {
@@ -116,7 +119,8 @@ describe('objects', () => {
       sandbox: DEFAULT_SANDBOX,
       contextId: 'c'.repeat(32),
     });
-    const objects: readonly KubernetesObject[] = [...confinement, template, pool, ...Object.values(context)];
+    expect(await cluster.create(context.volume)).toBe(true);
+    const objects: readonly KubernetesObject[] = [...confinement, template, pool, context.template, context.pool];
     for (const object of objects) {
       const first = await cluster.apply(object);
       expect(first.metadata).not.toHaveProperty('managedFields');
@@ -133,20 +137,19 @@ describe('objects', () => {
     expect(await cluster.get('Pod', 'none', namespace)).toBeNull();
     const ref = { kind: 'Pod', metadata: { name: 'none', namespace } } as const;
     expect(await cluster.remove(ref)).toBe(false);
-    expect(await cluster.evict(ref)).toBe(false);
     await expect(cluster.patch({ ...ref, kind: 'SandboxClaim' }, {})).rejects.toMatchObject({
       code: 'cluster.absent',
       kind: 'not-found',
     });
     await expect(
-      cluster.apply({ ...volume('a'), metadata: { name: 'a', namespace: 'none-such' } }),
+      cluster.apply({ ...bare('a'), metadata: { name: 'a', namespace: 'none-such' } }),
     ).rejects.toMatchObject({
       code: 'cluster.absent',
     });
   });
 
   it('are changed and removed only while they are the ones that are meant', async () => {
-    const made = await cluster.apply(volume('meant'));
+    const made = await cluster.apply(bare('meant'));
     const { uid } = made.metadata;
     const change = (of: string) => ({ metadata: { uid: of, annotations: { 'holdfast.dev/context': 'x' } } });
     expect((await cluster.patch(made, change(uid))).metadata.annotations).toMatchObject({
@@ -156,12 +159,12 @@ describe('objects', () => {
     expect(await cluster.remove(made, { uid: 'another' })).toBe(false);
     expect(await cluster.remove(made, { uid })).toBe(true);
     await until(
-      async () => ((await cluster.get('PersistentVolumeClaim', 'meant', namespace)) === null ? true : null),
+      async () => ((await cluster.get('SandboxWarmPool', 'meant', namespace)) === null ? true : null),
       'gone',
     );
     // What a person deleted must not come back by being renewed.
     await expect(
-      cluster.apply({ ...volume('meant'), metadata: { ...volume('meant').metadata, uid } }),
+      cluster.apply({ ...bare('meant'), metadata: { ...bare('meant').metadata, uid } }),
     ).rejects.toMatchObject({ code: 'cluster.conflict' });
   });
 
@@ -187,8 +190,13 @@ describe('objects', () => {
   });
 
   it('beyond the quota are cluster.quota-exceeded', async () => {
-    const huge = { ...volume('huge'), spec: { ...volume('huge').spec, resources: { requests: { storage: '1Ti' } } } };
-    await expect(cluster.apply(huge)).rejects.toMatchObject({
+    const huge: PersistentVolumeClaim = {
+      apiVersion: 'v1',
+      kind: 'PersistentVolumeClaim',
+      metadata: { name: 'huge', namespace },
+      spec: { accessModes: ['ReadWriteOnce'], resources: { requests: { storage: '1Ti' } } },
+    };
+    await expect(cluster.create(huge)).rejects.toMatchObject({
       code: 'cluster.quota-exceeded',
       kind: 'exhausted',
       message: expect.stringMatching(/exceeded quota: workspace/),
@@ -199,7 +207,7 @@ describe('objects', () => {
     const [going] = namespaceObjects(settings, 'wrkspc_going');
     if (going === undefined) throw new Error('no namespace');
     await cluster.apply(going);
-    const held = { ...volume('held'), metadata: { name: 'held', namespace: going.metadata.name } };
+    const held = { ...bare('held'), metadata: { name: 'held', namespace: going.metadata.name } };
     await cluster.apply(held);
     await cluster.patch(held, { metadata: { finalizers: ['holdfast.dev/spec'] } });
     await admin.remove({ kind: 'Namespace', metadata: going.metadata });
@@ -210,26 +218,22 @@ describe('objects', () => {
   });
 
   it('are made once where that is asked for', async () => {
-    const first = volume('once');
+    const first = bare('once');
     expect(await cluster.create(first)).toBe(true);
-    const other: PersistentVolumeClaim = { ...first, spec: { ...first.spec, storageClassName: 'another' } };
-    expect(await cluster.create(other)).toBe(false);
-    expect(await cluster.get('PersistentVolumeClaim', 'once', namespace)).toMatchObject({
-      spec: { storageClassName: 'none-such' },
-    });
+    expect(await cluster.create({ ...first, spec: { ...first.spec, replicas: 1 } } as SandboxWarmPool)).toBe(false);
+    expect(await cluster.get('SandboxWarmPool', 'once', namespace)).toMatchObject({ spec: { replicas: 0 } });
   });
 
   it('are made side by side: twenty take not much longer than a few', async () => {
     const time = async (names: readonly string[]): Promise<number> => {
       const before = performance.now();
-      await Promise.all(names.map((name) => cluster.apply(volume(name))));
+      await Promise.all(names.map((name) => cluster.apply(bare(name))));
       return performance.now() - before;
     };
     await time(['warm-up']);
     const one = await time(['one']);
     const twenty = await time(Array.from({ length: 20 }, (_, n) => `many-${n}`));
     expect(twenty).toBeLessThan(Math.max(500, one * 15));
-    await Promise.all((await cluster.list('PersistentVolumeClaim', { namespace })).map((each) => cluster.remove(each)));
   });
 });
 
@@ -251,16 +255,13 @@ describe('the rights of the sandbox service', () => {
     });
   });
 
-  it('end at the namespaces that it made: nothing is written, removed or evicted elsewhere', async () => {
+  it('end at the namespaces that it made: nothing is written or removed elsewhere', async () => {
     const refused = expect.objectContaining({
       code: 'cluster.refused',
       message: expect.stringMatching(/writes only in namespaces of its own/),
     });
     await expect(cluster.remove(inForeign)).rejects.toEqual(refused);
-    await expect(cluster.evict(inForeign)).rejects.toEqual(refused);
-    await expect(cluster.apply({ ...volume('v'), metadata: { name: 'v', namespace: foreign } })).rejects.toEqual(
-      refused,
-    );
+    await expect(cluster.apply({ ...bare('v'), metadata: { name: 'v', namespace: foreign } })).rejects.toEqual(refused);
     const { template } = environment({});
     await expect(
       cluster.apply({ ...template, metadata: { ...template.metadata, namespace: foreign } }),
@@ -290,6 +291,7 @@ describe('the rights of the sandbox service', () => {
     ['changing a pod', () => cluster.patch(inForeign, { metadata: { labels: { a: 'b' } } })],
     ['removing a node', () => cluster.remove({ kind: 'Node', metadata: { name: 'node-1' } })],
     ['removing the quota', () => cluster.remove({ kind: 'ResourceQuota', metadata: { name: 'workspace', namespace } })],
+    ['removing a volume', () => cluster.remove({ kind: 'PersistentVolumeClaim', metadata: { name: 'x', namespace } })],
     ['removing a policy', () => cluster.remove({ kind: 'NetworkPolicy', metadata: { name: 'hub-only', namespace } })],
     [
       'removing a sandbox under its claim',
@@ -340,7 +342,7 @@ describe('a token', () => {
     });
     const other = await tokenOf('another', { name: pod.metadata.name, uid: pod.metadata.uid });
     expect(await cluster.reviewToken(other, HUB_AUDIENCE)).toEqual({ refused: expect.stringMatching(/audience/) });
-    await cluster.remove(claim, { foreground: true });
+    await cluster.remove(claim);
     await until(
       async () => ((await cluster.get('Pod', pod.metadata.name, namespace)) === null ? true : null),
       'its pod is gone',
@@ -376,52 +378,63 @@ describe('a server that is not there', () => {
   });
 });
 
-describe('a sandbox', () => {
-  it('is claimed warm, seen to run, evicted, seen to run as another pod, and gone with all that it owned', async () => {
-    const { template, pool } = environment({ pool_size: 1 });
-    await cluster.apply(template);
-    await cluster.apply(pool);
-    const claims = cluster.watch('SandboxClaim', { namespace });
-    const sandboxes = cluster.watch('Sandbox', { namespace, indexes: { owner: ownerUid } });
-    const pods = cluster.watch('Pod', { namespace, indexes: { owner: ownerUid } });
-    const pools = cluster.watch('SandboxWarmPool', { namespace });
-    const followed = [claims, sandboxes, pods, pools];
-    await Promise.all(followed.map((each) => each.synced()));
-    try {
-      const name = pool.metadata.name;
-      await until(() => (pools.get(namespace, name)?.status?.readyReplicas === 1 ? true : null), 'the pool is warm');
-      const claim = await cluster.apply(claimFrom(name, 'sbx_warm'));
-      const observe = () => {
-        const found = claims.get(namespace, claim.metadata.name);
-        const sandbox = sandboxes.by('owner', claim.metadata.uid)[0] ?? null;
-        const pod = sandbox === null ? null : (pods.by('owner', sandbox.metadata.uid)[0] ?? null);
-        return observeSandbox({
-          claim: found,
-          sandbox,
-          pod,
-          node: null,
-          pool: pools.get(namespace, name),
-          now: new Date(),
-        });
-      };
-      const warm = await until(() => (observe().phase === 'running' ? observe() : null), 'it runs');
-      expect(warm).toMatchObject({ launch: 'warm', reason: null, pod: expect.stringMatching(`^${name}-`) });
-      expect(
-        await cluster.evict({ kind: 'Pod', metadata: { name: warm.pod ?? '', namespace } }, warm.podUid ?? ''),
-      ).toBe(true);
-      const next = await until(() => {
-        const seen = observe();
-        return seen.phase === 'running' && seen.podUid !== warm.podUid ? seen : null;
-      }, 'another pod runs');
-      expect(next.pod).toBe(warm.pod);
-      expect(await cluster.remove(claim, { uid: claim.metadata.uid, foreground: true })).toBe(true);
-      expect(observe().phase).toMatch(/running|ending/);
-      await until(() => (observe().phase === 'absent' ? true : null), 'it is gone');
-      expect(await cluster.list('Pod', { namespace, fieldSelector: `metadata.name=${next.pod}` })).toEqual([]);
-    } finally {
-      await cluster.apply({ ...pool, spec: { ...pool.spec, replicas: 0 } });
-      await Promise.all(followed.map((each) => each.stop()));
-    }
+describe('sandboxes', () => {
+  const view = new ClusterView(cluster, installation);
+  const objects = new Objects(cluster, view, settings);
+  beforeAll(() => until(() => (view.synced ? true : null), 'everything was listed'));
+  afterAll(() => view.stop());
+  const row = (
+    id: string,
+    contextKey: string | null,
+    sandbox: { pool_size?: number; storage_class?: string; workspace_mib?: number },
+  ) => ({
+    id,
+    workspace_id: workspaceId,
+    session_id: 'sesn_cluster',
+    environment_id: 'env_cluster',
+    context_key: contextKey,
+    environment: resolveEnvironmentConfig({ type: 'cloud', x_sandbox: { workspace: 'ephemeral', ...sandbox } }),
+    namespace,
+    claim: claimName(id, 1),
+  });
+  const deadline = () => new Date(Date.now() + 600_000);
+
+  it('are claimed warm, seen to run, and to run in another pod when theirs is deleted, and gone when they are given back', async () => {
+    const sandbox = { pool_size: 1 };
+    const pool = environment(sandbox).pool.metadata.name;
+    await objects.environment({
+      workspaceId,
+      environmentId: 'env_cluster',
+      sandbox: { ...DEFAULT_SANDBOX, workspace: 'ephemeral', ...sandbox },
+    });
+    await until(() => (view.pool(namespace, pool)?.status?.readyReplicas === 1 ? true : null), 'the pool is warm');
+    const warm = row('sbx_warm', null, sandbox);
+    await objects.claim(warm, deadline());
+    const running = (not: string | null) => () => {
+      const seen = view.observe(warm);
+      return seen.phase === 'running' && seen.podUid !== not ? seen : null;
+    };
+    const first = await until(running(null), 'it runs');
+    expect(first).toMatchObject({ launch: 'warm', reason: null, pod: expect.stringMatching(`^${pool}-`) });
+    await objects.removePod({ namespace, pod: first.pod }, { uid: first.podUid ?? '', graceSeconds: 0 });
+    const second = await until(running(first.podUid), 'another pod runs');
+    expect(second.pod).toBe(first.pod);
+    await objects.removeClaim(warm);
+    await until(() => (view.observe(warm).phase === 'absent' ? true : null), 'it is given back');
+    await until(() => (view.pod(second.podUid ?? '') === null ? true : null), 'its pod is gone');
+  });
+
+  it('of a context keep its volume when the environment asks for another', async () => {
+    await objects.claim(row('sbx_context_1', 'shared', {}), deadline());
+    await objects.claim(row('sbx_context_2', 'shared', { storage_class: 'none-such', workspace_mib: 32 }), deadline());
+    const volumes = (await admin.list('PersistentVolumeClaim', { namespace, labelSelector: LABELS.context })).filter(
+      ({ metadata }) => metadata.name === contextVolumeName(contextIdOf(row('', 'shared', {})) ?? ''),
+    );
+    expect(volumes).toHaveLength(1);
+    expect(volumes[0]?.spec).toMatchObject({
+      resources: { requests: { storage: '64Mi' } },
+      accessModes: ['ReadWriteMany'],
+    });
   });
 });
 

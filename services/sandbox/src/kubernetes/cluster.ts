@@ -139,19 +139,15 @@ export class Cluster {
 
   /**
    * Deletes it, and in the background what it owns. Returns false when it is not there, or no longer the one with `uid`.
-   * `foreground` keeps it until all that it owns is gone. `graceSeconds` 0 takes a pod off the API without waiting for
-   * its node.
+   * `graceSeconds` 0 takes a pod off the API without waiting for its node.
    */
-  async remove(
-    ref: Ref,
-    options: { readonly uid?: string; readonly foreground?: boolean; readonly graceSeconds?: number } = {},
-  ): Promise<boolean> {
-    const { uid, foreground = false, graceSeconds } = options;
+  async remove(ref: Ref, options: { readonly uid?: string; readonly graceSeconds?: number } = {}): Promise<boolean> {
+    const { uid, graceSeconds } = options;
     const request = this.#request('DELETE', pathOf(ref), {
       body: {
         apiVersion: 'v1',
         kind: 'DeleteOptions',
-        propagationPolicy: foreground ? 'Foreground' : 'Background',
+        propagationPolicy: 'Background',
         ...(uid === undefined ? {} : { preconditions: { uid } }),
         ...(graceSeconds === undefined ? {} : { gracePeriodSeconds: graceSeconds }),
       },
@@ -164,19 +160,6 @@ export class Cluster {
       }
       throw error;
     }
-  }
-
-  /** Asks for a pod to be taken off its node. False when it is not there; `cluster.unreachable` while a budget forbids it. */
-  async evict(pod: Ref<'Pod'>, uid?: string): Promise<boolean> {
-    const request = this.#request('POST', `${pathOf(pod)}/eviction`, {
-      body: {
-        apiVersion: 'policy/v1',
-        kind: 'Eviction',
-        metadata: pod.metadata,
-        ...(uid === undefined ? {} : { deleteOptions: { preconditions: { uid } } }),
-      },
-    });
-    return (await absentAs(null, request)) !== null;
   }
 
   /** Whose pod a service account's token is, if it was made for `audience` and holds; else why it is refused. */

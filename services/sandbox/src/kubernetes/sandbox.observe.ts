@@ -33,8 +33,6 @@ export interface SandboxParts {
   readonly pool: SandboxWarmPool | null;
   /** Warnings about the pod. */
   readonly events?: readonly Event[];
-  /** What the API server said when it refused the claim for the workspace's quota. */
-  readonly quotaError?: string | null;
   readonly now: Date;
 }
 
@@ -143,8 +141,7 @@ const PASSING =
 const REFUSALS = new Set(['InvalidMetadata', 'EnvVarsInjectionRejected', 'VolumeClaimTemplatesError', 'MultiplePods']);
 
 /** What the API server or the controller refused. */
-function refusal({ claim, sandbox, pool, quotaError }: SandboxParts): SandboxReason | null {
-  if (quotaError !== undefined && quotaError !== null) return reason('quota-exceeded', quotaError);
+function refusal({ claim, sandbox, pool }: SandboxParts): SandboxReason | null {
   // The claim's condition is the sandbox's, forwarded with the sandbox's generation; the sandbox's own comes sooner.
   const ready = sandbox === null ? (claim === null ? null : readyOf(claim)) : fresh(sandbox, 'Ready');
   if (ready === null || ready.status === 'True') return null;

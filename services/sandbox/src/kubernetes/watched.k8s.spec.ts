@@ -9,7 +9,7 @@ import { afterAll, beforeAll, expect, it } from '@jest/globals';
 import { KubeConfig } from '@kubernetes/client-node';
 import { existingCluster, loadBed } from '../../../../k8s/testbed/src/settings.ts';
 import { Cluster } from './cluster.ts';
-import type { Namespace, ServiceAccount } from './kinds.ts';
+import type { SandboxTemplate, ServiceAccount } from './kinds.ts';
 import { Watched, type WatchSource } from './watched.ts';
 
 const namespace = `holdfast-watched-${randomBytes(4).toString('hex')}`;
@@ -156,9 +156,10 @@ it('requests that find their kept connections closed are asked again, and twenty
 });
 
 it('a version that the server no longer keeps leads to a new list', async () => {
-  const source = direct.source('Namespace');
+  // Of a kind that there was not yet at that version.
+  const source = direct.source('SandboxTemplate');
   const versions: string[] = [];
-  const forgetful: WatchSource<Namespace> = {
+  const forgetful: WatchSource<SandboxTemplate> = {
     list: async (signal) => {
       const listed = await source.list(signal);
       // The first of all versions has long been compacted.
@@ -171,9 +172,12 @@ it('a version that the server no longer keeps leads to a new list', async () => 
   };
   const errors: unknown[] = [];
   const watched = new Watched(forgetful, { onError: (error) => errors.push(error) });
-  await until(() => versions.length === 2 && watched.healthy, 'it watches from a new version');
-  expect(versions[0]).toBe('1');
-  expect(Number(versions[1])).toBeGreaterThan(1);
-  expect(errors).toEqual([]);
-  await watched.stop();
+  try {
+    await until(() => versions.length === 2 && watched.healthy, 'it watches from a new version');
+    expect(versions[0]).toBe('1');
+    expect(Number(versions[1])).toBeGreaterThan(1);
+    expect(errors).toEqual([]);
+  } finally {
+    await watched.stop();
+  }
 });

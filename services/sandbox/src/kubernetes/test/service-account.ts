@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
   CoreV1Api,
   KubeConfig,
@@ -14,6 +15,7 @@ import {
 const RIGHTS = ['sandbox-clusterrole.yaml', 'sandbox-own-namespaces.yaml'].map(
   (file) => new URL(`../../../../../k8s/chart/files/${file}`, import.meta.url),
 );
+const POLICY_MS = 30_000;
 const TOKEN_SECONDS = 4 * 60 * 60;
 
 export interface ServiceAccount {
@@ -61,6 +63,7 @@ export async function sandboxServiceAccount(admin: string): Promise<ServiceAccou
   if (cluster === null) throw new Error(`${admin} names no cluster`);
   own.loadFromClusterAndUser(cluster, { name, token: status?.token ?? '' });
   await writeFile(kubeconfig, own.exportConfig(), { mode: 0o600 });
+  await policyHolds(own, name);
   return {
     kubeconfig,
     remove: async () => {
@@ -70,4 +73,16 @@ export async function sandboxServiceAccount(admin: string): Promise<ServiceAccou
       await rm(dir, { recursive: true });
     },
   };
+}
+
+/** A policy is taken up a while after it was made. */
+async function policyHolds(config: KubeConfig, foreign: string): Promise<void> {
+  const objects = KubernetesObjectApi.makeApiClient(config);
+  const tried = { apiVersion: 'v1', kind: 'ServiceAccount', metadata: { name: 'tried', namespace: foreign } };
+  for (const deadline = Date.now() + POLICY_MS; Date.now() < deadline; await sleep(100)) {
+    const made = objects.patch(tried, undefined, 'All', 'holdfast-spec', true, PatchStrategy.ServerSideApply);
+    const refusal = await made.then(() => '', String);
+    if (refusal.includes('writes only in namespaces of its own')) return;
+  }
+  throw new Error(`the policy is not in force after ${POLICY_MS} ms`);
 }
