@@ -365,6 +365,7 @@ export class KubernetesHost implements SandboxHost {
       const step: Step = nextStep(
         {
           row,
+          fresh: isFresh(row),
           linked: driven.linked?.linked === true,
           busy: driven.linked?.busy === true,
           sinceMs: driven.sinceMs,
@@ -384,7 +385,7 @@ export class KubernetesHost implements SandboxHost {
           seen.podUid === row.pod_uid
         )
           await this.#askToBind(row, seen.podUid);
-        if (step.reason !== null && (await this.#corrected(row, driven, seen))) {
+        if (step.reason !== null && (await this.#corrected(row, driven))) {
           row = await this.#anew(row);
           continue;
         }
@@ -445,12 +446,11 @@ export class KubernetesHost implements SandboxHost {
         return null;
       case 'place': {
         if (seen.podUid === null || seen.pod === null) return null;
-        const fresh = row.claim === claimName(id, row.incarnation);
         const placed = await store.place(id, {
           pod: seen.pod,
           podUid: seen.podUid,
           node: seen.node,
-          launch: fresh ? (seen.launch ?? 'cold') : 'resumed',
+          launch: isFresh(row) ? (seen.launch ?? 'cold') : 'resumed',
         });
         if (placed === null) return null;
         driven.sinceMs = Date.now();
@@ -501,9 +501,8 @@ export class KubernetesHost implements SandboxHost {
   }
 
   /** Whether the environment was changed while a claim that never came to run waits: it may have been what kept it waiting. */
-  async #corrected(row: SandboxRow, driven: Driven, seen: SandboxObservation): Promise<boolean> {
-    if (row.status !== 'starting' || seen.phase !== 'pending' || row.claim !== claimName(row.id, row.incarnation))
-      return false;
+  async #corrected(row: SandboxRow, driven: Driven): Promise<boolean> {
+    if (row.status !== 'starting' || !isFresh(row)) return false;
     const now = await this.#environments.find(row.environment_id);
     if (now === null || now.retired || sameJson(sandboxOf(now.config), sandboxOf(row.environment))) return false;
     driven.environment = now.config;
@@ -711,6 +710,11 @@ export class KubernetesHost implements SandboxHost {
       }
     })();
   }
+}
+
+/** Nothing has run on its claim before this incarnation. */
+function isFresh(row: SandboxRow): boolean {
+  return row.claim === claimName(row.id, row.incarnation);
 }
 
 /** What an error of the cluster means for somebody who waits; null when it is none of the cluster's. */

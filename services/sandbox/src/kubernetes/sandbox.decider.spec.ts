@@ -9,6 +9,7 @@ const ago = (ms: number): Date => new Date(NOW - ms);
 function known({ row, ...rest }: Partial<Omit<Known, 'row'>> & { row?: Partial<Known['row']> } = {}): Known {
   return {
     row: { status: 'ready', claim: 'sbx-1', pod_uid: 'pod-1', used_at: ago(1_000), ...row },
+    fresh: true,
     linked: true,
     busy: false,
     sinceMs: NOW - 1_000,
@@ -39,6 +40,10 @@ describe('a sandbox that is wanted', () => {
     expect(step(known({ row: { ...starting, claim: null } }), seen({ phase: 'absent' }))).toEqual({ do: 'claim' });
     expect(step(known({ row: starting }), seen({ phase: 'absent' }))).toEqual({ do: 'claim' });
   });
+  it('is lost when the claim that it rested on is gone, with what that kept', () => {
+    const rested = known({ row: starting, fresh: false, linked: false });
+    expect(step(rested, seen({ phase: 'absent' }))).toEqual({ do: 'lost', why: 'its claim was deleted' });
+  });
   it('is resumed once its old pod is gone, never before', () => {
     expect(step(known({ row: starting }), seen({ phase: 'suspending' }))).toMatchObject({ do: 'wait' });
     expect(step(known({ row: starting }), seen({ phase: 'suspended', podUid: null }))).toEqual({ do: 'resume' });
@@ -54,6 +59,12 @@ describe('a sandbox that is wanted', () => {
       reason: unschedulable,
       afterMs: 1_000,
     });
+  });
+  it('says that its runner has not dialled, not at once', () => {
+    const silent = (ms: number) => known({ row: starting, linked: false, sinceMs: NOW - ms });
+    expect(step(silent(1_500))).toEqual({ do: 'wait', reason: null, afterMs: 1_000 });
+    expect(step(silent(2_000))).toMatchObject({ do: 'wait', reason: { code: 'not-linked' }, afterMs: 1_000 });
+    expect(step(silent(2_000), seen({ reason: unschedulable }))).toMatchObject({ reason: unschedulable });
   });
   it('that nobody has asked for in a while is given up, with a claim or without', () => {
     const forgotten = { ...starting, used_at: ago(41_000) };

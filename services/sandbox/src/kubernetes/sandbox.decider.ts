@@ -5,6 +5,8 @@ import type { SandboxObservation } from './sandbox.observe.ts';
 /** What the owner of a sandbox knows of it beside the cluster. */
 export interface Known {
   readonly row: Pick<SandboxRow, 'status' | 'claim' | 'pod_uid' | 'used_at'>;
+  /** Nothing has run on its claim before this incarnation. */
+  readonly fresh: boolean;
   /** A proven link of this sandbox's pod stands in this replica. */
   readonly linked: boolean;
   readonly busy: boolean;
@@ -41,6 +43,14 @@ export type Step =
   | { readonly do: 'remove' }
   | { readonly do: 'wait'; readonly reason: SandboxReason | null; readonly afterMs: number | null };
 
+const CLAIM_DELETED = 'its claim was deleted';
+/** A runner has dialled by then unless something is wrong. */
+const DIAL_MS = 2_000;
+const NOT_LINKED: SandboxReason = {
+  code: 'not-linked',
+  message: 'Its pod runs, and its runner has not dialled the hub.',
+};
+
 const wait = (reason: SandboxReason | null, afterMs: number | null): Step => ({ do: 'wait', reason, afterMs });
 
 /**
@@ -58,7 +68,8 @@ export function nextStep(known: Known, seen: SandboxObservation, patience: Patie
     if (row.claim === null) return { do: 'claim' };
     switch (seen.phase) {
       case 'absent':
-        return { do: 'claim' };
+        // What the claim kept is gone with it.
+        return known.fresh ? { do: 'claim' } : { do: 'lost', why: CLAIM_DELETED };
       case 'suspended':
         return { do: 'resume' };
       case 'ended':
@@ -76,7 +87,7 @@ export function nextStep(known: Known, seen: SandboxObservation, patience: Patie
   if (row.claim === null) return { do: 'claim' };
   switch (seen.phase) {
     case 'absent':
-      return { do: 'lost', why: 'its claim was deleted' };
+      return { do: 'lost', why: CLAIM_DELETED };
     case 'suspended':
       // A runner that is linked has not heard of it, or the cluster's view here is of before it was resumed.
       return known.linked ? wait(null, 1_000) : { do: 'settle' };
@@ -112,8 +123,9 @@ function resting(known: Known, patience: Patience, nowMs: number): Step {
 function unlinked(known: Known, seen: SandboxObservation, patience: Patience, nowMs: number): Step {
   const lost = lostNode(known, seen, patience, nowMs);
   if (lost !== null) return lost;
-  const leftMs = patience.linkMs - (nowMs - known.sinceMs);
-  if (leftMs > 0) return wait(seen.reason, Math.min(leftMs, 1_000));
+  const waitedMs = nowMs - known.sinceMs;
+  const leftMs = patience.linkMs - waitedMs;
+  if (leftMs > 0) return wait(seen.reason ?? (waitedMs >= DIAL_MS ? NOT_LINKED : null), Math.min(leftMs, 1_000));
   if (seen.reason?.code === 'crash-loop' || seen.reason?.code === 'node-lost') return wait(seen.reason, 1_000);
   return { do: 'replace', force: false, why: 'its runner did not dial' };
 }
