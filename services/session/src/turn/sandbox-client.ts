@@ -62,11 +62,17 @@ export class SandboxClient {
     let target = call.known;
     let sentUnder = call.sentUnder;
     let patientUntilMs = Date.now() + call.waitMs;
+    // At the end of patience it says more than that an answer did not come.
+    let waitsFor: string | null = null;
+    const onWaiting = (reason: SandboxReason): void => {
+      waitsFor = reason.message;
+      call.onWaiting(reason);
+    };
     for (;;) {
       signal.throwIfAborted();
       try {
         if (target === null) {
-          target = await this.#ensure(call, patientUntilMs, signal);
+          target = await this.#ensure({ ...call, onWaiting }, patientUntilMs, signal);
         }
         if (sentUnder !== null && sentUnder !== target.journalId) return unknownOutcome;
         await call.onAttach(target);
@@ -88,7 +94,9 @@ export class SandboxClient {
         // A call that may have been sent is never said not to have run.
         if (error.kind !== 'unavailable') return sentUnder === null ? { unavailable: error.message } : unknownOutcome;
         if (Date.now() + RETRY_MS >= patientUntilMs) {
-          return sentUnder === null ? { unavailable: `No sandbox could be had: ${error.message}` } : unknownOutcome;
+          return sentUnder === null
+            ? { unavailable: `No sandbox could be had: ${waitsFor ?? error.message}` }
+            : unknownOutcome;
         }
         target = null;
         await sleep(RETRY_MS);
