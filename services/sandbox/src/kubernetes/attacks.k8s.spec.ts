@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { HUB_AUDIENCE } from '@holdfast/contracts';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { AuthorizationV1Api } from '@kubernetes/client-node';
-import { loadBed } from '../../../../k8s/testbed/src/settings.ts';
+import { existingCluster, loadBed } from '../../../../k8s/testbed/src/settings.ts';
 import { Dialler, hello } from '../test/dialler.ts';
 import { SERVICE_ACCOUNT } from './names.ts';
 import { type ClusteredPlatform, startOnCluster, Tenant, until } from './test/clustered-platform.ts';
@@ -258,25 +258,26 @@ describe('with a token from elsewhere', () => {
     }
   });
 
-  it('an expired token is refused', async () => {
-    if (platform.testbed === null) throw new Error('needs the key of the cluster’s accounts: run it on the test bed');
-    const before = await count();
-    const { namespace, pod } = await placeOf(first, FIRST, mine);
-    const [head = '', body = ''] = (await tokenFor(namespace, pod, [HUB_AUDIENCE])).split('.');
-    const claims = JSON.parse(Buffer.from(body, 'base64url').toString()) as { iat: number; nbf: number; exp: number };
-    const signed = (shiftSeconds: number): string => {
-      const { iat, nbf, exp } = claims;
-      const moved = { ...claims, iat: iat + shiftSeconds, nbf: nbf + shiftSeconds, exp: exp + shiftSeconds };
-      const text = `${head}.${Buffer.from(JSON.stringify(moved)).toString('base64url')}`;
-      const key = createPrivateKey(readFileSync(join(loadBed().stateDir, 'pki', 'service-accounts.key')));
-      const how = createPublicKey(key).asymmetricKeyType === 'ec' ? { key, dsaEncoding: 'ieee-p1363' as const } : key;
-      return `${text}.${sign('sha256', Buffer.from(text), how).toString('base64url')}`;
-    };
-    // The same signature over times that hold is good: it is the time that is refused.
-    expect(await platform.admin.reviewToken(signed(0), HUB_AUDIENCE)).toMatchObject({ podUid: pod.uid });
-    expect(await dial({ token: signed(-86_400), pod: pod.uid })).toEqual(['challenge']);
-    await told(before, /expired/);
-  });
+  // It takes the key that the cluster signs with.
+  if (existingCluster() === null)
+    it('an expired token is refused', async () => {
+      const before = await count();
+      const { namespace, pod } = await placeOf(first, FIRST, mine);
+      const [head = '', body = ''] = (await tokenFor(namespace, pod, [HUB_AUDIENCE])).split('.');
+      const claims = JSON.parse(Buffer.from(body, 'base64url').toString()) as { iat: number; nbf: number; exp: number };
+      const signed = (shiftSeconds: number): string => {
+        const { iat, nbf, exp } = claims;
+        const moved = { ...claims, iat: iat + shiftSeconds, nbf: nbf + shiftSeconds, exp: exp + shiftSeconds };
+        const text = `${head}.${Buffer.from(JSON.stringify(moved)).toString('base64url')}`;
+        const key = createPrivateKey(readFileSync(join(loadBed().stateDir, 'pki', 'service-accounts.key')));
+        const how = createPublicKey(key).asymmetricKeyType === 'ec' ? { key, dsaEncoding: 'ieee-p1363' as const } : key;
+        return `${text}.${sign('sha256', Buffer.from(text), how).toString('base64url')}`;
+      };
+      // The same signature over times that hold is good: it is the time that is refused.
+      expect(await platform.admin.reviewToken(signed(0), HUB_AUDIENCE)).toMatchObject({ podUid: pod.uid });
+      expect(await dial({ token: signed(-86_400), pod: pod.uid })).toEqual(['challenge']);
+      await told(before, /expired/);
+    });
 
   const lines = () =>
     platform

@@ -33,6 +33,10 @@ export class ClusterView {
     const own = `${LABELS.managedBy}=${MANAGED_BY},${LABELS.installation}=${installation}`;
     this.#watched = {
       Namespace: cluster.watch('Namespace', { labelSelector: own }),
+      NetworkPolicy: cluster.watch('NetworkPolicy', { labelSelector: own }),
+      ResourceQuota: cluster.watch('ResourceQuota', { labelSelector: own }),
+      LimitRange: cluster.watch('LimitRange', { labelSelector: own }),
+      ServiceAccount: cluster.watch('ServiceAccount', { labelSelector: own }),
       SandboxTemplate: cluster.watch('SandboxTemplate', { labelSelector: own }),
       SandboxWarmPool: cluster.watch('SandboxWarmPool', { labelSelector: own }),
       SandboxClaim: cluster.watch('SandboxClaim', { labelSelector: own }),
@@ -162,6 +166,17 @@ export class ClusterView {
     return [...this.#watched.Pod.list()].map(({ metadata }) => metadata.uid);
   }
 
+  /** An object of ours as the cluster has it. */
+  find<K extends WatchedKind>({ kind, metadata }: Kinds[K]): Stored<Kinds[K]> | null {
+    return this.#get(kind as K, metadata.namespace ?? '', metadata.name);
+  }
+
+  /** Workspaces that have a namespace which is not going. */
+  workspaces(): string[] {
+    return [...this.#watched.Namespace.list()]
+      .filter(({ metadata }) => metadata.deletionTimestamp === undefined)
+      .flatMap(({ metadata }) => metadata.annotations?.[ANNOTATIONS.workspaceId] ?? []);
+  }
   /** Whether a namespace is one of this installation's. */
   isOurs(namespace: string): boolean {
     return this.workspaceOf(namespace) !== null;
@@ -215,7 +230,5 @@ export class ClusterView {
   }
 }
 
-type WatchedKind = Extract<
-  KindName,
-  'Namespace' | 'SandboxTemplate' | 'SandboxWarmPool' | 'SandboxClaim' | 'Sandbox' | 'Pod' | 'Node' | 'Event'
->;
+/** Volumes are the cluster's to keep. */
+type WatchedKind = Exclude<KindName, 'PersistentVolumeClaim'>;

@@ -27,6 +27,7 @@ const environment = (pool_size: number, retired = false): EnvironmentRow =>
 
 /** One round over a cluster and rows as they are given, and what was asked for in it. */
 async function round(given: {
+  readonly workspaces?: string[];
   readonly claims?: SandboxClaim[];
   /** What each reading of the row finds. */
   readonly status?: SandboxRow['status'][];
@@ -41,6 +42,7 @@ async function round(given: {
     view: {
       healthy: true,
       synced: true,
+      workspaces: () => given.workspaces ?? [],
       claims: () => given.claims ?? [],
       pools: () => given.pools ?? [],
       pool: () => ({}),
@@ -52,6 +54,7 @@ async function round(given: {
     objects: {
       remove: ({ metadata }: SandboxClaim) => note(`remove ${metadata.name}`),
       setMode: (_row: unknown, mode: string) => note(`mode ${mode}`),
+      namespace: (workspaceId: string) => note(`namespace ${workspaceId}`),
       environmentPool: () => 'env-1',
       environment: () => (given.cannotApply === true ? Promise.reject(new Error('no answer')) : note('environment')),
       emptyPool: ({ metadata }: SandboxWarmPool) => note(`empty ${metadata.name}`),
@@ -71,6 +74,11 @@ async function round(given: {
   } as unknown as HousekeepingParts).run();
   return asked;
 }
+
+it('what bounds a workspace is put back, and before its pools are filled', async () => {
+  const given = { workspaces: ['w1', 'w2'], environments: [environment(2)] };
+  expect(await round(given)).toEqual(['namespace w1', 'namespace w2', 'keep e2', 'environment']);
+});
 
 describe('claims', () => {
   it('of a sandbox that rests is kept resting, unless it is wanted again by then', async () => {

@@ -32,9 +32,11 @@ export class Housekeeping {
   }
 
   async run(): Promise<void> {
-    const { view, rows } = this.#parts;
+    const { view, rows, objects } = this.#parts;
     if (!view.healthy || !view.synced) return;
     await rows.alone(async () => {
+      // What bounds the sandboxes of a workspace is put back first.
+      await this.#each(view.workspaces(), (workspaceId) => objects.namespace(workspaceId));
       await this.#claims();
       await this.#pools();
       await rows.forgetKeys(view.podUids());
@@ -55,9 +57,10 @@ export class Housekeeping {
       await objects.remove(claim);
       return;
     }
-    // Its pool was tidied away in the moment between.
+    // Its pool or its template was tidied away in the moment between, or by somebody.
     const { namespace = '' } = claim.metadata;
-    if (row.status === 'starting' && view.pool(namespace, claim.spec.warmPoolRef.name) === null)
+    const { name } = claim.spec.warmPoolRef;
+    if (row.status === 'starting' && (view.pool(namespace, name) === null || view.template(namespace, name) === null))
       await objects.claim(row, new Date(Date.now() + orphanMs));
     if (row.status === 'suspended' && view.sandboxOf(row)?.spec.operatingMode === 'Running') await this.#suspend(row);
     const endsAtMs = Date.parse(claim.spec.lifecycle?.shutdownTime ?? '');

@@ -126,10 +126,10 @@ describe('a namespace', () => {
       spec: {
         podSelector: {},
         policyTypes: ['Ingress', 'Egress'],
+        ingress: [],
         egress: [{ to: [{ ipBlock: { cidr: '10.87.0.1/32' } }], ports: [{ protocol: 'TCP', port: 7443 }] }],
       },
     });
-    expect(objects[1]).not.toHaveProperty('spec.ingress');
   });
 
   it('has the quota of the workspace in canonical quantities', () => {

@@ -34,7 +34,8 @@ export function namespaceObjects(settings: ClusterSettings, workspaceId: string)
       apiVersion: 'networking.k8s.io/v1',
       kind: 'NetworkPolicy',
       metadata: named('hub-only'),
-      spec: { podSelector: {}, policyTypes: ['Ingress', 'Egress'], egress: hubEgress(settings) },
+      // None, rather than not said: it is taken back from whoever adds one.
+      spec: { podSelector: {}, policyTypes: ['Ingress', 'Egress'], ingress: [], egress: hubEgress(settings) },
     },
     {
       apiVersion: 'v1',

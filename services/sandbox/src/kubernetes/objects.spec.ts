@@ -1,5 +1,5 @@
 import { DEFAULT_SANDBOX, type SandboxEnvironment } from '@holdfast/contracts';
-import { describe, expect, it } from '@jest/globals';
+import { afterEach, beforeEach, describe, expect, it, jest } from '@jest/globals';
 import type { SandboxRow } from '../store/sandbox.store.ts';
 import type { Cluster } from './cluster.ts';
 import type { ClusterView } from './cluster-view.ts';
@@ -15,22 +15,24 @@ const settings: ClusterSettings = {
   quota: { pods: 10, cpuMillis: 10_000, memoryMib: 10_240, storageMib: 10_240 },
 };
 
-/** Objects of a cluster that writes down what it is asked for, and shows pools and templates or none. */
+/** Objects of a cluster that writes down what it is asked for, keeps what it is given, and is seen at once or not at all. */
 function objects({ shown }: { shown: boolean }) {
   const asked: string[] = [];
-  const note = (verb: string) => (object: KubernetesObject) => {
-    asked.push(`${verb} ${object.kind}`);
-    return Promise.resolve(true);
-  };
-  const cluster = { apply: note('apply'), create: note('create') } as unknown as Cluster;
-  const found = () => (shown ? {} : null);
+  const kept = new Map<string, KubernetesObject>();
+  const keyOf = ({ kind, metadata: { name } }: KubernetesObject) => `${kind} ${name}`;
+  const cluster = {
+    apply: (object: KubernetesObject) => {
+      asked.push(`apply ${object.kind}`);
+      kept.set(keyOf(object), object);
+      return Promise.resolve(object);
+    },
+    create: ({ kind }: KubernetesObject) => Promise.resolve(asked.push(`create ${kind}`) > 0),
+  } as unknown as Cluster;
   const view = {
-    pool: found,
-    template: found,
-    isOurs: () => true,
+    find: (object: KubernetesObject) => (shown ? (kept.get(keyOf(object)) ?? null) : null),
     namespaceEnds: () => false,
   } as unknown as ClusterView;
-  return { asked, objects: new Objects(cluster, view, settings) };
+  return { asked, kept, objects: new Objects(cluster, view, settings) };
 }
 
 const row = (sandbox: Partial<SandboxEnvironment>, contextKey: string | null = null) =>
@@ -53,12 +55,63 @@ describe('a claim', () => {
   });
 
   it('makes a pool that is not there and leaves the size of one that is to its environment', async () => {
-    const without = objects({ shown: false });
-    await without.objects.claim(row({ pool_size: 2 }), new Date());
-    expect(without.asked).toContain('apply SandboxWarmPool');
-    const withPool = objects({ shown: true });
-    await withPool.objects.claim(row({ pool_size: 2 }), new Date());
-    expect(withPool.asked).not.toContain('apply SandboxWarmPool');
-    expect(withPool.asked).toContain('apply SandboxClaim');
+    const { asked, kept, objects: made } = objects({ shown: true });
+    await made.claim(row({ pool_size: 2 }), new Date());
+    expect(asked).toContain('apply SandboxWarmPool');
+    for (const [key, object] of kept)
+      if (object.kind === 'SandboxWarmPool') kept.set(key, { ...object, spec: {} } as KubernetesObject);
+    asked.length = 0;
+    await made.claim(row({ pool_size: 2 }), new Date());
+    expect(asked).toEqual(['apply SandboxClaim']);
+  });
+});
+
+describe('what was applied', () => {
+  const ALL = ['Namespace', 'NetworkPolicy', 'ResourceQuota', 'LimitRange', 'ServiceAccount'];
+  const later = () => jest.setSystemTime(Date.now() + 6_000);
+  beforeEach(() => void jest.useFakeTimers());
+  afterEach(() => void jest.useRealTimers());
+
+  it('is not applied again while it stands, whatever others have added to it', async () => {
+    const { asked, kept, objects: made } = objects({ shown: true });
+    await made.namespace('w1');
+    expect(asked).toEqual(ALL.map((kind) => `apply ${kind}`));
+    for (const [key, object] of kept)
+      kept.set(key, {
+        ...object,
+        imagePullSecrets: [],
+        metadata: { ...object.metadata, labels: { ...object.metadata.labels, b: 'c' } },
+      } as KubernetesObject);
+    later();
+    await made.namespace('w1');
+    expect(asked).toHaveLength(ALL.length);
+  });
+
+  it.each(ALL)('%s is put back when it is gone, and when it was changed', async (kind) => {
+    const { asked, kept, objects: made } = objects({ shown: true });
+    await made.namespace('w1');
+    const [key, object] = [...kept].find(([, { kind: one }]) => one === kind) ?? [];
+    if (key === undefined || object === undefined) throw new Error('not applied');
+    for (const change of [
+      () => kept.delete(key),
+      () => kept.set(key, { ...object, metadata: { ...object.metadata, labels: { a: 'changed' } } }),
+    ]) {
+      later();
+      change();
+      asked.length = 0;
+      await made.namespace('w1');
+      expect(asked).toEqual([`apply ${kind}`]);
+      expect(kept.get(key)).toEqual(object);
+    }
+  });
+
+  it('is given a moment to be seen', async () => {
+    const { asked, objects: made } = objects({ shown: false });
+    await made.namespace('w1');
+    await made.namespace('w1');
+    expect(asked).toHaveLength(ALL.length);
+    later();
+    await made.namespace('w1');
+    expect(asked).toHaveLength(2 * ALL.length);
   });
 });

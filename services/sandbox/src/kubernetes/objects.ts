@@ -6,14 +6,17 @@ import type { Cluster } from './cluster.ts';
 import type { ClusterView } from './cluster-view.ts';
 import { contextObjects } from './context.manifest.ts';
 import { type EnvironmentOf, environmentObjects } from './environment.manifest.ts';
-import type { KubernetesObject, SandboxClaim, SandboxWarmPool } from './kinds.ts';
+import type { KubernetesObject, SandboxClaim, SandboxTemplate, SandboxWarmPool } from './kinds.ts';
 import { namespaceName } from './names.ts';
-import { namespaceObjects } from './namespace.manifest.ts';
+import { type NamespaceObject, namespaceObjects } from './namespace.manifest.ts';
 import { blueprint } from './pod.manifest.ts';
 import type { ClusterSettings } from './settings.manifest.ts';
 
-/** What was applied is applied again after so long, whatever the watches show: drift is repaired. */
-const REAPPLY_MS = 10 * 60_000;
+/** What was just applied may not be seen yet. */
+const SEEN_MS = 5_000;
+
+/** What is watched, and put back where it is not as it was applied. */
+type AppliedObject = NamespaceObject | SandboxTemplate | SandboxWarmPool;
 
 type Claimed = Pick<
   SandboxRow,
@@ -25,8 +28,8 @@ export class Objects {
   readonly #cluster: Cluster;
   readonly #view: ClusterView;
   readonly #settings: ClusterSettings;
-  /** What was applied, by a hash of it, and when; and what is being applied now, so that a burst does it once. */
-  readonly #applied = new Map<string, number>();
+  /** What was applied, by a hash of it: when, and as what; and what is being applied now, so that a burst does it once. */
+  readonly #applied = new Map<string, { readonly atMs: number; readonly as: string }>();
   readonly #applying = new Map<string, Promise<void>>();
 
   constructor(cluster: Cluster, view: ClusterView, settings: ClusterSettings) {
@@ -43,13 +46,11 @@ export class Objects {
     const contextId = contextIdOf(row);
     const context = contextId === null ? null : contextObjects(this.#settings, { ...of, contextId });
     const { pool, template } = context ?? environmentObjects(this.#settings, of);
-    const shown = this.#shows(pool);
-    if (!shown) this.#forget([...(context === null ? [] : [context.volume]), template, pool]);
     // Most of a volume can never be changed, whatever becomes of the environment.
-    if (context !== null) await this.#once(context.volume, () => this.#cluster.create(context.volume));
+    if (context !== null) await this.#cluster.create(context.volume);
     await this.#apply(template);
     // How many are kept warm now says the environment, not one of its sandboxes.
-    if (!shown) await this.#apply(pool);
+    if (this.#view.find(pool) === null) await this.#apply(pool);
     const incarnation = Number(row.claim.slice(row.claim.lastIndexOf('-') + 1));
     await this.#cluster.apply(
       claimObject(this.#settings, {
@@ -69,9 +70,7 @@ export class Objects {
     const name = namespaceName(this.#settings.installation, workspaceId);
     if (this.#view.namespaceEnds(name))
       throw new AppError('unavailable', 'cluster.refused', `The namespace ${name} is being deleted.`);
-    const objects = namespaceObjects(this.#settings, workspaceId);
-    if (!this.#view.isOurs(name)) this.#forget(objects);
-    const [namespace, ...rest] = objects;
+    const [namespace, ...rest] = namespaceObjects(this.#settings, workspaceId);
     if (namespace !== undefined) await this.#apply(namespace);
     await Promise.all(rest.map((object) => this.#apply(object)));
   }
@@ -85,7 +84,6 @@ export class Objects {
   async environment(of: EnvironmentOf): Promise<void> {
     await this.namespace(of.workspaceId);
     const { template, pool } = environmentObjects(this.#settings, of);
-    if (!this.#shows(pool)) this.#forget([template, pool]);
     await this.#apply(template);
     await this.#apply(pool);
   }
@@ -152,36 +150,37 @@ export class Objects {
     };
   }
 
-  #shows({ metadata: { namespace = '', name } }: SandboxWarmPool): boolean {
-    return this.#view.pool(namespace, name) !== null && this.#view.template(namespace, name) !== null;
-  }
-
-  #forget(objects: readonly KubernetesObject[]): void {
-    // Just applied, the watches do not show it yet.
-    for (const object of objects) {
-      const key = keyOf(object);
-      if (Date.now() - (this.#applied.get(key) ?? 0) > 5_000) this.#applied.delete(key);
-    }
-  }
-
-  #apply(object: KubernetesObject): Promise<void> {
-    return this.#once(object, () => this.#cluster.apply(object));
-  }
-
-  async #once(object: KubernetesObject, bring: () => Promise<unknown>): Promise<void> {
-    const key = keyOf(object);
-    if (Date.now() - (this.#applied.get(key) ?? 0) < REAPPLY_MS) return;
+  /** Brings it to the cluster unless it is there as it was applied; what others have added beside it is theirs. */
+  async #apply(object: AppliedObject): Promise<void> {
+    const key = hashOf(object);
+    const applied = this.#applied.get(key);
+    if (applied !== undefined && (Date.now() - applied.atMs < SEEN_MS || this.#shows(object, applied.as))) return;
     const running = this.#applying.get(key);
     if (running !== undefined) return running;
     const applying = (async () => {
-      await bring();
-      this.#applied.set(key, Date.now());
+      const stored = await this.#cluster.apply(object);
+      this.#applied.set(key, { atMs: Date.now(), as: hashOf(sharedWith(stored, object)) });
     })().finally(() => this.#applying.delete(key));
     this.#applying.set(key, applying);
     return applying;
   }
+
+  #shows(object: AppliedObject, as: string): boolean {
+    const seen = this.#view.find(object);
+    return seen !== null && hashOf(sharedWith(seen, object)) === as;
+  }
 }
 
-function keyOf(object: KubernetesObject): string {
-  return createHash('sha256').update(JSON.stringify(object)).digest('base64');
+/** The members that the object has, with the values that they have on the cluster; lists are taken whole. */
+function sharedWith(found: unknown, object: unknown): unknown {
+  if (!isMap(found) || !isMap(object)) return found;
+  return Object.fromEntries(Object.keys(object).map((name) => [name, sharedWith(found[name], object[name])]));
+}
+
+function isMap(value: unknown): value is Readonly<Record<string, unknown>> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function hashOf(value: unknown): string {
+  return createHash('sha256').update(JSON.stringify(value)).digest('base64');
 }

@@ -78,10 +78,13 @@ export class Tenant {
     );
   }
 
+  /** Null before it was asked for. */
+  async sandboxIfAny(session: string): Promise<Sandbox | null> {
+    return (await this.client.json<{ data: Sandbox[] }>(`/v1/x/sandboxes?session_id=${session}`)).data[0] ?? null;
+  }
   async sandbox(session: string): Promise<Sandbox> {
-    const found = await this.client.json<{ data: Sandbox[] }>(`/v1/x/sandboxes?session_id=${session}`);
-    const [sandbox] = found.data;
-    if (sandbox === undefined) throw new Error(`${session} has no sandbox`);
+    const sandbox = await this.sandboxIfAny(session);
+    if (sandbox === null) throw new Error(`${session} has no sandbox`);
     return sandbox;
   }
   /** What the log says of the session's sandbox, the oldest first. */
@@ -107,15 +110,13 @@ export interface ClusteredPlatform extends TestPlatform {
   readonly serviceConfig: KubeConfig;
   readonly hub: { readonly host: string; readonly port: number };
   readonly installation: string;
-  /** The test bed, to break parts of; null on a cluster of somebody else. */
-  readonly testbed: Testbed | null;
   namespaceOf(workspaceId: string): string;
 }
 
 export async function startOnCluster(settings: Readonly<Record<string, string>>): Promise<ClusteredPlatform> {
-  const testbed = existingCluster() === null ? new Testbed() : null;
   const kubeconfig = existingCluster() ?? loadBed().kubeconfig;
-  const platform = await startPlatform({ ...(await testbed?.environment()), ...settings });
+  const bed = existingCluster() === null ? await new Testbed().environment() : {};
+  const platform = await startPlatform({ ...bed, ...settings });
   const config = new KubeConfig();
   config.loadFromFile(kubeconfig);
   const serviceConfig = new KubeConfig();
@@ -136,7 +137,6 @@ export async function startOnCluster(settings: Readonly<Record<string, string>>)
     serviceConfig,
     hub: { host: platform.env['HUB_HOST'] ?? '127.0.0.1', port: Number(platform.env['HUB_PORT']) },
     installation,
-    testbed,
     namespaceOf: (workspaceId) => namespaceName(installation, workspaceId),
     stop: async () => {
       admin.close();
