@@ -228,7 +228,7 @@ describe('what passes by itself', () => {
     const session = await tenant.session({ environment_id: await environment({}) });
     await tenant.run(session, 'echo here');
     const { pod, namespace } = await tenant.sandbox(session);
-    const sinceMs = await crash(pod ?? '', namespace ?? '', 3);
+    const sinceMs = await crash(pod ?? '', namespace ?? '', 2);
     await tenant.say(session, 'RUN[echo here]');
     const { sandbox } = await told(session, 'crash-loop', sinceMs);
     expect(sandbox.reason?.message).toMatch(/ended \d times; the last time with exit code 137/);
