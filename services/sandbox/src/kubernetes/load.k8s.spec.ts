@@ -17,7 +17,7 @@ const archive = (id: string): Promise<unknown> => tenant.client.json(`/v1/sessio
 
 /** An environment whose pool is full. */
 async function pool(size: number): Promise<string> {
-  const id = await tenant.environment('warm', { workspace: 'ephemeral', pool_size: size, idle_seconds: 600 });
+  const id = await tenant.environment(`warm-${size}`, { workspace: 'ephemeral', pool_size: size, idle_seconds: 600 });
   await full(id, size);
   return id;
 }
