@@ -35,8 +35,12 @@ function readAndCut(reader: Reader): Promise<void> {
       socket.destroy();
       clearTimeout(timer);
       reader.cuts++;
-      take(reader, bytes);
-      resolve();
+      try {
+        take(reader, bytes);
+        resolve();
+      } catch (error) {
+        reject(error as Error);
+      }
     };
     // A stream that has nothing more to say is cut while it is silent.
     const timer = setTimeout(done, 150);

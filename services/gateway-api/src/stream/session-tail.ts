@@ -43,7 +43,6 @@ export class SessionTail {
   private deltaHolders = 0;
   private version = 0;
   private noted = 0;
-  private readonly previewChunks = new Map<number, Buffer>();
 
   constructor(sessionId: string) {
     this.sessionId = sessionId;
@@ -83,7 +82,7 @@ export class SessionTail {
     if (this.attached.size === 0) this.version = stream.cursor;
     else if (stream.cursor < this.version) return false;
     this.attached.add(stream);
-    this.showPreview(stream);
+    this.showPreview(stream, new Map());
     return true;
   }
 
@@ -121,22 +120,23 @@ export class SessionTail {
   /** Brings every attached stream up to the open message's text, unless durable frames are known to come first. */
   showPreviews(): void {
     if (this.preview.open === null || this.isBehind) return;
-    for (const stream of this.attached) this.showPreview(stream);
-    this.previewChunks.clear();
+    // Streams that were sent as much get the same bytes. They hold for this text alone.
+    const pieces = new Map<number, Buffer>();
+    for (const stream of this.attached) this.showPreview(stream, pieces);
   }
 
-  private showPreview(stream: TailedStream): void {
+  private showPreview(stream: TailedStream, pieces: Map<number, Buffer>): void {
     const open = this.preview.open;
     if (!stream.wantsDeltas || open === null || this.isBehind || stream.cursor < this.version) return;
     const isNew = stream.previewId !== open.eventId;
     const sentChars = isNew ? -1 : stream.previewChars;
     if (sentChars >= open.text.length) return;
-    let bytes = this.previewChunks.get(sentChars);
+    let bytes = pieces.get(sentChars);
     if (bytes === undefined) {
       const start = isNew ? startFrame(open.eventId, open.eventType) : '';
       const text = open.text.slice(Math.max(0, sentChars));
       bytes = Buffer.from(text === '' ? start : start + deltaFrame(open.eventId, text));
-      this.previewChunks.set(sentChars, bytes);
+      pieces.set(sentChars, bytes);
     }
     if (!stream.writePreview(bytes)) return;
     stream.previewId = open.eventId;
