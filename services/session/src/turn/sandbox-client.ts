@@ -98,8 +98,10 @@ export class SandboxClient {
             ? { unavailable: `No sandbox could be had: ${waitsFor ?? error.message}` }
             : unknownOutcome;
         }
+        // Where the last call went nobody answers any more: it rests, and is woken without delay.
+        const rests = target !== null && target === call.known && NOT_SENT.has(error.code);
         target = null;
-        await sleep(RETRY_MS);
+        if (!rests) await sleep(RETRY_MS);
       }
     }
   }
