@@ -124,7 +124,7 @@ export class ClusterView {
     return observeSandbox({ claim, sandbox, pod, node, pool, events, now: new Date() });
   }
 
-  /** The Sandbox that a claim is bound to. */
+  /** The Sandbox that a row's claim is bound to. */
   sandboxOf(row: Pick<SandboxRow, 'namespace' | 'claim'>): Sandbox | null {
     return this.#sandboxOf(this.#claimOf(row));
   }

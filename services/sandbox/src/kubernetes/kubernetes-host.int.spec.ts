@@ -123,6 +123,32 @@ async function running(at: Replica, body = ensureBody()) {
 }
 const statusOf = async (id: string, { store } = replicas[0] as Replica) => (await store.byIds([id])).get(id)?.status;
 
+describe('a sandbox that is made', () => {
+  it('serves as soon as the controller has committed to it, before its claim says so', async () => {
+    cluster.claimsSay = false;
+    const one = await replica();
+    const { id } = await running(one);
+    await until('its record', () => one.host.figures()['linked'] === 1);
+    expect(id).toBe(cluster.find('SandboxClaim')[0]?.metadata.annotations?.['holdfast.dev/sandbox-id']);
+  }, 30_000);
+
+  it('takes calls before it is recorded as ready, and is recorded when that failed at first', async () => {
+    const one = await replica();
+    const ready = one.store.ready.bind(one.store);
+    const { promise: answered, resolve: answer } = Promise.withResolvers<void>();
+    one.store.ready = async () => {
+      one.store.ready = ready;
+      await answered;
+      throw new Error('the database was away');
+    };
+    const { id } = await running(one);
+    expect(await statusOf(id)).toBe('starting');
+    answer();
+    for (const deadline = Date.now() + 5_000; (await statusOf(id)) !== 'ready'; await sleep(20))
+      expect(Date.now()).toBeLessThan(deadline);
+  }, 30_000);
+});
+
 describe('a sandbox that rests', () => {
   it('is free for whoever wants it next, also when the answer to its being recorded was lost', async () => {
     const only = await replica(500);

@@ -50,6 +50,8 @@ const UNWANTED_MS = 60_000;
 const LOOK_MS = 1_000;
 /** A runner that lives has dialled within this time, whatever happened to its link or its container. */
 const LINK_MS = 10_000;
+/** What changes of a sandbox that serves calls is not urgent, and comes in rows: should it end, its link tells first. */
+const CALM_MS = 250;
 /** What a cache does not show yet is not done again before that. */
 const SEEN_MS = 5_000;
 /** What does not dial any more does not finish anything either. */
@@ -143,7 +145,8 @@ export class KubernetesHost implements SandboxHost {
   async #start(): Promise<void> {
     const { bus, logger } = this.#parts;
     this.#view.onSandbox((id) => {
-      if (this.#driven.has(id)) this.#queue.add(id);
+      const driven = this.#driven.get(id);
+      if (driven !== undefined) this.#queue.add(id, driven.linked?.linked === true ? CALM_MS : 0);
     });
     this.#registrations.push(
       bus.subscribeLive('live.sandbox.*.committed', (_body, subject) => {
@@ -198,10 +201,17 @@ export class KubernetesHost implements SandboxHost {
     tell: (reason: SandboxReason) => void,
   ): Promise<EnsureSandboxReply> {
     const { store } = this.#parts;
-    let row = await store.request(body, this.name);
-    let touchAtMs = 0;
+    const { row: found, made } = await store.request(body, this.name, (id) => ({
+      namespace: namespaceName(this.#options.settings.installation, body.workspaceId),
+      claim: claimName(id, 1),
+    }));
+    let row = found;
+    if (made) this.#take(row);
+    let touchAtMs = made ? Date.now() + TOUCH_MS : 0;
+    // Its record as ready is not waited for: what was run says the runner's journal, whatever becomes of the record.
+    const linked = (): boolean => row.status === 'starting' && this.#driven.get(row.id)?.linked?.linked === true;
     for (;;) {
-      if (row.status === 'ready') {
+      if (row.status === 'ready' || linked()) {
         const reply = await this.#claim(row.id, body.generation);
         if (reply !== null) return reply;
       }
@@ -213,6 +223,7 @@ export class KubernetesHost implements SandboxHost {
       await this.#drive(row.id, body.environment);
       if (row.reason !== null && row.reason.code !== null) tell({ code: row.reason.code, message: row.reason.message });
       await changed;
+      if (linked() && Date.now() < deadlineAtMs) continue;
       const now = await store.ofSession(body.sessionId);
       if (now === null) throw new AppError('unavailable', 'sandbox.gone', 'The sandbox was destroyed meanwhile.');
       row = now;
@@ -454,7 +465,8 @@ export class KubernetesHost implements SandboxHost {
         });
         if (placed === null) return null;
         driven.sinceMs = Date.now();
-        await this.#askToBind(placed, seen.podUid);
+        if (this.#links.of(seen.podUid) === null) await this.#askToBind(placed, seen.podUid);
+        else await this.#bind(seen.podUid, id, placed);
         return (await store.byIds([id])).get(id) ?? null;
       }
       case 'bind':
@@ -611,20 +623,24 @@ export class KubernetesHost implements SandboxHost {
   }
 
   /** Asked from several sides at once it is done once for a link; a newer one is taken up by itself. */
-  async #bind(podUid: string, sandboxId: string): Promise<EnsureSandboxReply> {
+  async #bind(podUid: string, sandboxId: string, placed: SandboxRow | null = null): Promise<EnsureSandboxReply> {
     const held = this.#links.of(podUid);
     if (held === null) throw new AppError('unavailable', 'sandbox.not-linked', 'The pod is not linked here.');
     const { link } = held;
-    const binding = this.#binding.get(link) ?? this.#bindNow(held, sandboxId).finally(() => this.#binding.delete(link));
+    const binding =
+      this.#binding.get(link) ?? this.#bindNow(held, sandboxId, placed).finally(() => this.#binding.delete(link));
     this.#binding.set(link, binding);
     return binding;
   }
 
-  /** Serves a sandbox over the link of its pod: pod → Sandbox → claim → session, as the cluster itself shows it. */
-  async #bindNow(held: HeldLink, sandboxId: string): Promise<EnsureSandboxReply> {
+  /**
+   * Serves a sandbox over the link of its pod: pod → Sandbox → claim → session, as the cluster itself shows it. `placed` =
+   * its row as this replica, which drives it, has just recorded it.
+   */
+  async #bindNow(held: HeldLink, sandboxId: string, placed: SandboxRow | null): Promise<EnsureSandboxReply> {
     const { store, bus, blobs, env, logger } = this.#parts;
     const podUid = held.pod.uid;
-    const known = (await store.byIds([sandboxId])).get(sandboxId);
+    const known = placed ?? (await store.byIds([sandboxId])).get(sandboxId);
     if (known === undefined || known.pod_uid !== podUid || known.namespace !== held.pod.namespace)
       throw new AppError('unavailable', 'sandbox.not-its-pod', 'The sandbox does not run in this pod.');
     if (!(await this.#view.until(() => this.#view.observe(known).podUid === podUid, BIND_MS)))
@@ -635,7 +651,7 @@ export class KubernetesHost implements SandboxHost {
         throw new AppError('unavailable', 'sandbox.not-linked', 'The pod is not linked here any more.');
     };
     mustStand();
-    const row = await store.takeOver(sandboxId);
+    const row = placed ?? (await store.takeOver(sandboxId));
     if (row === null || row.pod_uid !== podUid)
       throw new AppError('unavailable', 'sandbox.gone', 'The sandbox is not wanted any more.');
     const driven = this.#take(row);
@@ -660,6 +676,7 @@ export class KubernetesHost implements SandboxHost {
       }
       const current = again ? await store.beginAgain(row) : row;
       if (current === null) throw new AppError('unavailable', 'sandbox.gone', 'The sandbox is not wanted any more.');
+      if (!again) this.#signals.emit(streamOf('sandbox', sandboxId));
       await store.ready(
         { ...current, launch: row.launch, node: row.node },
         {
@@ -671,7 +688,7 @@ export class KubernetesHost implements SandboxHost {
       );
       this.#changed(sandboxId);
     }
-    this.#queue.add(sandboxId);
+    this.#queue.add(sandboxId, CALM_MS);
     return { sandboxId, journalId };
   }
 

@@ -51,7 +51,7 @@ describe('a claim', () => {
       'create PersistentVolumeClaim',
       'create PersistentVolumeClaim',
     ]);
-    expect(asked.filter((one) => one === 'apply SandboxClaim')).toHaveLength(2);
+    expect(asked.filter((one) => one === 'create SandboxClaim')).toHaveLength(2);
   });
 
   it('makes a pool that is not there and leaves the size of one that is to its environment', async () => {
@@ -62,7 +62,7 @@ describe('a claim', () => {
       if (object.kind === 'SandboxWarmPool') kept.set(key, { ...object, spec: {} } as KubernetesObject);
     asked.length = 0;
     await made.claim(row({ pool_size: 2 }), new Date());
-    expect(asked).toEqual(['apply SandboxClaim']);
+    expect(asked).toEqual(['create SandboxClaim']);
   });
 });
 

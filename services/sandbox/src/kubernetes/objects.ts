@@ -52,7 +52,7 @@ export class Objects {
     // How many are kept warm now says the environment, not one of its sandboxes.
     if (this.#view.find(pool) === null) await this.#apply(pool);
     const incarnation = Number(row.claim.slice(row.claim.lastIndexOf('-') + 1));
-    await this.#cluster.apply(
+    await this.#cluster.create(
       claimObject(this.#settings, {
         workspaceId: row.workspace_id,
         environmentId: row.environment_id,

@@ -98,7 +98,7 @@ export class LocalHost implements SandboxHost {
 
   async #ensure(body: EnsureSandboxBody, deadlineAtMs: number): Promise<EnsureSandboxReply> {
     const { store } = this.#parts;
-    const row = await store.request(body, this.name);
+    const { row } = await store.request(body, this.name);
     for (;;) {
       const mine = await store.own(row.id);
       if (mine !== null) return this.#serve(mine, body.generation);

@@ -23,14 +23,13 @@ afterAll(async () => {
 
 const replica = (name: string): SandboxStore => new SandboxStore(pool, log, name, `${name}:${newId('command')}`);
 async function owned(store: SandboxStore) {
-  const row = await store.request(
+  const { row } = await store.request(
     {
       ...{ workspaceId: 'w1', sessionId: newId('session'), environmentId: 'e1', contextKey: null, generation: 1 },
       environment: { x_sandbox: DEFAULT_SANDBOX },
     } as unknown as EnsureSandboxBody,
     'kubernetes',
   );
-  await store.own(row.id);
   return row;
 }
 const facts = { journalId: 'j1', publicKey: null, isolation: 'container', incarnation: 1 };

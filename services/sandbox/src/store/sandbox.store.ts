@@ -78,11 +78,19 @@ export class SandboxStore {
     return rows[0] ?? null;
   }
 
-  /** The session's sandbox, recorded on its first tool call. Of two at once one wins. */
-  async request(body: EnsureSandboxBody, provider: string): Promise<SandboxRow> {
+  /**
+   * The session's sandbox, recorded on its first tool call; of two at once one wins. One that is made is this replica's to
+   * serve, and with a `claim` its first incarnation begins on that. `made` is false for one that was there.
+   */
+  async request(
+    body: EnsureSandboxBody,
+    provider: string,
+    claim: ((id: string) => { namespace: string; claim: string }) | null = null,
+  ): Promise<{ row: SandboxRow; made: boolean }> {
     const known = await this.ofSession(body.sessionId);
-    if (known !== null) return known;
+    if (known !== null) return { row: known, made: false };
     const id = newId('sandbox');
+    const on = claim?.(id) ?? null;
     try {
       await this.record(
         { id, workspace_id: body.workspaceId },
@@ -90,7 +98,10 @@ export class SandboxStore {
         { session_id: body.sessionId, environment_id: body.environmentId, context_key: body.contextKey, provider },
         [
           {
-            text: `insert into sandboxes (id, workspace_id, session_id, environment_id, context_key, environment, status, provider, used_at) values ($1, $2, $3, $4, $5, $6, 'starting', $7, clock_timestamp())`,
+            text: `insert into sandboxes (id, workspace_id, session_id, environment_id, context_key, environment, status, provider, used_at,
+                     owner, owner_expires_at, incarnation, namespace, claim, claimed_at)
+                   values ($1, $2, $3, $4, $5, $6, 'starting', $7, clock_timestamp(),
+                     $8, clock_timestamp() + $9 * interval '1 millisecond', $10, $11, $12::text, case when $12::text is not null then clock_timestamp() end)`,
             values: [
               id,
               body.workspaceId,
@@ -99,6 +110,11 @@ export class SandboxStore {
               body.contextKey,
               JSON.stringify(body.environment),
               provider,
+              this.#owner,
+              OWNER_TTL_MS,
+              on === null ? 0 : 1,
+              on?.namespace ?? null,
+              on?.claim ?? null,
             ],
           },
         ],
@@ -106,11 +122,11 @@ export class SandboxStore {
     } catch (error) {
       const raced = await this.ofSession(body.sessionId);
       if (raced === null) throw error;
-      return raced;
+      return { row: raced, made: false };
     }
     const made = await this.ofSession(body.sessionId);
     if (made === null) throw new Error('a sandbox vanished while it was made');
-    return made;
+    return { row: made, made: made.id === id };
   }
 
   /** Takes or renews the right to serve it; null when another replica lives and serves it. */
@@ -213,9 +229,10 @@ export class SandboxStore {
     at: { pod: string; podUid: string; node: string | null; launch: Launch },
   ): Promise<SandboxRow | null> {
     const { rows } = await this.#pool.query<SandboxRow>(
-      `update sandboxes set pod = $2, pod_uid = $3, node = $4, launch = $5, updated_at = clock_timestamp()
-       where id = $1 and status in ('starting', 'ready') and owner = $6 returning ${COLUMNS}`,
-      [id, at.pod, at.podUid, at.node, at.launch, this.#owner],
+      `update sandboxes set pod = $2, pod_uid = $3, node = $4, launch = $5, updated_at = clock_timestamp(),
+         owner_expires_at = clock_timestamp() + $7 * interval '1 millisecond'
+       where id = $1 and owner = $6 and status in ('starting', 'ready') returning ${COLUMNS}`,
+      [id, at.pod, at.podUid, at.node, at.launch, this.#owner, OWNER_TTL_MS],
     );
     return rows[0] ?? null;
   }

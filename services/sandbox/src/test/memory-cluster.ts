@@ -16,6 +16,8 @@ const owner = ({ kind, metadata }: Any) => [
  * how replicas cross each other. What a cluster really does is the business of `*.k8s.spec.ts`.
  */
 export class MemoryCluster {
+  /** Whether claims say which sandbox they are bound to, which a controller writes last. */
+  claimsSay = true;
   readonly #objects = new Map<string, Any>();
   readonly #watches = new Set<(type: Frame, object: Any) => void>();
   #version = 0;
@@ -81,8 +83,8 @@ export class MemoryCluster {
   }
 
   create(object: KubernetesObject & Record<string, unknown>): Promise<boolean> {
-    this.put(object);
-    return Promise.resolve(true);
+    if (this.#objects.has(keyOf(object))) return Promise.resolve(false);
+    return this.apply(object).then(() => true);
   }
 
   get(kind: KindName, name: string, namespace: string): Promise<Any | null> {
@@ -139,7 +141,7 @@ export class MemoryCluster {
       spec: { operatingMode: 'Running', podTemplate: { spec: { containers: [] } } },
     } as unknown as KubernetesObject & Record<string, unknown>);
     this.#makePod(sandbox);
-    this.put({ ...claim, status: { sandbox: { name } } });
+    if (this.claimsSay) this.put({ ...claim, status: { sandbox: { name } } });
   }
 
   #makePod(sandbox: Any): void {
