@@ -13,11 +13,13 @@ const CONTROLLER = 'the controller alone, claim → Ready';
 /** What the first command of a session took and what the controller took for a claim of the same pool, in milliseconds. */
 interface Claims {
   readonly first: readonly CallTimes[];
+  /** The same command again, when its sandbox is there and nothing else moves: what of the first is the command itself. */
+  readonly again?: readonly CallTimes[];
   readonly ready: readonly number[];
 }
 
 /** Both, and what is ours beyond the controller's. */
-function claimFigures(how: string, { first, ready }: Claims, bounded: boolean, detail: string): Figure[] {
+function claimFigures(how: string, { first, again = [], ready }: Claims, bounded: boolean, detail: string): Figure[] {
   const called = first.map(({ calledAt, doneAt }) => doneAt - calledAt);
   const sent = first.map(({ sentAt, doneAt }) => doneAt - sentAt);
   const of = [0.5, 0.99].map((q) => ({
@@ -46,18 +48,33 @@ function claimFigures(how: string, { first, ready }: Claims, bounded: boolean, d
       value: whole,
       unit: 'ms',
     })),
+    ...(again.length === 0
+      ? []
+      : [
+          {
+            what: `${how}: call opened → the next command done, all quiet, p50`,
+            value: median(again.map(({ calledAt, doneAt }) => doneAt - calledAt)),
+            unit: 'ms',
+          },
+        ]),
   ];
 }
 
-/** A session's first command, alone. Its sandbox is gone afterwards. */
-async function firstCommand(arena: ClusterArena, environmentId: string, launch: string): Promise<CallTimes> {
+/** A session's first command, alone, and the next one. Its sandbox is gone afterwards. */
+async function firstCommand(
+  arena: ClusterArena,
+  environmentId: string,
+  launch: string,
+): Promise<{ first: CallTimes; again: CallTimes }> {
   const session = await SandboxSession.open(arena, environmentId);
-  const times = await session.run();
+  const first = await session.run();
+  await settled(arena, await poolOf(arena, environmentId));
+  const again = await session.run();
   const sandbox = await session.sandbox();
   if (sandbox['launch'] !== launch) throw new Error(`a sandbox that was to start ${launch} did not`);
   await session.end();
   await podGone(arena, String(sandbox['pod_uid']));
-  return times;
+  return { first, again };
 }
 
 /** A claim of the same pool, alone, without Holdfast. */
@@ -86,17 +103,17 @@ async function pairs(arena: ClusterArena, launch: 'warm' | 'cold', poolSize: num
   // A pool of nothing is made by its first claim.
   await firstCommand(arena, environmentId, launch);
   const pool = await poolOf(arena, environmentId);
-  const first: CallTimes[] = [];
+  const ours: { first: CallTimes; again: CallTimes }[] = [];
   const ready: number[] = [];
   for (let n = 0; n < count; n++) {
     for (const who of n % 2 === 0 ? ['ours', 'theirs'] : ['theirs', 'ours']) {
       await settled(arena, pool);
-      if (who === 'ours') first.push(await firstCommand(arena, environmentId, launch));
+      if (who === 'ours') ours.push(await firstCommand(arena, environmentId, launch));
       else ready.push(await rawClaim(arena, pool, `raw-${launch}-${n}`, launch));
     }
   }
   await retire(arena, environmentId);
-  return { first, ready };
+  return { first: ours.map(({ first }) => first), again: ours.map(({ again }) => again), ready };
 }
 
 const WARM = 40;
