@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { roleUrl } from './postgres.ts';
-import { natsLogin, ROOT, type Settings } from './settings.ts';
+import { namedValues, natsLogin, ROOT, type Settings } from './settings.ts';
 
 /** Runs one maintenance command of the event log against these settings' servers. Returns its exit code. */
 export function maintain(settings: Settings, args: readonly string[]): number {
@@ -11,7 +11,7 @@ export function maintain(settings: Settings, args: readonly string[]): number {
       ...process.env,
       DATABASE_URL: roleUrl(settings, 'owner'),
       ...natsLogin(settings, 'session'),
-      BLOB_DIR: settings.values.BLOB_DIR ?? '',
+      ...namedValues(settings, /^BLOB_/),
       HOLDFAST_STATE_DIR: settings.stateDir,
     },
   });

@@ -25,6 +25,16 @@ export function cacheDir(): string {
   return join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'holdfast');
 }
 
+/** Builds a Go program, `module/path@version`, into a folder. @throws Error what Go says, or that there is none */
+export async function buildWithGo(program: string, folder: string): Promise<void> {
+  await mkdir(folder, { recursive: true });
+  await run('go', ['install', program], {
+    env: { ...process.env, GOBIN: folder, GOFLAGS: '' },
+    timeout: 900_000,
+    maxBuffer: 1 << 24,
+  });
+}
+
 /** True when the binary runs and is at least 2.10. */
 async function isUsable(binary: string): Promise<boolean> {
   try {
@@ -53,12 +63,7 @@ export async function findNatsServer(log: (line: string) => void): Promise<strin
   try {
     await run('go', ['version']);
     log(`building nats-server ${PINNED} with Go (once, about a minute)`);
-    await mkdir(folder, { recursive: true });
-    await run('go', ['install', `github.com/nats-io/nats-server/v2@v${PINNED}`], {
-      env: { ...process.env, GOBIN: folder, GOFLAGS: '' },
-      timeout: 900_000,
-      maxBuffer: 1 << 24,
-    });
+    await buildWithGo(`github.com/nats-io/nats-server/v2@v${PINNED}`, folder);
     if (await isUsable(cached)) return cached;
   } catch (error) {
     log(`no build with Go: ${firstLine(error)}`);

@@ -77,6 +77,13 @@ export function loadSettings(environment: NodeJS.ProcessEnv = process.env): Sett
   return settings;
 }
 
+/** The settings with such names that are not empty. */
+export function namedValues(settings: Settings, pattern: RegExp): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(settings.values).filter(([name, value]) => pattern.test(name) && value !== ''),
+  );
+}
+
 /** A password of its own for each role and user. */
 export function derivedSecret(settings: Settings, name: string): string {
   return createHmac('sha256', settings.values.HOLDFAST_SECRET ?? '')

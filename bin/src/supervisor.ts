@@ -16,7 +16,16 @@ import {
   superuserUrl,
 } from './postgres.ts';
 import { Keeper, type ProcessPlan, RunFolder } from './processes.ts';
-import { derivedSecret, loadSettings, natsLogin, natsPasswords, ROOT, replicas, type Settings } from './settings.ts';
+import {
+  derivedSecret,
+  loadSettings,
+  namedValues,
+  natsLogin,
+  natsPasswords,
+  ROOT,
+  replicas,
+  type Settings,
+} from './settings.ts';
 
 const NODE = process.execPath;
 
@@ -197,13 +206,6 @@ async function prepareSchema(): Promise<void> {
   if (!serversOnly) await bootstrap(settings, baseEnv());
 }
 
-/** Settings of a service that may be given in `.env` or the environment. */
-function passThrough(pattern: RegExp): Record<string, string> {
-  return Object.fromEntries(
-    Object.entries(settings.values).filter(([name, value]) => pattern.test(name) && value !== ''),
-  );
-}
-
 function startServices(current: Settings): void {
   status('starting the services');
   const { ports } = current;
@@ -245,7 +247,7 @@ function startServices(current: Settings): void {
         DATABASE_URL: roleUrl(current, 'session'),
         ...natsLogin(current, 'session'),
         ...modelEnv,
-        ...passThrough(/^(TURN_|MODEL_|TOOL_|SANDBOX_WAIT_MS$|WEB_FETCH_|MAX_TURNS$|BLOB_DIR$)/),
+        ...namedValues(current, /^(TURN_|MODEL_|TOOL_|SANDBOX_WAIT_MS$|WEB_FETCH_|MAX_TURNS$|BLOB_)/),
         HEALTH_PORT: String(port),
       },
       `http://127.0.0.1:${port}/readyz`,
@@ -260,7 +262,7 @@ function startServices(current: Settings): void {
         {
           DATABASE_URL: roleUrl(current, 'sandbox'),
           ...natsLogin(current, 'sandbox'),
-          ...passThrough(/^(CONTAINER_ENV_|SANDBOX_|HUB_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_DIR$|KUBECONFIG$)/),
+          ...namedValues(current, /^(CONTAINER_ENV_|SANDBOX_|HUB_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_|KUBECONFIG$)/),
           HUB_PORT: String(ports.hub),
           HUB_SECRET: derivedSecret(current, 'hub'),
           HEALTH_PORT: String(port),
@@ -278,7 +280,7 @@ function startServices(current: Settings): void {
         DATABASE_URL: roleUrl(current, 'gateway'),
         ...natsLogin(current, 'gateway-api'),
         ...modelEnv,
-        ...passThrough(/^(COMMAND_TIMEOUT_MS|SSE_PING_MS|REQUESTS_PER_MINUTE|STREAMS_PER_KEY|BLOB_DIR)$/),
+        ...namedValues(current, /^(COMMAND_TIMEOUT_MS$|SSE_PING_MS$|REQUESTS_PER_MINUTE$|STREAMS_PER_KEY$|BLOB_)/),
         API_PORT: String(port),
       },
       `http://127.0.0.1:${port}/readyz`,
@@ -290,7 +292,7 @@ function startServices(current: Settings): void {
       'dashboard',
       dashboard,
       {
-        ...passThrough(/^DASHBOARD_ALLOWED_HOSTS$/),
+        ...namedValues(current, /^DASHBOARD_ALLOWED_HOSTS$/),
         HOSTNAME: '127.0.0.1',
         PORT: String(ports.dashboard),
         GATEWAY_API_URL: `http://127.0.0.1:${ports.api}`,

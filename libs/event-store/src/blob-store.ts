@@ -1,9 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { type FileHandle, mkdir, open, rename, rm, stat, utimes } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { AppError, isId } from '@holdfast/contracts';
+import type { S3Place } from './s3-blob-store.ts';
 
 export interface BlobRef {
   /** SHA-256, hex. */
@@ -13,7 +14,8 @@ export interface BlobRef {
 
 /**
  * Bodies too large for the log, by digest. A digest resolves only within the workspace that put it (C3). A resolved `put`
- * is durable; putting the same bytes again changes nothing but the blob's age.
+ * is durable; putting the same bytes again changes nothing but the blob's age. Neither `put` nor `get` holds a large blob
+ * in memory. Both adapters, a folder and a bucket, pass the same suite (`blob-store.int`).
  *
  * `get` and `size` throw AppError `blob.not-found`.
  */
@@ -33,7 +35,7 @@ export class DirectoryBlobStore implements BlobStore {
   }
 
   async put(workspaceId: string, bytes: Uint8Array | AsyncIterable<Uint8Array>): Promise<BlobRef> {
-    const home = this.#workspaceFolder(workspaceId);
+    const home = join(this.#folder, workspacePath(workspaceId));
     const incoming = join(home, 'incoming');
     const madeHome = await mkdir(incoming, { recursive: true, mode: 0o700 });
     const temporary = join(incoming, randomBytes(12).toString('hex'));
@@ -61,9 +63,7 @@ export class DirectoryBlobStore implements BlobStore {
   }
 
   async read(workspaceId: string, digest: string): Promise<Buffer> {
-    const parts: Buffer[] = [];
-    for await (const part of await this.get(workspaceId, digest)) parts.push(part as Buffer);
-    return Buffer.concat(parts);
+    return readAll(await this.get(workspaceId, digest));
   }
 
   async size(workspaceId: string, digest: string): Promise<number> {
@@ -71,26 +71,43 @@ export class DirectoryBlobStore implements BlobStore {
       const { size } = await stat(this.#path(workspaceId, digest));
       return size;
     } catch (cause) {
-      throw new AppError('not-found', 'blob.not-found', 'There is no such blob in this workspace.', { cause });
+      throw noSuchBlob(cause);
     }
   }
 
-  /** Marks a blob as used now, so that a collector that spares young blobs spares it. */
-  async touch(workspaceId: string, digest: string): Promise<void> {
-    const now = new Date();
-    await utimes(this.#path(workspaceId, digest), now, now);
-  }
-
-  #workspaceFolder(workspaceId: string): string {
-    if (!isId('workspace', workspaceId)) throw new AppError('defect', 'blob.workspace', 'A blob needs a workspace id.');
-    return join(this.#folder, workspaceId);
-  }
-
   #path(workspaceId: string, digest: string): string {
-    if (!/^[0-9a-f]{64}$/.test(digest))
-      throw new AppError('not-found', 'blob.not-found', 'There is no such blob in this workspace.');
-    return join(this.#workspaceFolder(workspaceId), digest.slice(0, 2), digest);
+    return join(this.#folder, blobPath(workspaceId, digest));
   }
+}
+
+/** Opens the store that is configured. What a bucket needs is loaded only for one. */
+export async function openBlobStore(place: { readonly folder: string } | S3Place): Promise<BlobStore> {
+  if ('folder' in place) return new DirectoryBlobStore(place.folder);
+  const { S3BlobStore } = await import('./s3-blob-store.ts');
+  return new S3BlobStore(place);
+}
+
+/** Where a workspace's blobs lie within a store. @throws AppError `blob.workspace` */
+export function workspacePath(workspaceId: string): string {
+  if (!isId('workspace', workspaceId)) throw new AppError('defect', 'blob.workspace', 'A blob needs a workspace id.');
+  return workspaceId;
+}
+
+/** Where a blob lies within a store. @throws AppError `blob.not-found` for what no digest is, `blob.workspace` */
+export function blobPath(workspaceId: string, digest: string): string {
+  if (!/^[0-9a-f]{64}$/.test(digest)) throw noSuchBlob();
+  return `${workspacePath(workspaceId)}/${digest.slice(0, 2)}/${digest}`;
+}
+
+export function noSuchBlob(cause?: unknown): AppError {
+  return new AppError('not-found', 'blob.not-found', 'There is no such blob in this workspace.', { cause });
+}
+
+/** All bytes of a stream. */
+export async function readAll(stream: Readable): Promise<Buffer> {
+  const parts: Buffer[] = [];
+  for await (const part of stream) parts.push(part as Buffer);
+  return Buffer.concat(parts);
 }
 
 async function writeAll(file: FileHandle, bytes: Uint8Array | AsyncIterable<Uint8Array>): Promise<BlobRef> {

@@ -1,6 +1,6 @@
 export * from './append.ts';
 export * from './backup.ts';
-export * from './blob-store.ts';
+export { type BlobRef, type BlobStore, DirectoryBlobStore, openBlobStore } from './blob-store.ts';
 export * from './event-log.ts';
 export * from './idempotency.ts';
 export * from './log.migrations.ts';
@@ -8,4 +8,5 @@ export * from './maintenance.ts';
 export * from './migrate.ts';
 export * from './pool.ts';
 export * from './projection.ts';
+export type { S3Place } from './s3-blob-store.ts';
 export * from './step.ts';

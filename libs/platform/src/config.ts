@@ -7,6 +7,47 @@ import { z } from 'zod';
 /** A whole number ≥ 1: a count, or a time or size in the unit that the setting's name ends in. */
 export const positive = (fallback: number) => z.coerce.number().int().min(1).default(fallback);
 
+/** Where blobs lie: in a folder, or in a bucket where one is named. All services have to be told the same place. */
+export const blobSettings = {
+  HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
+  /** Folder of the blob store; empty = `$HOLDFAST_STATE_DIR/blobs`. */
+  BLOB_DIR: z.string().default(''),
+  /** Bucket of the blob store in place of the folder. */
+  BLOB_S3_BUCKET: z.string().default(''),
+  BLOB_S3_REGION: z.string().default('us-east-1'),
+  /** URL of an S3 server; empty = Amazon's of the region. */
+  BLOB_S3_ENDPOINT: z.union([z.literal(''), z.url({ protocol: /^https?$/ })]).default(''),
+  /** What every key begins with. */
+  BLOB_S3_PREFIX: z
+    .string()
+    .regex(/^[\w!.*'()/-]*$/, "may hold A-Z a-z 0-9 _ ! . * ' ( ) / -")
+    .default(''),
+  /** Whether the bucket's name is part of the path, as most servers but Amazon's want it. */
+  BLOB_S3_PATH_STYLE: z.enum(['true', 'false']).default('false'),
+  /** Empty, both = what the process has from its surroundings: a role of the instance or pod, the shared credentials file. */
+  BLOB_S3_ACCESS_KEY_ID: z.string().default(''),
+  BLOB_S3_SECRET_ACCESS_KEY: z.string().default(''),
+};
+export type BlobConfig = z.infer<z.ZodObject<typeof blobSettings>>;
+
+/** The place that {@link blobSettings} name, for `openBlobStore`. */
+export function blobPlace(config: BlobConfig) {
+  if (config.BLOB_S3_BUCKET === '')
+    return { folder: config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR };
+  const prefix = config.BLOB_S3_PREFIX.replace(/^\/+|\/+$/g, '');
+  return {
+    bucket: config.BLOB_S3_BUCKET,
+    region: config.BLOB_S3_REGION,
+    endpoint: config.BLOB_S3_ENDPOINT === '' ? null : config.BLOB_S3_ENDPOINT,
+    prefix: prefix === '' ? '' : `${prefix}/`,
+    pathStyle: config.BLOB_S3_PATH_STYLE === 'true',
+    credentials:
+      config.BLOB_S3_ACCESS_KEY_ID === ''
+        ? null
+        : { accessKeyId: config.BLOB_S3_ACCESS_KEY_ID, secretAccessKey: config.BLOB_S3_SECRET_ACCESS_KEY },
+  };
+}
+
 /** What every service is told; its own schema is `z.object({ ...serviceSettings, … })`. */
 export const serviceSettings = {
   /** Postgres, with the service's own role. */
@@ -15,17 +56,10 @@ export const serviceSettings = {
   NATS_USER: z.string().default(''),
   NATS_PASSWORD: z.string().default(''),
   LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
-  HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
   /** Name of this replica, for leases, the status page and the logs. */
   HOLDFAST_INSTANCE: z.string().default(hostname()),
-  /** Folder of the blob store; empty = `$HOLDFAST_STATE_DIR/blobs`. */
-  BLOB_DIR: z.string().default(''),
+  ...blobSettings,
 };
-
-/** Where the blob store lies. */
-export function blobFolder(config: { readonly BLOB_DIR: string; readonly HOLDFAST_STATE_DIR: string }): string {
-  return config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR;
-}
 
 type Environment = Readonly<Record<string, string | undefined>>;
 

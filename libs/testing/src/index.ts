@@ -6,5 +6,6 @@ export * from './nats.ts';
 export * from './platform.ts';
 export * from './postgres.ts';
 export * from './python.ts';
+export * from './s3.ts';
 export * from './sandbox-processes.ts';
 export * from './shared-server.ts';

@@ -1,12 +1,12 @@
 import 'reflect-metadata';
-import { blobFolder, loadConfig, runService } from '@holdfast/platform';
+import { blobPlace, blobSettings, loadConfig, runService } from '@holdfast/platform';
 import { z } from 'zod';
 import { Maintenance } from './maintenance/maintenance.commands.ts';
 
 const HELP = `usage: bin/log COMMAND
   check            finds gaps in streams and rows that a fresh fold does not give; exit code 1 when it found any
   rebuild NAME     writes a projection's rows anew from the log, online; NAME: sessions
-  backup FOLDER    the database and the blobs into a new folder, while services run
+  backup FOLDER    the database and a blob folder into a new folder, while services run
   restore FOLDER   a backup into a database without events; needs the services stopped
   rebase           mends a log whose database came from another Postgres cluster; needs the services stopped
   refill           empties the JetStream stream EVENTS and fills it from Postgres, while services run
@@ -30,14 +30,14 @@ await runService(async () => {
       NATS_URL: z.string().default('nats://127.0.0.1:4222'),
       NATS_USER: z.string().default(''),
       NATS_PASSWORD: z.string().default(''),
-      HOLDFAST_STATE_DIR: z.string().default('.holdfast'),
-      BLOB_DIR: z.string().default(''),
+      ...blobSettings,
     }),
     process.env,
   );
+  const place = blobPlace(config);
   const maintenance = new Maintenance({
     databaseUrl: config.DATABASE_URL,
-    blobDir: blobFolder(config),
+    blobDir: 'folder' in place ? place.folder : null,
     nats: { servers: config.NATS_URL, user: config.NATS_USER, password: config.NATS_PASSWORD },
     say: write,
   });

@@ -8,8 +8,8 @@ import {
   LIMITS,
   type ServiceBeat,
 } from '@holdfast/contracts';
-import { asLogError, createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
-import { blobFolder, Health, invalidRequest, startBeats } from '@holdfast/platform';
+import { asLogError, createLogPool, EventLog, openBlobStore } from '@holdfast/event-store';
+import { blobPlace, Health, invalidRequest, startBeats } from '@holdfast/platform';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type pg from 'pg';
 import type { Logger } from 'pino';
@@ -65,7 +65,7 @@ export class GatewayService {
       name: config.HOLDFAST_INSTANCE,
       onStatus: (status, detail) => logger.info({ status, detail }, 'bus'),
     });
-    const blobs = new DirectoryBlobStore(blobFolder(config));
+    const blobs = await openBlobStore(blobPlace(config));
     const authenticator = new Authenticator(pool);
     const reader = new CatalogueReader(pool);
     const content = new ContentBlobs(blobs);

@@ -10,9 +10,9 @@ import {
   parseStream,
   type StoredEvent,
 } from '@holdfast/contracts';
-import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
+import { createLogPool, EventLog, openBlobStore } from '@holdfast/event-store';
 import type { Logger } from '@holdfast/platform';
-import { blobFolder, Health, startBeats, startHealthServer } from '@holdfast/platform';
+import { blobPlace, Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import type { SandboxConfig } from '../config.ts';
 import { LocalHost } from '../local/local-host.ts';
@@ -77,7 +77,7 @@ export class SandboxService {
       bus,
       pool,
       store,
-      blobs: new DirectoryBlobStore(blobFolder(config)),
+      blobs: await openBlobStore(blobPlace(config)),
       env: this.#env,
       logger,
     };

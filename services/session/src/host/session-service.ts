@@ -17,12 +17,12 @@ import {
   asLogError,
   assertLogUsable,
   createLogPool,
-  DirectoryBlobStore,
   EventLog,
   forgetOldIdempotency,
+  openBlobStore,
   step,
 } from '@holdfast/event-store';
-import { blobFolder, Health, startBeats, startHealthServer } from '@holdfast/platform';
+import { blobPlace, Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import type { DataSource } from 'typeorm';
@@ -104,7 +104,7 @@ export class SessionService {
     const catalogue = new Catalogue(source);
     const idempotent = new Idempotent(pool, log);
     const store = new SessionStore(log);
-    const blobs = new DirectoryBlobStore(blobFolder(config));
+    const blobs = await openBlobStore(blobPlace(config));
     const model = new ChatCompletionsGateway({
       baseUrl: config.LITELLM_GATEWAY_URL,
       apiKey: config.LITELLM_API_KEY,

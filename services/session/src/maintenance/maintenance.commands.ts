@@ -21,7 +21,8 @@ import { sessionProjection } from '../session/session.projection.ts';
 export interface MaintenanceOptions {
   /** The owner's connection: restore and rebase touch what services may not. */
   readonly databaseUrl: string;
-  readonly blobDir: string;
+  /** The blob store's folder; null = it is a bucket, which is not this command's to copy. */
+  readonly blobDir: string | null;
   readonly nats: { readonly servers: string; readonly user: string; readonly password: string };
   readonly say: (line: string) => void;
 }
@@ -74,9 +75,11 @@ export class Maintenance {
     if ((await readdir(folder)).length > 0)
       throw new AppError('rejected', 'backup.folder', `${folder} is not empty; a backup gets a folder of its own.`);
     const rows = await backup(this.#options.databaseUrl, join(folder, DATABASE_FILE));
+    const { blobDir } = this.#options;
+    if (blobDir === null) this.#options.say('the blobs are not part of it: back up their bucket, after this');
     // Blobs are durable before the event that names them, and never change: copied afterwards they are all there.
-    if (await exists(this.#options.blobDir))
-      await cp(this.#options.blobDir, join(folder, 'blobs'), { recursive: true, preserveTimestamps: true });
+    else if (await exists(blobDir))
+      await cp(blobDir, join(folder, 'blobs'), { recursive: true, preserveTimestamps: true });
     await writeFile(join(folder, MANIFEST_FILE), JSON.stringify({ madeAt: new Date().toISOString(), rows }), {
       flush: true,
     });
@@ -101,8 +104,10 @@ export class Maintenance {
       if ((rows[table] ?? 0) !== count)
         throw new AppError('defect', 'backup.incomplete', `${table} has ${rows[table] ?? 0} rows, not ${count}.`);
     }
-    if (await exists(join(folder, 'blobs')))
-      await cp(join(folder, 'blobs'), this.#options.blobDir, { recursive: true, preserveTimestamps: true });
+    const { blobDir } = this.#options;
+    if (blobDir === null) this.#options.say('the blobs are not part of it: restore their bucket');
+    else if (await exists(join(folder, 'blobs')))
+      await cp(join(folder, 'blobs'), blobDir, { recursive: true, preserveTimestamps: true });
     await this.refill();
     return rows;
   }
