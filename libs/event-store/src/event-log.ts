@@ -54,6 +54,14 @@ interface EventRow {
 }
 const COLUMNS = 'position, id, workspace_id, stream_id, version, type, schema_version, data, metadata, recorded_at';
 const MAX_PAGE = 10_000;
+const MAX_VERSION = 2 ** 31 - 1;
+
+/** Which events of a stream: those after a version, up to one (absent = to the end), at most so many. */
+export interface StreamPage {
+  readonly afterVersion: number;
+  readonly throughVersion?: number | undefined;
+  readonly limit?: number;
+}
 
 /**
  * The append-only log. A resolved `append` is committed and durable; a rejected one with a refusal stored nothing.
@@ -87,19 +95,25 @@ export class EventLog {
   /** Events of one stream after a version, oldest first, at most `limit` (default and bound 10,000). */
   async readStream(
     streamId: string,
-    options: { afterVersion: number; limit?: number; types?: readonly string[] },
+    options: StreamPage & { types?: readonly string[] },
     reader: Transaction = this.#pool,
   ): Promise<StoredEvent[]> {
     const { rows } = await reader.query<EventRow>(
       `select ${COLUMNS} from events where stream_id = $1 and version > $2 and ($4::text[] is null or type = any ($4))
-       order by version limit $3`,
-      [streamId, options.afterVersion, Math.min(options.limit ?? MAX_PAGE, MAX_PAGE), options.types ?? null],
+         and version <= $5 order by version limit $3`,
+      [
+        streamId,
+        options.afterVersion,
+        Math.min(options.limit ?? MAX_PAGE, MAX_PAGE),
+        options.types ?? null,
+        options.throughVersion ?? MAX_VERSION,
+      ],
     );
     return rows.map((row) => this.#event(row));
   }
 
   /** Like {@link readStream} with bodies left as text; not upcast, so callers check `schemaVersion`. */
-  async readStreamRaw(streamId: string, options: { afterVersion: number; limit?: number }): Promise<RawEvent[]> {
+  async readStreamRaw(streamId: string, options: StreamPage): Promise<RawEvent[]> {
     const { rows } = await this.#pool.query<{
       id: string;
       version: number;
@@ -110,8 +124,13 @@ export class EventLog {
     }>({
       name: 'log-read-raw',
       text: `select id, version, type, schema_version, data::text as data, recorded_at from events
-             where stream_id = $1 and version > $2 order by version limit $3`,
-      values: [streamId, options.afterVersion, Math.min(options.limit ?? MAX_PAGE, MAX_PAGE)],
+             where stream_id = $1 and version > $2 and version <= $4 order by version limit $3`,
+      values: [
+        streamId,
+        options.afterVersion,
+        Math.min(options.limit ?? MAX_PAGE, MAX_PAGE),
+        options.throughVersion ?? MAX_VERSION,
+      ],
     });
     return rows.map((row) => ({
       id: row.id,

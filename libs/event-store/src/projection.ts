@@ -41,7 +41,23 @@ export async function project<S>(
   await projection.save(transaction, states);
 }
 
-const REBUILD_PAGE = 5_000;
+const FOLD_PAGE = 5_000;
+
+/** Folds one stream from its start up to a version, or to its end; undefined where there is nothing to fold. */
+export async function foldStream<S>(
+  log: EventLog,
+  fold: Projection<S>['fold'],
+  streamId: string,
+  throughVersion?: number,
+): Promise<S | undefined> {
+  let state: S | undefined;
+  for (let afterVersion = 0; ; ) {
+    const events = await log.readStream(streamId, { afterVersion, throughVersion, limit: FOLD_PAGE });
+    for (const event of events) state = fold(state, event);
+    afterVersion += events.length;
+    if (events.length < FOLD_PAGE) return state;
+  }
+}
 
 /**
  * Rebuilds a projection online, stream by stream. The fold reads without a lock; only its last page and the row are
@@ -80,17 +96,17 @@ async function rebuildStream<S>(
   let state: S | undefined;
   let version = 0;
   const foldPage = async (reader?: pg.PoolClient): Promise<number> => {
-    const events = await log.readStream(streamId, { afterVersion: version, limit: REBUILD_PAGE }, reader);
+    const events = await log.readStream(streamId, { afterVersion: version, limit: FOLD_PAGE }, reader);
     for (const event of events) state = projection.fold(state, event);
     version += events.length;
     return events.length;
   };
-  while ((await foldPage()) === REBUILD_PAGE);
+  while ((await foldPage()) === FOLD_PAGE);
   const client = await pool.connect();
   try {
     await client.query('begin');
     await client.query('select 1 from streams where stream_id = $1 for update', [streamId]);
-    while ((await foldPage(client)) === REBUILD_PAGE);
+    while ((await foldPage(client)) === FOLD_PAGE);
     await projection.save(client, new Map([[streamId, state]]));
     await client.query('commit');
     client.release();
@@ -112,13 +128,7 @@ export async function compareProjection<S>(
   );
   const different: { streamId: string; live: S | undefined; rebuilt: S | undefined }[] = [];
   for (const { stream_id: streamId } of rows) {
-    let rebuilt: S | undefined;
-    for (let afterVersion = 0; ; ) {
-      const events = await log.readStream(streamId, { afterVersion, limit: REBUILD_PAGE });
-      for (const event of events) rebuilt = projection.fold(rebuilt, event);
-      afterVersion += events.length;
-      if (events.length < REBUILD_PAGE) break;
-    }
+    const rebuilt = await foldStream<S>(log, (state, event) => projection.fold(state, event), streamId);
     const live = (await projection.load(pool, [streamId])).get(streamId);
     if (canonical(live) !== canonical(rebuilt)) different.push({ streamId, live, rebuilt });
   }

@@ -1,4 +1,6 @@
 import { unreachable } from '../errors.ts';
+import type { StoredEvent } from '../event-declaration.ts';
+import { eventVersions } from '../event-versions.ts';
 import type { AgentSnapshot } from '../wire/agents.ts';
 import type { StopReason } from '../wire/events.ts';
 import type { Session, SessionStatus, SessionUsage } from '../wire/sessions.ts';
@@ -133,6 +135,17 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
     default:
       return unreachable(event);
   }
+}
+
+/**
+ * {@link evolveSessionView} over events as they are stored; undefined before a session exists and after it was deleted.
+ *
+ * @throws AppError `event.newer-version`
+ */
+export function foldSessionView(view: SessionView | undefined, event: StoredEvent): SessionView | undefined {
+  eventVersions.requireReadable(event);
+  const next = evolveSessionView(view, event as unknown as SessionEvent);
+  return next?.deleted === true ? undefined : next;
 }
 
 /** The wire's session resource. `now` (RFC 3339) dates the durations of a session that still runs. */

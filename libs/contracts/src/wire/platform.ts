@@ -2,6 +2,7 @@ import { z } from 'zod';
 import type { DeepReadonly } from '../json.ts';
 import { jsonObject } from '../json-schema.ts';
 import { timestamp } from './common.ts';
+import { sessionEventResource } from './events.ts';
 
 const amounts = z.record(z.string(), z.int());
 
@@ -44,6 +45,17 @@ const timelineEntry = z.strictObject({
   metadata: jsonObject,
 });
 export type TimelineEntry = DeepReadonly<z.infer<typeof timelineEntry>>;
+
+const hash = z.string().regex(/^[0-9a-f]{64}$/);
+/** A line of `GET /v1/sessions/{id}/events/export`. The last one is the `end`. */
+export const exportLine = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('export'), format: z.literal('holdfast-export-1'), session_id: z.string(), hash }),
+  /** A durable frame of the event stream under the log version that the stream gives as its id. */
+  z.strictObject({ type: z.literal('event'), version: z.int(), event: sessionEventResource, hash }),
+  /** `head_hash` is that of the line before it. */
+  z.strictObject({ type: z.literal('end'), events: z.int(), last_version: z.int(), head_hash: hash, hash }),
+]);
+export type ExportLine = DeepReadonly<z.infer<typeof exportLine>>;
 
 /** `GET /v1/sessions/{id}/x/timeline` and of sandboxes: a log as it is stored, internal events too. */
 export const timelinePage = z.strictObject({

@@ -1,17 +1,22 @@
 import {
   AppError,
   eventVersions,
+  foldSessionView,
+  isId,
   LIMITS,
+  MessageProcessed,
   type Page,
   QUEUED_TYPES,
+  type Session,
   type StoredEvent,
+  sessionResource,
   streamOf,
   type TimelinePage,
   WIRE_LOG_TYPES,
   type WireEvent,
   wireFrame,
 } from '@holdfast/contracts';
-import type { EventLog } from '@holdfast/event-store';
+import { type EventLog, foldStream, type StreamPage } from '@holdfast/event-store';
 import type pg from 'pg';
 import { decodeEventPlace, type EventPlace, encodeCursor, type Order } from '../http/cursor.ts';
 import type { Query, TimeRange } from '../http/query.ts';
@@ -21,10 +26,20 @@ import type { ContentBlobs } from './content.blobs.ts';
 
 const DEFAULT_PAGE = 100;
 const TIMELINE_PAGE = 200;
+/** Few, because a reader takes them at its own pace: 64 KiB of content inline each at most, and `pageBlobBytes` of blobs. */
+const EXPORT_PAGE = 100;
+const STAMP_PAGE = 100;
 const OPERATORS = { gt: '>', gte: '>=', lt: '<', lte: '<=' } as const;
 const WIRE_TYPES: ReadonlySet<string> = new Set(WIRE_LOG_TYPES);
 const STAMPED_TYPES = WIRE_LOG_TYPES.filter((type) => !QUEUED_TYPES.includes(type));
 const EVENT_COLUMNS = 'id, workspace_id, version, type, schema_version, data, recorded_at';
+
+/** One durable frame of a session's stream; `json` is its data. */
+export interface ShownEvent {
+  readonly version: number;
+  readonly type: string;
+  readonly json: string;
+}
 
 interface Row {
   part: keyof EventPlace;
@@ -54,10 +69,35 @@ export class EventReader {
    * fewer where blobs would take too much memory.
    */
   async frames(workspaceId: string, sessionId: string, afterVersion: number, limit: number): Promise<SseBatch | null> {
-    const rows = await this.#log.readStreamRaw(streamOf('session', sessionId), { afterVersion, limit });
+    const page = await this.#page(workspaceId, sessionId, { afterVersion, limit });
+    if (page === null) return null;
+    const frames = page.shown.map(({ version, type, json }): SseFrame => {
+      return { version, type, bytes: Buffer.from(durableFrame(version, type, json)) };
+    });
+    return { fromVersion: afterVersion + 1, toVersion: page.toVersion, frames };
+  }
+
+  /** The whole log of a session up to a version as its stream shows it, oldest first, read as it is taken. */
+  async *shown(workspaceId: string, sessionId: string, throughVersion: number): AsyncGenerator<ShownEvent, void> {
+    for (let afterVersion = 0; ; ) {
+      const asked = { afterVersion, throughVersion, limit: EXPORT_PAGE };
+      const page = await this.#page(workspaceId, sessionId, asked);
+      if (page === null) return;
+      yield* page.shown;
+      afterVersion = page.toVersion;
+    }
+  }
+
+  /** What the stream shows of one page of the log; null where the log holds nothing more. */
+  async #page(
+    workspaceId: string,
+    sessionId: string,
+    asked: StreamPage,
+  ): Promise<{ readonly toVersion: number; readonly shown: readonly ShownEvent[] } | null> {
+    const rows = await this.#log.readStreamRaw(streamOf('session', sessionId), asked);
     if (rows.length === 0) return null;
-    const frames: SseFrame[] = [];
-    let toVersion = afterVersion;
+    const shown: ShownEvent[] = [];
+    let toVersion = asked.afterVersion;
     let blobBytes = 0;
     for (const row of rows) {
       const internal = !WIRE_TYPES.has(row.type);
@@ -71,17 +111,54 @@ export class EventReader {
       });
       if (wire !== undefined) {
         blobBytes += this.#blobs.sizeOf(wire);
-        if (blobBytes > LIMITS.pageBlobBytes && frames.length > 0) break;
+        if (blobBytes > LIMITS.pageBlobBytes && shown.length > 0) break;
         const json = JSON.stringify(await this.#blobs.inline(workspaceId, wire));
-        frames.push({
-          version: row.version,
-          type: wire.type,
-          bytes: Buffer.from(durableFrame(row.version, wire.type, json)),
-        });
+        shown.push({ version: row.version, type: wire.type, json });
       }
       toVersion = row.version;
     }
-    return { fromVersion: afterVersion + 1, toVersion, frames };
+    return { toVersion, shown };
+  }
+
+  /** A session as it was right after a version of its log: the fold of the read model, over fewer events. */
+  async sessionAt(sessionId: string, version: number): Promise<Session> {
+    const view = await foldStream(this.#log, foldSessionView, streamOf('session', sessionId), version);
+    if (view === undefined)
+      throw new AppError('defect', 'session.no-view', `Nothing is known of the session at version ${version}.`);
+    return sessionResource(view, view.updatedAt);
+  }
+
+  /**
+   * The version that `at` names: a log version, or an event's place. A message stands where the agent took it, as in
+   * {@link list}; one that waits, where it was accepted.
+   *
+   * @throws AppError `event.not-in-session`, `session.no-such-version`
+   */
+  async placeOf(sessionId: string, at: string, head: number): Promise<number> {
+    if (isId('event', at)) {
+      const accepted = await this.versionOf(sessionId, at);
+      return (await this.#stampOf(sessionId, at, accepted)) ?? accepted;
+    }
+    const version = /^\d{1,10}$/.test(at) ? Number(at) : 0;
+    if (version >= 1 && version <= head) return version;
+    throw new AppError(
+      'invalid',
+      'session.no-such-version',
+      `"at" must be a log version from 1 to ${head} or the id of one of the session's events.`,
+    );
+  }
+
+  async #stampOf(sessionId: string, eventId: string, accepted: number): Promise<number | undefined> {
+    const streamId = streamOf('session', sessionId);
+    const [own] = await this.#log.readStream(streamId, { afterVersion: accepted - 1, limit: 1 });
+    if (own === undefined || !QUEUED_TYPES.includes(own.type)) return undefined;
+    for (let afterVersion = accepted; ; ) {
+      const page = { afterVersion, limit: STAMP_PAGE, types: [MessageProcessed.type] };
+      const stamps = await this.#log.readStream(streamId, page);
+      const stamp = stamps.find(({ data }) => data['event_id'] === eventId);
+      if (stamp !== undefined || stamps.length < STAMP_PAGE) return stamp?.version;
+      afterVersion = stamps[stamps.length - 1]?.version ?? afterVersion;
+    }
   }
 
   /**

@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream';
 import { type Bus, connectBus, type Registration } from '@holdfast/bus';
 import {
   ALL_SERVICE_BEATS,
@@ -181,17 +182,27 @@ function addRoute(server: FastifyInstance, one: Operation, callers: Callers): vo
     method: one.method,
     url: one.path,
     ...(one.takesContent === true ? { bodyLimit: LIMITS.contentBodyBytes } : {}),
-    // A HEAD of a stream would never end.
-    exposeHeadRoute: one.streams !== true,
+    // A HEAD of a stream would never end, and one of lines would make them all.
+    exposeHeadRoute: one.streams !== true && one.lines !== true,
     ...(one.authenticated === false
       ? {}
       : { onRequest: (request: FastifyRequest, reply: FastifyReply) => callers.admit(request, reply) }),
     handler: async (request: FastifyRequest, reply: FastifyReply) => {
       const body = parseBody(one, request.body) as never;
       const result = await orUnavailable(one.handle(new Exchange(request, reply, callers.of(request), body)));
+      if (one.lines === true) return sendLines(reply, result as AsyncIterable<string>);
       return one.streams === true ? reply : result;
     },
   });
+}
+
+/**
+ * Takes lines as fast as the caller does. One that cannot be made cuts the connection: what is whole has its last line.
+ */
+function sendLines(reply: FastifyReply, lines: AsyncIterable<string>): FastifyReply {
+  reply.type('application/x-ndjson; charset=utf-8').header('cache-control', 'no-cache, no-transform');
+  // Counted in bytes: as objects it would hold sixteen lines, which may be large.
+  return reply.send(Readable.from(lines, { objectMode: false }));
 }
 
 function refuseRoute(server: FastifyInstance, name: string, path: string, callers: Callers): void {

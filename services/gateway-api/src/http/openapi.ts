@@ -59,6 +59,7 @@ const QUERY: Readonly<Record<string, object>> = {
   'types[]': { type: 'array', items: text },
   'event_deltas[]': listOf('agent.message', 'agent.thinking'),
   after: { ...text, description: 'A log version or an event id; what follows is sent first. `0` is the start.' },
+  at: { ...text, description: 'A log version or an event id: the session as it was right after it.' },
   x_needs_action: { type: 'boolean', description: 'Only sessions that wait for the client.' },
   x_text: { ...text, description: 'Only sessions whose title or id holds this.' },
   lifecycle: { type: 'string', enum: ['active', 'deprecated', 'retired'] },
@@ -138,9 +139,8 @@ export function openApiDocument(operations: readonly Operation[]): object {
             }),
         responses: {
           200: {
-            description: one.streams === true ? 'Server-sent events; each has one of these as its data.' : 'OK',
+            ...contentOf(one, answer),
             headers: { 'request-id': { schema: text } },
-            content: { [one.streams === true ? 'text/event-stream' : 'application/json']: { schema: answer } },
           },
           ...Object.fromEntries(
             Object.keys(FAILURES).map((status) => [status, { $ref: `#/components/responses/${status}` }]),
@@ -184,6 +184,17 @@ export function openApiDocument(operations: readonly Operation[]): object {
       schemas: { Error: errorSchema, ...schemasOf(bodies, 'input'), ...schemasOf(answers, 'output') },
     },
   };
+}
+
+function contentOf(one: Operation, schema: object): { description: string; content: object } {
+  if (one.streams === true)
+    return {
+      description: 'Server-sent events; each has one of these as its data.',
+      content: { 'text/event-stream': { schema } },
+    };
+  if (one.lines === true)
+    return { description: 'Lines; each is one of these.', content: { 'application/x-ndjson': { schema } } };
+  return { description: 'OK', content: { 'application/json': { schema } } };
 }
 
 const ref = (name: string): object => ({ $ref: `#/components/schemas/${name}` });

@@ -11,7 +11,7 @@ export interface Operation<S extends z.ZodType = z.ZodType> {
   /** False = answers callers without a credential. */
   readonly authenticated?: boolean;
   readonly body?: S;
-  /** What a 200 holds; of a stream, what a frame's `data` holds. */
+  /** What a 200 holds; of a stream, what a frame's `data` holds; of lines, what each is. */
   readonly answer: z.ZodType;
   /** True when the body carries content and may be as large as `LIMITS.contentBodyBytes`. */
   readonly takesContent?: boolean;
@@ -19,6 +19,8 @@ export interface Operation<S extends z.ZodType = z.ZodType> {
   readonly query?: readonly string[];
   /** True when `handle` writes the answer by itself. */
   readonly streams?: boolean;
+  /** True when `handle` gives an `AsyncIterable<string>` of lines of JSON, which are sent as the caller takes them. */
+  readonly lines?: boolean;
   readonly handle: (exchange: Exchange<z.infer<S>>) => Promise<unknown>;
 }
 

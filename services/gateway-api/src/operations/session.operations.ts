@@ -4,6 +4,7 @@ import {
   deleted,
   eventDeltaFrame,
   eventStartFrame,
+  exportLine,
   isId,
   newId,
   pageOf,
@@ -26,6 +27,7 @@ import type { CatalogueReader } from '../data/catalogue.reader.ts';
 import type { ContentBlobs } from '../data/content.blobs.ts';
 import type { EventReader } from '../data/event.reader.ts';
 import type { ModelCatalogue } from '../data/model.catalogue.ts';
+import { exportLines } from '../data/session-export.ts';
 import type { Commands, Exchange } from '../http/exchange.ts';
 import type { StreamHub } from '../stream/stream-hub.ts';
 import { pathId } from './catalogue.operations.ts';
@@ -181,9 +183,16 @@ export function sessionOperations(parts: {
       method: 'GET',
       path: '/v1/sessions/:id',
       id: 'retrieveSession',
-      summary: 'A session.',
+      summary: 'A session; with `at`, as it was then.',
       answer: sessionResourceSchema,
-      handle: (exchange) => reader.session(exchange.principal.workspaceId, pathId(exchange, 'session')),
+      query: ['at'],
+      handle: async (exchange) => {
+        const id = pathId(exchange, 'session');
+        const at = exchange.query.one('at');
+        if (at === undefined) return reader.session(exchange.principal.workspaceId, id);
+        const { version } = await reader.sessionView(exchange.principal.workspaceId, id);
+        return events.sessionAt(id, await events.placeOf(id, at, version));
+      },
     }),
     operation({
       method: 'POST',
@@ -263,6 +272,21 @@ export function sessionOperations(parts: {
       query: ['event_deltas[]', 'after'],
       streams: true,
       handle: streamEvents,
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/sessions/:id/events/export',
+      id: 'exportEvents',
+      summary: 'The whole log up to now as lines of JSON, chained by hashes. The last line says that it is whole.',
+      answer: exportLine,
+      lines: true,
+      handle: async (exchange) => {
+        const id = pathId(exchange, 'session');
+        const { workspaceId } = exchange.principal;
+        const { version } = await reader.sessionView(workspaceId, id);
+        exchange.reply.header('content-disposition', `attachment; filename="${id}.ndjson"`);
+        return exportLines(id, events.shown(workspaceId, id, version));
+      },
     }),
     operation({
       method: 'GET',

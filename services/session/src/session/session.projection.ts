@@ -1,4 +1,4 @@
-import { eventVersions, evolveSessionView, type SessionEvent, type SessionView } from '@holdfast/contracts';
+import { foldSessionView, type SessionView } from '@holdfast/contracts';
 import type { Projection, Transaction } from '@holdfast/event-store';
 
 const PREFIX = 'session-';
@@ -8,12 +8,7 @@ export const sessionProjection: Projection<SessionView> = {
   name: 'sessions',
   tables: ['sessions'],
   streamPrefix: PREFIX,
-
-  fold(view, event) {
-    eventVersions.requireReadable(event);
-    const next = evolveSessionView(view, event as unknown as SessionEvent);
-    return next?.deleted === true ? undefined : next;
-  },
+  fold: foldSessionView,
 
   async load(transaction: Transaction, streamIds) {
     const { rows } = await transaction.query<{ id: string; view: SessionView }>(
