@@ -15,6 +15,11 @@ import { SANDBOX_TOOLS } from '../wire/agents.ts';
 export const RUNNER_LINK_PATH = '/runner-link';
 /** A link that is silent for so long is taken as gone; both sides ping at a third of it. */
 export const LINK_SILENCE_MS = 9_000;
+/**
+ * How a runner closes a link when it leaves in good order: it has told how everything ended that it had begun, so what the
+ * hub has heard no result of never began here, and never will. Any other end says nothing of that.
+ */
+export const RUNNER_LEFT = 4_000;
 /** What one message may hold; longer output travels in pieces. */
 export const LINK_MESSAGE_BYTES = 8 * 1024 * 1024;
 

@@ -18,6 +18,8 @@ import type { HostParts } from './sandbox-host.port.ts';
 export interface LinkedParts extends Pick<HostParts, 'bus' | 'blobs' | 'env' | 'logger'> {
   /** Why no tool may run now; null when it may. */
   readonly lack: () => Promise<string | null>;
+  /** Whether it is about to end: then it is asked for nothing new, and what runs is still heard. */
+  readonly ending: () => boolean;
 }
 
 /** A sandbox whose runner's link this replica holds: the subjects that lead to it, and when it was used last. */
@@ -70,6 +72,17 @@ export class LinkedSandbox {
     return this.#link;
   }
 
+  /** For what begins now. @throws AppError as {@link link}, and `sandbox.not-linked` when it is about to end */
+  get #lasting(): RunnerLink {
+    if (this.#parts.ending())
+      throw new AppError(
+        'unavailable',
+        'sandbox.not-linked',
+        'The sandbox is about to end; the next one takes the call.',
+      );
+    return this.link;
+  }
+
   /** Takes no calls any more, because it is about to rest. False when one runs: then it goes on as before. */
   retire(): boolean {
     this.#retired = !this.busy;
@@ -78,7 +91,7 @@ export class LinkedSandbox {
 
   async claim(generation: number): Promise<EnsureSandboxReply> {
     this.lastUsedMs = Date.now();
-    const { link } = this;
+    const link = this.#lasting;
     await link.claim(generation);
     return { sandboxId: this.row.id, journalId: link.journalId };
   }
@@ -105,7 +118,7 @@ export class LinkedSandbox {
     this.lastUsedMs = Date.now();
     const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
     try {
-      const { link } = this;
+      const link = this.#lasting;
       const lack = await this.#parts.lack();
       send({ kind: 'done', result: shown(lack === null ? await link.exec(body) : await refused(link, body, lack)) });
     } finally {

@@ -155,6 +155,23 @@ describe('a runner in a pod', () => {
     expect([link.open, cluster.refusals]).toEqual([false, []]);
   });
 
+  it('lets end on SIGTERM what ends by itself in a moment, and begins nothing more: that was not sent', async () => {
+    const runner = cluster.start('p1');
+    const link = await cluster.linked('p1');
+    welcome(link);
+    const short = link.exec(bash('echo begun > short; sleep 0.3; echo over'));
+    const long = link.exec(bash('echo begun > long; sleep 30'));
+    for (const file of ['short', 'long']) await until(file, () => existsSync(join(runner.workspace, file)));
+    runner.child.kill('SIGTERM');
+    await sleep(50);
+    const late = link.exec(bash('echo begun > late'));
+    await expect(late).rejects.toMatchObject({ code: 'sandbox.not-linked' });
+    expect(await short).toMatchObject({ outcome: 'completed', text: 'over\n' });
+    expect(await long).toMatchObject({ outcome: 'cancelled' });
+    expect(await runner.exited).toBe(0);
+    expect(existsSync(join(runner.workspace, 'late'))).toBe(false);
+  });
+
   it('leaves on SIGTERM also where there is no hub, or one that does not answer', async () => {
     const nowhere = cluster.start('p1', { HOLDFAST_HUB_URL: 'wss://127.0.0.1:1' });
     await until('a complaint', () => nowhere.log.includes('ECONNREFUSED'));

@@ -104,6 +104,26 @@ describe('a call', () => {
       await expect(late).rejects.toMatchObject(lost);
   });
 
+  it('that its runner had not begun when it left was not sent; what else is asked is lost', async () => {
+    await welcome();
+    const [told, untold, claim] = [link.exec(call), link.exec({ ...call, callId: 'c2' }), link.claim(1)];
+    await runner.hears('claim');
+    runner.say({ type: 'done', callId: 'c1', result });
+    runner.socket.close(4_000);
+    expect(await told).toMatchObject(result);
+    await expect(untold).rejects.toMatchObject({ kind: 'unavailable', code: 'sandbox.not-linked' });
+    await expect(claim).rejects.toMatchObject(lost);
+    expect([faults, losses]).toEqual([[], 1]);
+  });
+
+  it('that a runner leaves open is lost with it', async () => {
+    await welcome();
+    const left = link.exec(call);
+    await runner.hears('exec');
+    runner.socket.close(1_001);
+    await expect(left).rejects.toMatchObject(lost);
+  });
+
   it('of an older generation is refused, and no newer one with it', async () => {
     await welcome();
     const [older, newer] = [link.exec(call), link.exec({ ...call, generation: 2 })];

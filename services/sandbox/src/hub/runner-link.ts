@@ -5,6 +5,7 @@ import {
   type ExecBody,
   type HubMessage,
   LINK_SILENCE_MS,
+  RUNNER_LEFT,
   type RunnerMessage,
   type RunnerOutcome,
   type ToolOutcome,
@@ -48,7 +49,8 @@ interface Question {
 /**
  * The link to one runner that has proven itself, from its greeting to its end. It may wait unclaimed: calls are possible
  * once it is welcome. A runner that dials again gets a new link; what was pending on the old one is rejected with
- * `sandbox.link-lost` and can be asked for again there.
+ * `sandbox.link-lost` and can be asked for again there. Calls that a runner had not begun when it left in good order are
+ * rejected with `sandbox.not-linked`: they were not sent.
  */
 export class RunnerLink {
   readonly journalId: string;
@@ -85,9 +87,9 @@ export class RunnerLink {
     socket.on('error', (error: NodeJS.ErrnoException) => {
       if (error.code?.startsWith('WS_ERR_') === true) this.#fault('it sent a message that cannot be read');
     });
-    socket.on('close', () => {
+    socket.on('close', (code) => {
       clearInterval(watch);
-      this.#end();
+      this.#end(code === RUNNER_LEFT ? left() : lost());
     });
   }
 
@@ -106,7 +108,10 @@ export class RunnerLink {
     this.#send({ type: 'welcome', env: { ...env } });
   }
 
-  /** Runs a call, or joins it when it runs already. @throws AppError `sandbox.link-lost`, `sandbox.stale-generation` */
+  /**
+   * Runs a call, or joins it when it runs already. @throws AppError `sandbox.link-lost`, `sandbox.not-linked` when the
+   * runner left and had not begun it, `sandbox.stale-generation`
+   */
   exec({ callId, generation, tool, input, timeoutMs }: ExecBody): Promise<ToolOutcome> {
     return new Promise((resolve, reject) => {
       this.#mustStand();
@@ -204,10 +209,10 @@ export class RunnerLink {
     this.handlers.onFault(reason);
   }
 
-  #end(): void {
+  #end(untold: AppError): void {
     for (const { waiters, whole } of this.#calls.values()) {
-      whole?.pieces.destroy(lost());
-      for (const waiter of waiters) waiter.reject(lost());
+      whole?.pieces.destroy(untold);
+      for (const waiter of waiters) waiter.reject(untold);
     }
     this.#calls.clear();
     for (const question of [...this.#questions.values()]) question.reject(lost());
@@ -296,6 +301,9 @@ export class RunnerLink {
 
 function lost(): AppError {
   return new AppError('unavailable', 'sandbox.link-lost', 'The link to the sandbox was lost; it is dialled again.');
+}
+function left(): AppError {
+  return new AppError('unavailable', 'sandbox.not-linked', 'The sandbox ended before the call began.');
 }
 function staleGeneration(): AppError {
   return new AppError('rejected', 'sandbox.stale-generation', 'A newer worker holds this session.');

@@ -3,6 +3,8 @@ import type { Bus } from '@holdfast/bus';
 import {
   DEFAULT_SANDBOX,
   type EnsureSandboxBody,
+  type ExecBody,
+  type ExecReply,
   type HubMessage,
   newId,
   sandboxLinkSubject,
@@ -181,6 +183,33 @@ describe('a sandbox that rests', () => {
     await sleep(300);
     expect(await statusOf(id)).toBe('ready');
     only.store.renew = renew;
+  }, 30_000);
+});
+
+describe('a pod that goes', () => {
+  it('is asked for nothing new, and what it had begun is still told', async () => {
+    const only = await replica();
+    const { id } = await running(only);
+    const [dialler] = runners as [Dialler];
+    const exec = (callId: string) =>
+      bus
+        .requestMany<ExecReply>(
+          sandboxLinkSubject(id, 'exec'),
+          { sessionId: 's', callId, generation: 1, tool: 'bash', input: {}, timeoutMs: 5_000 } satisfies ExecBody,
+          { silenceMs: 3_000, deadlineAtMs: Date.now() + 5_000 },
+        )
+        .next();
+    const begun = exec('c1');
+    await dialler.hears('exec');
+    const [pod] = cluster.find('Pod') as [ReturnType<MemoryCluster['find']>[number]];
+    cluster.put({ ...pod, metadata: { ...pod.metadata, deletionTimestamp: new Date().toISOString() } });
+    const notLinked = { code: 'sandbox.not-linked' };
+    await expect(exec('c2')).rejects.toMatchObject(notLinked);
+    await expect(bus.request(sandboxLinkSubject(id, 'claim'), { generation: 1 })).rejects.toMatchObject(notLinked);
+    const outcome = { outcome: 'completed', isError: false, text: 'told' } as const;
+    dialler.say({ type: 'done', callId: 'c1', result: outcome });
+    expect((await begun).value).toEqual({ kind: 'done', result: { ...outcome, fullOutput: null } });
+    expect(dialler.heard.filter(({ type }) => type === 'exec')).toHaveLength(1);
   }, 30_000);
 });
 

@@ -660,7 +660,10 @@ export class KubernetesHost implements SandboxHost {
     const linked =
       driven.linked !== null && driven.linked.row.pod_uid === podUid
         ? driven.linked
-        : new LinkedSandbox(row, { bus, blobs, env, logger, lack: () => Promise.resolve(null) });
+        : new LinkedSandbox(row, {
+            ...{ bus, blobs, env, logger, lack: () => Promise.resolve(null) },
+            ending: () => this.#view.pod(podUid)?.metadata.deletionTimestamp !== undefined,
+          });
     if (driven.linked !== linked) driven.linked?.close();
     driven.linked = linked;
     driven.sinceMs = Date.now();

@@ -49,7 +49,11 @@ export class ServedSandbox {
     this.#parts = parts;
     this.#incarnation = row.incarnation;
     this.spec = specOf(row);
-    this.#linked = new LinkedSandbox(row, { ...parts, lack: async () => (await parts.provider.room()).lack });
+    this.#linked = new LinkedSandbox(row, {
+      ...parts,
+      lack: async () => (await parts.provider.room()).lack,
+      ending: () => false,
+    });
   }
 
   get busy(): boolean {
