@@ -2,15 +2,20 @@ import { z } from 'zod';
 import { durableEvent } from './event-declaration.ts';
 import type { Agent } from './wire/agents.ts';
 import type { Environment } from './wire/environments.ts';
+import type { FileResource } from './wire/files.ts';
 
 const wholeAgent = z.object({ agent: z.custom<Agent>((value) => typeof value === 'object' && value !== null) });
 const wholeEnvironment = z.object({
   environment: z.custom<Environment>((value) => typeof value === 'object' && value !== null),
 });
+const wholeFile = z.object({
+  file: z.custom<FileResource>((value) => typeof value === 'object' && value !== null),
+  digest: z.string(),
+});
 const keyFacts = z.object({ name: z.string(), kind: z.enum(['api_key', 'dashboard', 'link']) });
 
 const declare = <const T extends string, S extends z.ZodType>(
-  aggregate: 'agent' | 'environment' | 'api_key' | 'workspace',
+  aggregate: 'agent' | 'environment' | 'file' | 'api_key' | 'workspace',
   type: T,
   data: S,
   summary: string,
@@ -48,6 +53,13 @@ export const EnvironmentDeleted = declare(
   z.object({}),
   'An environment was deleted.',
 );
+export const FileCreated = declare(
+  'file',
+  'file.created',
+  wholeFile,
+  'A file was uploaded, or kept from a session; its bytes are the blob of that digest.',
+);
+export const FileDeleted = declare('file', 'file.deleted', z.object({}), 'A file was deleted.');
 export const ApiKeyCreated = declare(
   'api_key',
   'api_key.created',
@@ -70,6 +82,8 @@ export const catalogueEvents = Object.freeze([
   EnvironmentUpdated,
   EnvironmentArchived,
   EnvironmentDeleted,
+  FileCreated,
+  FileDeleted,
   ApiKeyCreated,
   ApiKeyRevoked,
   WorkspaceCreated,

@@ -8,6 +8,7 @@ export const ID_PREFIXES = {
   event: 'sevt',
   thread: 'sthr',
   sandbox: 'sbx',
+  file: 'file',
   turn: 'turn',
   workspace: 'wrkspc',
   apiKey: 'apikey',
@@ -23,6 +24,7 @@ export type EnvironmentId = Id<'environment'>;
 export type SessionId = Id<'session'>;
 export type EventId = Id<'event'>;
 export type SandboxId = Id<'sandbox'>;
+export type FileId = Id<'file'>;
 export type TurnId = Id<'turn'>;
 export type WorkspaceId = Id<'workspace'>;
 export type ApiKeyId = Id<'apiKey'>;

@@ -18,6 +18,7 @@ export * from './wire/agents.ts';
 export * from './wire/common.ts';
 export * from './wire/environments.ts';
 export * from './wire/events.ts';
+export * from './wire/files.ts';
 export * from './wire/limits.ts';
 export * from './wire/models.ts';
 export * from './wire/platform.ts';

@@ -11,7 +11,7 @@ export const EVENTS_SUBJECTS = 'evt.>';
 export const DEAD_LETTER_SUBJECTS = 'dead.>';
 
 /** Aggregates that receive commands and own streams. */
-export const AGGREGATES = ['session', 'sandbox', 'agent', 'environment', 'api_key', 'workspace'] as const;
+export const AGGREGATES = ['session', 'sandbox', 'agent', 'environment', 'file', 'api_key', 'workspace'] as const;
 export type Aggregate = (typeof AGGREGATES)[number];
 
 /** The stream of one aggregate instance, `session-sesn_…`. */
@@ -101,6 +101,7 @@ export const NATS_PERMISSIONS: Readonly<
       'cmd.session.>',
       'cmd.agent.>',
       'cmd.environment.>',
+      'cmd.file.>',
       'cmd.api_key.>',
       'cmd.workspace.>',
       'qry.>',
@@ -122,6 +123,7 @@ export const NATS_PERMISSIONS: Readonly<
       'cmd.session.>',
       'cmd.agent.>',
       'cmd.environment.>',
+      'cmd.file.>',
       'cmd.api_key.>',
       'cmd.workspace.>',
       'qry.session.>',

@@ -116,6 +116,16 @@ describe.each([
     expect((await blobs.read('wrkspc_one', digest)).length).toBe(20 * MIB);
   });
 
+  it('removes what is deleted, in its own workspace alone', async () => {
+    const { digest } = await blobs.put('wrkspc_one', Buffer.from('away'));
+    await blobs.put('wrkspc_two', Buffer.from('away'));
+    await blobs.delete('wrkspc_one', digest);
+    await blobs.delete('wrkspc_one', digest);
+    await expect(blobs.get('wrkspc_one', digest)).rejects.toMatchObject({ code: 'blob.not-found' });
+    expect((await blobs.read('wrkspc_two', digest)).toString()).toBe('away');
+    await expect(blobs.delete('wrkspc_one', '../wrkspc_two')).rejects.toMatchObject({ code: 'blob.not-found' });
+  });
+
   it('knows no blob of another workspace, and no path (C3)', async () => {
     const { digest } = await blobs.put('wrkspc_one', Buffer.from('secret'));
     for (const [workspace, asked] of [

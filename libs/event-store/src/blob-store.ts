@@ -24,6 +24,8 @@ export interface BlobStore {
   get(workspaceId: string, digest: string): Promise<Readable>;
   read(workspaceId: string, digest: string): Promise<Buffer>;
   size(workspaceId: string, digest: string): Promise<number>;
+  /** Removes a blob; one that is not there is removed already. Whoever calls it knows that nobody needs it. */
+  delete(workspaceId: string, digest: string): Promise<void>;
 }
 
 /** Blob store in a local folder: `<folder>/<workspace>/<2 hex>/<digest>`, written beside and renamed after fsync. */
@@ -73,6 +75,10 @@ export class DirectoryBlobStore implements BlobStore {
     } catch (cause) {
       throw noSuchBlob(cause);
     }
+  }
+
+  async delete(workspaceId: string, digest: string): Promise<void> {
+    await rm(this.#path(workspaceId, digest), { force: true });
   }
 
   #path(workspaceId: string, digest: string): string {

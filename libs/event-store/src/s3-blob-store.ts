@@ -120,6 +120,15 @@ export class S3BlobStore implements BlobStore {
     return head.ContentLength ?? 0;
   }
 
+  async delete(workspaceId: string, digest: string): Promise<void> {
+    const Key = this.#key(workspaceId, digest);
+    try {
+      await this.#client.send(new DeleteObjectCommand({ Bucket: this.#bucket, Key }));
+    } catch (error) {
+      throw unavailable(error);
+    }
+  }
+
   #key(workspaceId: string, digest: string): string {
     return this.#prefix + blobPath(workspaceId, digest);
   }

@@ -30,11 +30,14 @@ export const blobSettings = {
 };
 export type BlobConfig = z.infer<z.ZodObject<typeof blobSettings>>;
 
-/** The place that {@link blobSettings} name, for `openBlobStore`. */
-export function blobPlace(config: BlobConfig) {
+/**
+ * The place that {@link blobSettings} name, for `openBlobStore`. `area` is a part of it with blobs of its own: what is
+ * removed there is not missing elsewhere.
+ */
+export function blobPlace(config: BlobConfig, area = '') {
   if (config.BLOB_S3_BUCKET === '')
-    return { folder: config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR };
-  const prefix = config.BLOB_S3_PREFIX.replace(/^\/+|\/+$/g, '');
+    return { folder: join(config.BLOB_DIR === '' ? join(config.HOLDFAST_STATE_DIR, 'blobs') : config.BLOB_DIR, area) };
+  const prefix = `${config.BLOB_S3_PREFIX}/${area}`.replace(/\/+/g, '/').replace(/^\/|\/$/g, '');
   return {
     bucket: config.BLOB_S3_BUCKET,
     region: config.BLOB_S3_REGION,

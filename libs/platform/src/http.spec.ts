@@ -1,4 +1,6 @@
+import { once } from 'node:events';
 import { connect } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { AppError, ERROR_KINDS, type ErrorKind } from '@holdfast/contracts';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { Body, Controller, Get, Module, Param, Post, Res } from '@nestjs/common';
@@ -43,7 +45,20 @@ beforeAll(async () => {
     { level: 'trace' },
     { write: (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>) },
   );
-  app = await createHttpApp(ThingsModule, { logger, health, bodyLimitBytes: 10_000, requestTimeoutMs: 500 });
+  app = await createHttpApp(ThingsModule, {
+    logger,
+    health,
+    bodyLimitBytes: 10_000,
+    requestTimeoutMs: 500,
+    paceTimeoutMs: 20_000,
+  });
+  const fastify = app.getHttpAdapter().getInstance();
+  fastify.addContentTypeParser('text/pieces', (_request, _body, done) => done(null));
+  fastify.post('/pieces', { config: { atItsPace: true } }, async (request) => {
+    let bytes = 0;
+    for await (const piece of request.raw) bytes += (piece as Buffer).length;
+    return { bytes };
+  });
   await app.listen(0, '127.0.0.1');
   origin = await app.getUrl();
 });
@@ -117,6 +132,21 @@ describe('the error envelope', () => {
     expect(text).toMatch(/"type":"(invalid_request|not_found|timeout)_error"|"type":"request_too_large"/);
     expect(text).toContain('"request_id":"req_');
   });
+});
+
+it('that a route reads at its own pace may take longer than others', async () => {
+  const socket = connect(Number(new URL(origin).port), '127.0.0.1');
+  let got = '';
+  socket.on('data', (chunk) => (got += chunk.toString()));
+  socket.write(
+    'POST /pieces HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: text/pieces\r\ncontent-length: 6\r\n\r\n',
+  );
+  for (let n = 0; n < 6; n++) {
+    await sleep(200);
+    socket.write('x');
+  }
+  await once(socket, 'close');
+  expect(got).toMatch(/^HTTP\/1.1 200 .*\{"bytes":6\}/s);
 });
 
 /** What comes back for these bytes until the server closes. */

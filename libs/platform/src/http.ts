@@ -122,6 +122,10 @@ export function invalidRequest(
   return new AppError('invalid', 'request.invalid', named.join('; ').slice(0, MAX_MESSAGE_CHARS));
 }
 
+interface RouteConfig {
+  readonly atItsPace?: boolean;
+}
+
 export interface HttpOptions {
   readonly logger: Logger;
   readonly health: Health;
@@ -129,6 +133,8 @@ export interface HttpOptions {
   readonly bodyLimitBytes?: number;
   /** How long a request may take to arrive in whole, in milliseconds; default 2 minutes. */
   readonly requestTimeoutMs?: number;
+  /** The same for routes whose config says `atItsPace`, because they read their body as it arrives; default as for others. */
+  readonly paceTimeoutMs?: number;
 }
 
 /**
@@ -146,7 +152,7 @@ export async function createHttpApp(
   const requestTimeoutMs = options.requestTimeoutMs ?? REQUEST_TIMEOUT_MS;
   const adapter = new FastifyAdapter({
     bodyLimit: options.bodyLimitBytes ?? LIMITS.bodyBytes,
-    requestTimeout: requestTimeoutMs,
+    requestTimeout: Math.max(requestTimeoutMs, options.paceTimeoutMs ?? 0),
     // Node would refuse a request without Host by itself, without the envelope.
     http: {
       requireHostHeader: false,
@@ -180,6 +186,18 @@ export async function createHttpApp(
     const hasHost = request.headers.host !== undefined || request.raw.httpVersion === '1.0';
     done(hasHost ? undefined : new AppError('invalid', 'request.no-host', 'The request has no Host header.'));
   });
+  // Node has one bound for all routes: the longest.
+  fastify.addHook('preParsing', (request, _reply, payload, done) => {
+    const { headers, socket } = request.raw;
+    const hasBody = headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0;
+    if (hasBody && (request.routeOptions.config as RouteConfig).atItsPace !== true) {
+      const late = setTimeout(() => {
+        if (!request.raw.complete) answerMalformed(LATE, socket);
+      }, requestTimeoutMs);
+      request.raw.once('end', () => clearTimeout(late)).once('close', () => clearTimeout(late));
+    }
+    done(null, payload);
+  });
   fastify.removeAllContentTypeParsers();
   // Whatever the content type says: SDKs and curl differ, and nothing but JSON is spoken here.
   fastify.addContentTypeParser('*', { parseAs: 'buffer' }, async (_request: unknown, body: Buffer) =>
@@ -194,6 +212,8 @@ export async function createHttpApp(
   app.useGlobalPipes(validationPipe());
   return app;
 }
+
+const LATE = Object.assign(new Error('the body did not arrive in time'), { code: 'ERR_HTTP_REQUEST_TIMEOUT' });
 
 /** Bytes that are no HTTP request: there is no reply object yet, so the answer is written by hand. */
 function answerMalformed(error: Error & { code?: string }, socket: Socket): void {

@@ -85,6 +85,8 @@ async function stored(): Promise<unknown> {
     'agents',
     'agent_versions',
     'environments',
+    'files',
+    'file_blobs',
     'sessions',
     'api_keys',
     'idempotency',
@@ -432,6 +434,7 @@ const badQuery: fc.Arbitrary<Bad> = fc
     ...[
       '/v1/agents',
       '/v1/environments',
+      '/v1/files',
       '/v1/sessions',
       '/v1/sessions/@session@/events',
       '/v1/agents/@agent@/versions',
@@ -447,6 +450,7 @@ const badQuery: fc.Arbitrary<Bad> = fc
         ...badPages.map((page) => `page=${page}`),
       ],
     ]),
+    ['/v1/files', ['ids[]=%00', 'scope_id=%00', 'ids[]=file_1&page=x', `${'ids[]=file_1&'.repeat(101)}`]],
     ['/v1/agents', ['include_archived=maybe', ...badTimes.map((time) => `created_at[lte]=${time}`)]],
     ['/v1/agents/@agent@', ['version=0', 'version=-1', 'version=2147483648', 'version=x', 'version=99']],
     [

@@ -1,4 +1,4 @@
-import { serviceSettings } from '@holdfast/platform';
+import { positive, serviceSettings } from '@holdfast/platform';
 import { z } from 'zod';
 
 /** Every setting of the gateway. */
@@ -13,6 +13,8 @@ export const gatewayConfig = z.object({
   DEMO_GATEWAY_URL: z.string().default(''),
   /** How long a request waits for the session service, in milliseconds. */
   COMMAND_TIMEOUT_MS: z.coerce.number().int().min(100).default(10_000),
+  /** Largest file that may be uploaded. */
+  FILE_MAX_BYTES: positive(500 * 1024 ** 2),
   SSE_PING_MS: z.coerce.number().int().min(100).default(15_000),
   /** Requests that one API key, with the dashboard sessions that hang on it, may send to this process per minute. */
   REQUESTS_PER_MINUTE: z.coerce.number().int().min(1).default(120_000),

@@ -301,6 +301,26 @@ def _(s):
     refused(anthropic.AuthenticationError, lambda: stranger.beta.agents.list())
 
 
+@check("a file is uploaded, listed, read and deleted")
+def _(s):
+    files = s.client.beta.files
+    file = fitting(files.upload(file=("notes.txt", "from python: ü".encode(), "text/plain"), expires_in_seconds=3600))
+    equal((file.type, file.filename, file.mime_type, file.size_bytes), ("file", "notes.txt", "text/plain", 15))
+    equal(fitting(files.retrieve_metadata(file.id)), file)
+    for _n in range(2):
+        files.upload(file=("more.bin", b"x"))
+    listed = [fitting(one).id for one in files.list(limit=1)]
+    assert file.id in listed and len(listed) == len(set(listed)) >= 3, listed
+    equal([one.id for one in files.list(ids=[file.id])], [file.id])
+    equal(list(files.list(scope_id=s.session.id)), [])
+    equal(files.download(file.id).read(), "from python: ü".encode())
+    gone = fitting(files.delete(file.id))
+    equal((gone.id, gone.type), (file.id, "file_deleted"))
+    refused(NotFoundError, lambda: files.retrieve_metadata(file.id))
+    refused(NotFoundError, lambda: files.download(file.id))
+    refused(BadRequestError, lambda: files.upload(file=("a:b.txt", b"x")))
+
+
 @check("a session is archived: terminated, readable, closed to messages")
 def _(s):
     with s.events.stream(s.session.id) as stream:

@@ -1,3 +1,4 @@
+import { createReadStream, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import Anthropic from '@anthropic-ai/sdk';
 import { betaTool } from '@anthropic-ai/sdk/helpers/beta/json-schema';
@@ -249,6 +250,28 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
     const back = await beta.sessions.list({ ...filter, page: second.prev_page ?? '' });
     expect(back.data.map((one) => one.id)).toEqual([more[0]]);
     for (const id of more) expect(await beta.sessions.delete(id)).toEqual({ id, type: 'session_deleted' });
+  });
+
+  it('uploads, lists, reads, downloads and deletes files', async () => {
+    const file = await beta.files.upload({
+      file: await Sdk.toFile(Buffer.from('from the SDK: ü'), 'notes.txt', { type: 'text/plain' }),
+      expires_in_seconds: 3_600,
+    });
+    expect(file).toMatchObject({ type: 'file', filename: 'notes.txt', mime_type: 'text/plain', size_bytes: 16 });
+    expect(await beta.files.retrieveMetadata(file.id)).toEqual(file);
+    const streamed = await beta.files.upload({ file: createReadStream('package.json') });
+    expect(streamed).toMatchObject({ filename: 'package.json', expires_at: null, scope: null });
+    const listed = (await all(beta.files.list({ limit: 1 }))).map(({ id }) => id);
+    expect(listed.slice(0, 2)).toEqual([streamed.id, file.id]);
+    expect(await all(beta.files.list({ ids: [file.id, 'file_none'] }))).toEqual([file]);
+    expect(await all(beta.files.list({ scope_id: session.id }))).toEqual([]);
+    expect(await (await beta.files.download(file.id)).text()).toBe('from the SDK: ü');
+    expect(await (await beta.files.download(streamed.id)).text()).toBe(readFileSync('package.json', 'utf8'));
+    for (const { id } of [file, streamed]) expect(await beta.files.delete(id)).toEqual({ id, type: 'file_deleted' });
+    await expect(beta.files.download(file.id)).rejects.toBeInstanceOf(Sdk.NotFoundError);
+    await expect(beta.files.upload({ file: await Sdk.toFile(Buffer.from('x'), 'a:b') })).rejects.toBeInstanceOf(
+      Sdk.BadRequestError,
+    );
   });
 
   it('raises its own errors', async () => {

@@ -505,7 +505,6 @@ describe('what is known and not built', () => {
 
   it.each([
     ['vaults', 'GET', '/v1/vaults'],
-    ['files', 'POST', '/v1/files'],
     ['skills', 'GET', '/v1/skills/skill_1/versions'],
     ['memory stores', 'DELETE', '/v1/memory_stores/memstore_1'],
     ['deployments', 'POST', '/v1/deployments/depl_1/run'],

@@ -32,6 +32,11 @@ export const LIMITS = {
   eventListLimitMax: 1_000,
   modelListLimitMax: 1_000,
   idempotencyKeyChars: 255,
+  fileNameChars: 255,
+  /** Files that one list may be asked for by their ids. */
+  fileIds: 100,
+  fileExpirySecondsMin: 3_600,
+  fileExpirySecondsMax: 90 * 86_400,
   /** Content of one event above this many bytes travels and is stored as blob digests (B4). */
   inlineBytes: 64 * 1024,
   /** Content of all events of one command that may travel inline: NATS carries 1 MiB unless it is told otherwise. */

@@ -3,6 +3,8 @@ import {
   type ApiKeyResource,
   AppError,
   type Environment,
+  type FileResource,
+  LIMITS,
   type Page,
   SANDBOX_HINTS,
   SANDBOX_STATUSES,
@@ -133,6 +135,37 @@ export class CatalogueReader {
       values,
       order: 'desc',
       limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
+  }
+
+  /** A file's metadata, and the digest of its bytes. */
+  async file(workspaceId: string, id: string): Promise<{ resource: FileResource; digest: string }> {
+    const { rows } = await this.#pool.query<{ resource: FileResource; digest: string }>(
+      'select resource, digest from files where id = $1 and workspace_id = $2',
+      [id, workspaceId],
+    );
+    return found(rows[0], 'file', id);
+  }
+
+  async files(workspaceId: string, query: Query): Promise<Page<FileResource>> {
+    const where = ['workspace_id = $1'];
+    const values: unknown[] = [workspaceId];
+    const scope = query.one('scope_id');
+    if (scope !== undefined) where.push(`scope_id = $${values.push(scope)}`);
+    const ids = [...new Set(query.many('ids'))];
+    if (ids.length > 0) {
+      query.refuseBeside('ids', 'page', 'limit');
+      where.push(`id = any ($${values.push(ids)})`);
+    }
+    return this.#list<FileResource>({
+      list: 'files',
+      table: 'files',
+      column: 'resource',
+      where,
+      values,
+      order: 'desc',
+      limit: ids.length > 0 ? LIMITS.fileIds : query.limit(DEFAULT_PAGE),
       page: query.one('page'),
     });
   }

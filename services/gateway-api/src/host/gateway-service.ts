@@ -6,6 +6,7 @@ import {
   CREDENTIAL_REVOKED,
   type CredentialRevoked,
   DEAD_LETTER_STREAM,
+  FILE_BLOBS,
   LIMITS,
   type ServiceBeat,
 } from '@holdfast/contracts';
@@ -25,6 +26,7 @@ import { Commands, Exchange } from '../http/exchange.ts';
 import { openApiDocument } from '../http/openapi.ts';
 import { RateLimit } from '../http/rate-limit.ts';
 import { catalogueOperations } from '../operations/catalogue.operations.ts';
+import { fileOperations } from '../operations/file.operations.ts';
 import { NOT_BUILT } from '../operations/not-built.ts';
 import type { Operation } from '../operations/operation.ts';
 import { platformOperations } from '../operations/platform.operations.ts';
@@ -67,6 +69,7 @@ export class GatewayService {
       onStatus: (status, detail) => logger.info({ status, detail }, 'bus'),
     });
     const blobs = await openBlobStore(blobPlace(config));
+    const fileBlobs = await openBlobStore(blobPlace(config, FILE_BLOBS));
     const authenticator = new Authenticator(pool);
     const reader = new CatalogueReader(pool);
     const content = new ContentBlobs(blobs);
@@ -99,6 +102,7 @@ export class GatewayService {
     const operations = [
       ...catalogueOperations({ reader, commands, models }),
       ...sessionOperations({ reader, events, commands, models, streams, blobs: content }),
+      ...fileOperations({ reader, commands, blobs: fileBlobs, maxBytes: config.FILE_MAX_BYTES }),
       ...sandboxOperations({ reader, events }),
       ...platformOperations({
         reader,
@@ -111,6 +115,8 @@ export class GatewayService {
       }),
     ];
     const callers = new Callers(authenticator, new RateLimit(config.REQUESTS_PER_MINUTE));
+    // A form is read by its operation as it arrives; to any other it is no body.
+    server.addContentTypeParser('multipart/form-data', (_request, _body, done) => done(null));
     for (const one of operations) addRoute(server, one, callers);
     for (const { name, paths } of NOT_BUILT) for (const path of paths) refuseRoute(server, name, path, callers);
     const document = openApiDocument(operations);
@@ -182,8 +188,9 @@ function addRoute(server: FastifyInstance, one: Operation, callers: Callers): vo
     method: one.method,
     url: one.path,
     ...(one.takesContent === true ? { bodyLimit: LIMITS.contentBodyBytes } : {}),
-    // A HEAD of a stream would never end, and one of lines would make them all.
-    exposeHeadRoute: one.streams !== true && one.lines !== true,
+    config: { atItsPace: one.upload !== undefined },
+    // A HEAD of a stream would never end, and one of lines or a file would make all of it.
+    exposeHeadRoute: one.streams !== true && one.lines !== true && one.downloads !== true,
     ...(one.authenticated === false
       ? {}
       : { onRequest: (request: FastifyRequest, reply: FastifyReply) => callers.admit(request, reply) }),

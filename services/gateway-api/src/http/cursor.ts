@@ -6,6 +6,7 @@ const listName = z.enum([
   'agents',
   'agent_versions',
   'environments',
+  'files',
   'sessions',
   'events',
   'api_keys',

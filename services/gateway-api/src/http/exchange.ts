@@ -44,6 +44,11 @@ export class Exchange<B = unknown> {
 
   /** How a repeat of this request is recognised (T5). */
   get idempotency(): Idempotency {
+    return this.idempotencyOf(this.request.body);
+  }
+
+  /** The same for a body that was not parsed: `content` is what it came to. */
+  idempotencyOf(content: unknown): Idempotency {
     const key = this.header('idempotency-key');
     if (key !== undefined && (key.length > LIMITS.idempotencyKeyChars || !/^[\x20-\x7e]+$/.test(key))) {
       throw new AppError(
@@ -56,7 +61,7 @@ export class Exchange<B = unknown> {
     const path = `${this.request.method} ${this.request.url.split('?')[0]}`;
     const fingerprint = createHash('sha256')
       .update(`${this.principal.id}\n${path}\n`)
-      .update(JSON.stringify(this.request.body ?? null))
+      .update(JSON.stringify(content ?? null))
       .digest('hex');
     return {
       key: key ?? null,

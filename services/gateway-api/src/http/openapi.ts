@@ -4,6 +4,7 @@ import {
   environmentResource,
   eventDeltaFrame,
   eventStartFrame,
+  fileResource,
   jsonValue,
   LIMITS,
   modelResource,
@@ -22,6 +23,7 @@ import type { Operation } from '../operations/operation.ts';
 const SHARED: Readonly<Record<string, z.ZodType>> = {
   Agent: agentResource,
   Environment: environmentResource,
+  File: fileResource,
   Session: sessionResourceSchema,
   Thread: threadResource,
   Event: sessionEventResource,
@@ -53,6 +55,13 @@ const QUERY: Readonly<Record<string, object>> = {
   agent_id: text,
   agent_version: { type: 'integer', minimum: 1 },
   session_id: text,
+  scope_id: { ...text, description: 'Only files of this session.' },
+  'ids[]': {
+    type: 'array',
+    items: text,
+    maxItems: LIMITS.fileIds,
+    description: 'Only these; not with `page` or `limit`.',
+  },
   environment_id: text,
   'status[]': listOf(...SANDBOX_STATUSES),
   'statuses[]': listOf(...SESSION_STATUSES),
@@ -115,7 +124,7 @@ export function openApiDocument(operations: readonly Operation[]): object {
   for (const one of operations) {
     const title = one.id.charAt(0).toUpperCase() + one.id.slice(1);
     const path = one.path.replace(/:(\w+)/g, '{$1}');
-    const answer = ref(nameOf(answers, one.answer, `${title}Answer`));
+    const answer = one.downloads === true ? {} : ref(nameOf(answers, one.answer, `${title}Answer`));
     paths[path] = {
       ...paths[path],
       [one.method.toLowerCase()]: {
@@ -137,6 +146,9 @@ export function openApiDocument(operations: readonly Operation[]): object {
                 content: { 'application/json': { schema: ref(nameOf(bodies, one.body, `${title}Body`)) } },
               },
             }),
+        ...(one.upload === undefined
+          ? {}
+          : { requestBody: { required: true, content: { 'multipart/form-data': { schema: formOf(one.upload) } } } }),
         responses: {
           200: {
             ...contentOf(one, answer),
@@ -194,7 +206,22 @@ function contentOf(one: Operation, schema: object): { description: string; conte
     };
   if (one.lines === true)
     return { description: 'Lines; each is one of these.', content: { 'application/x-ndjson': { schema } } };
+  if (one.downloads === true) {
+    const bytes = { type: 'string', contentMediaType: 'application/octet-stream' };
+    return { description: 'The bytes.', content: { '*/*': { schema: bytes } } };
+  }
   return { description: 'OK', content: { 'application/json': { schema } } };
+}
+
+/** A form's `file`, and its other fields, which are text on the wire. */
+function formOf(fields: z.ZodType): object {
+  const { properties } = z.toJSONSchema(fields, { io: 'input' });
+  return {
+    type: 'object',
+    required: ['file'],
+    properties: { file: { type: 'string', contentMediaType: 'application/octet-stream' }, ...properties },
+    additionalProperties: false,
+  };
 }
 
 const ref = (name: string): object => ({ $ref: `#/components/schemas/${name}` });

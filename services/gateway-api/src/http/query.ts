@@ -103,6 +103,12 @@ export class Query {
     return range;
   }
 
+  /** Refuses parameters that cannot be given together with `name`. */
+  refuseBeside(name: string, ...others: string[]): void {
+    for (const other of others)
+      if (this.one(other) !== undefined) throw invalid(name, `cannot be given together with "${other}"`);
+  }
+
   /** Refuses parameters of features that the wire contract has and this platform has not built yet. */
   refuse(...names: string[]): void {
     for (const name of names) {

@@ -4,7 +4,6 @@
  */
 export const NOT_BUILT: readonly { readonly name: string; readonly paths: readonly string[] }[] = [
   { name: 'vaults', paths: ['/v1/vaults', '/v1/vaults/*'] },
-  { name: 'files', paths: ['/v1/files', '/v1/files/*'] },
   { name: 'skills', paths: ['/v1/skills', '/v1/skills/*'] },
   { name: 'memory stores', paths: ['/v1/memory_stores', '/v1/memory_stores/*'] },
   {

@@ -17,6 +17,10 @@ export interface Operation<S extends z.ZodType = z.ZodType> {
   readonly takesContent?: boolean;
   /** Query parameters, for the document; each operation reads its own. */
   readonly query?: readonly string[];
+  /** Set when the body is a form with one `file`, which `handle` reads as it arrives: the form's other fields. */
+  readonly upload?: z.ZodType;
+  /** True when the answer is bytes, which may be many. */
+  readonly downloads?: boolean;
   /** True when `handle` writes the answer by itself. */
   readonly streams?: boolean;
   /** True when `handle` gives an `AsyncIterable<string>` of lines of JSON, which are sent as the caller takes them. */

@@ -6,13 +6,12 @@ import {
   type CreateAgentBody,
   type CreateEnvironmentBody,
   type Environment,
-  type JsonObject,
-  streamOf,
   type UpdateAgentBody,
   type UpdateEnvironmentBody,
 } from '@holdfast/contracts';
-import { type CompanionStatement, derivedEventId, type EventLog } from '@holdfast/event-store';
-import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
+import type { CompanionStatement, EventLog } from '@holdfast/event-store';
+import { appendObject } from '../commands/append-object.ts';
+import type { Idempotent } from '../commands/idempotent.ts';
 import { createAgent, updateAgent } from './agent.decider.ts';
 import type { Catalogue } from './catalogue.ts';
 import { createEnvironment, updateEnvironment } from './environment.decider.ts';
@@ -153,7 +152,7 @@ export class CatalogueCommands {
     );
   }
 
-  async #store(
+  #store(
     command: Command,
     aggregate: Aggregate,
     id: string,
@@ -161,25 +160,7 @@ export class CatalogueCommands {
     data: object,
     statements: readonly CompanionStatement[],
   ): Promise<void> {
-    await this.#log.append({
-      appends: [
-        {
-          streamId: streamOf(aggregate, id),
-          workspaceId: command.workspaceId,
-          ...(type.endsWith('.created') ? { expectedVersion: 0 } : {}),
-          events: [
-            {
-              id: derivedEventId(command.commandId, 0),
-              type,
-              schemaVersion: 1,
-              data: JSON.parse(JSON.stringify(data)) as JsonObject,
-              metadata: commandMetadata(command),
-            },
-          ],
-        },
-      ],
-      statements,
-    });
+    return appendObject(this.#log, command, { aggregate, id }, { type, data }, statements);
   }
 
   /** Two changes of one object at once: the loser reads again and decides again. */

@@ -1,4 +1,4 @@
-import type { Agent, Environment, SessionView } from '@holdfast/contracts';
+import type { Agent, Environment, FileResource, SessionView } from '@holdfast/contracts';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
 /** A team: the boundary of everything below. */
@@ -53,6 +53,15 @@ export class EnvironmentEntity {
   @Column('timestamptz', { name: 'archived_at', nullable: true }) archivedAt!: Date | null;
 }
 
+/** A file's metadata; its bytes are the blob of `digest`. */
+@Entity('files')
+export class FileEntity {
+  @PrimaryColumn('text') id!: string;
+  @Column('text', { name: 'workspace_id' }) workspaceId!: string;
+  @Column('jsonb') resource!: FileResource;
+  @Column('text') digest!: string;
+}
+
 /** The read model of sessions: a projection, written in the append transaction alone. */
 @Entity('sessions')
 export class SessionEntity {
@@ -73,5 +82,6 @@ export const catalogueEntities = [
   AgentEntity,
   AgentVersionEntity,
   EnvironmentEntity,
+  FileEntity,
   SessionEntity,
 ];

@@ -1,6 +1,6 @@
 import { type Agent, AppError, type Environment } from '@holdfast/contracts';
 import type { DataSource } from 'typeorm';
-import { AgentEntity, AgentVersionEntity, EnvironmentEntity } from './catalogue.entities.ts';
+import { AgentEntity, AgentVersionEntity, EnvironmentEntity, FileEntity } from './catalogue.entities.ts';
 
 /** Reads of the catalogue, always within a workspace: another workspace's objects do not exist. */
 export class Catalogue {
@@ -30,5 +30,12 @@ export class Catalogue {
     const found = await this.#source.getRepository(EnvironmentEntity).findOneBy({ id, workspaceId });
     if (found === null) throw new AppError('not-found', 'environment.not-found', `There is no environment ${id}.`);
     return found.resource;
+  }
+
+  /** A file and where its bytes are. @throws AppError `file.not-found` */
+  async file(workspaceId: string, id: string): Promise<FileEntity> {
+    const found = await this.#source.getRepository(FileEntity).findOneBy({ id, workspaceId });
+    if (found === null) throw new AppError('not-found', 'file.not-found', `There is no file ${id}.`);
+    return found;
   }
 }

@@ -10,6 +10,7 @@ import {
   CREDENTIAL_REVOKED,
   type CredentialRevoked,
   commandSubjects,
+  FILE_BLOBS,
   isId,
   parseSubject,
 } from '@holdfast/contracts';
@@ -32,6 +33,8 @@ import { Catalogue } from '../catalogue/catalogue.ts';
 import { CredentialCommands } from '../catalogue/credential.commands.ts';
 import { Idempotent } from '../commands/idempotent.ts';
 import type { SessionConfig } from '../config.ts';
+import { FileCollector } from '../files/file.collector.ts';
+import { FileCommands } from '../files/file.commands.ts';
 import { ChatCompletionsGateway } from '../model/chat-completions.ts';
 import { PostgresRelaySource } from '../relay/relay-source.ts';
 import { SessionCommands } from '../session/session.commands.ts';
@@ -46,6 +49,8 @@ import { TurnWorker } from '../turn/turn-worker.ts';
 const REPLY_MARGIN_MS = 250;
 const KEY_TTL_MS = 24 * 3_600_000;
 const CLEAN_EVERY_MS = 10 * 60_000;
+/** Bytes that no file has any more stay so long; a backup has to be through with its copy within it. */
+const BLOB_GRACE_MS = 24 * 3_600_000;
 const QUEUE = 'session';
 
 type Handler = (id: string, command: Command<never>, deadlineAtMs: number) => Promise<unknown>;
@@ -105,6 +110,7 @@ export class SessionService {
     const idempotent = new Idempotent(pool, log);
     const store = new SessionStore(log);
     const blobs = await openBlobStore(blobPlace(config));
+    const fileBlobs = await openBlobStore(blobPlace(config, FILE_BLOBS));
     const model = new ChatCompletionsGateway({
       baseUrl: config.LITELLM_GATEWAY_URL,
       apiKey: config.LITELLM_API_KEY,
@@ -159,9 +165,17 @@ export class SessionService {
     const handlers = commandHandlers({
       catalogue: new CatalogueCommands(log, catalogue, idempotent),
       credentials: new CredentialCommands(log, source, idempotent, onRevoked),
+      files: new FileCommands({
+        log,
+        pool,
+        catalogue,
+        idempotent,
+        blobs: fileBlobs,
+        quotaBytes: config.FILE_QUOTA_BYTES,
+      }),
       sessions: new SessionCommands({ store, log, pool, catalogue, idempotent, turns }),
     });
-    for (const aggregate of ['session', 'agent', 'environment', 'api_key'] as const) {
+    for (const aggregate of ['session', 'agent', 'environment', 'file', 'api_key'] as const) {
       bus.reply<Command<never>, CommandReply>(commandSubjects(aggregate), { queue: QUEUE }, (command, context) =>
         dispatch(handlers, aggregate, command, context),
       );
@@ -170,10 +184,12 @@ export class SessionService {
     relay.start();
     // Ready means that a command is heard.
     await bus.flush();
+    const collector = new FileCollector(pool, fileBlobs, BLOB_GRACE_MS);
     const cleaning = setInterval(() => {
       forgetOldIdempotency(pool, KEY_TTL_MS).catch((error: unknown) =>
         logger.warn({ err: error }, 'old idempotency rows stay for now'),
       );
+      collector.collect().catch((error: unknown) => logger.warn({ err: error }, 'bytes of deleted files stay for now'));
     }, CLEAN_EVERY_MS);
     const stopBeats = startBeats(bus, 'session', instance, () => ({
       ...turns.figures,
@@ -224,9 +240,10 @@ function prefixed(prefix: string, figures: object): Record<string, number | bool
 function commandHandlers(commands: {
   catalogue: CatalogueCommands;
   credentials: CredentialCommands;
+  files: FileCommands;
   sessions: SessionCommands;
 }): Record<string, Handler> {
-  const { catalogue, credentials, sessions } = commands;
+  const { catalogue, credentials, files, sessions } = commands;
   return {
     'session.create': (id, command, deadline) => sessions.create(id, command, deadline),
     'session.send-events': (id, command, deadline) =>
@@ -241,6 +258,8 @@ function commandHandlers(commands: {
     'environment.update': (id, command) => catalogue.updateEnvironment(id, command),
     'environment.archive': (id, command) => catalogue.archiveEnvironment(id, command),
     'environment.delete': (id, command) => catalogue.deleteEnvironment(id, command),
+    'file.create': (id, command) => files.create(id, command),
+    'file.delete': (id, command) => files.delete(id, command),
     'api_key.create': (id, command) => credentials.createApiKey(id, command),
     'api_key.revoke': (id, command) => credentials.revoke(id, command),
     'api_key.create-link': (id, command) => credentials.createLink(id, command),

@@ -95,4 +95,31 @@ update environments set resource = jsonb_set(resource, '{config,x_sandbox}', '{"
 where not resource->'config' ? 'x_sandbox';
 `,
   },
+  {
+    // A blob is in file_blobs for as long as it is kept for files; held_at spares one that was put or let go of just now.
+    name: 'Files1764000204000',
+    sql: `
+create table files (
+  id text primary key,
+  workspace_id text not null references workspaces,
+  resource jsonb not null,
+  digest text not null,
+  size_bytes bigint not null,
+  scope_id text,
+  created_at timestamptz not null,
+  expires_at timestamptz
+);
+create index files_of_workspace on files (workspace_id, created_at, id) include (size_bytes);
+create index files_of_scope on files (workspace_id, scope_id, created_at, id) where scope_id is not null;
+create index files_of_blob on files (workspace_id, digest);
+
+create table file_blobs (
+  workspace_id text not null,
+  digest text not null,
+  held_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id, digest)
+);
+create index file_blobs_by_age on file_blobs (held_at);
+`,
+  },
 ];
