@@ -1,13 +1,16 @@
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { nextStep, type Step } from './script.ts';
 
 /**
- * The demo gateway: a scripted model behind the routes of a model gateway. It speaks `/v1/models`,
- * `/v1/chat/completions` and `/v1/messages`, streaming and not, and never pretends to be a language model.
+ * The demo gateway: a scripted model behind the routes of a model gateway. It speaks `/v1/models`, `/v1/model/info`,
+ * `/v1/chat/completions` and `/v1/messages`, streaming and not, and never pretends to be a language model. In messages it
+ * thinks where it is asked to, wants its thinking back as it signed it, and counts what a cache would have read.
  */
 const MODEL = 'demo';
+/** The same script as a model of Anthropic's. */
+const THINKING_MODEL = 'demo-thinking';
 const MAX_BODY = 64 * 1024 * 1024;
 
 interface Message {
@@ -50,9 +53,17 @@ function stepFor(messages: readonly Message[]): Step {
   return nextStep(prompt, done, result);
 }
 
-async function readJson(
-  request: IncomingMessage,
-): Promise<{ messages?: Message[]; stream?: boolean; stream_options?: { include_usage?: boolean } }> {
+interface Body {
+  readonly model?: string;
+  readonly messages?: Message[];
+  readonly system?: unknown;
+  readonly tools?: unknown;
+  readonly thinking?: { readonly type?: string };
+  readonly stream?: boolean;
+  readonly stream_options?: { readonly include_usage?: boolean };
+}
+
+async function readJson(request: IncomingMessage): Promise<Body> {
   const parts: Buffer[] = [];
   let size = 0;
   for await (const part of request as AsyncIterable<Buffer>) {
@@ -101,7 +112,7 @@ async function chatCompletions(
           type: 'function',
           function: { name: step.call.name, arguments: JSON.stringify(step.call.input) },
         };
-  const finish = call === null ? 'stop' : 'tool_calls';
+  const finish = step.refusal !== null ? 'content_filter' : call === null ? 'stop' : 'tool_calls';
   const usage = {
     prompt_tokens: promptTokens(messages),
     completion_tokens: tokens(step.text) + (call === null ? 0 : 20),
@@ -113,6 +124,7 @@ async function chatCompletions(
     const message = {
       role: 'assistant',
       content: step.text === '' ? null : step.text,
+      ...(step.thinking === null ? {} : { reasoning_content: step.thinking }),
       ...(call === null ? {} : { tool_calls: [call] }),
     };
     sendJson(response, 200, {
@@ -134,6 +146,7 @@ async function chatCompletions(
   const delta = (content: object, finishReason: string | null = null): void =>
     send([{ index: 0, delta: content, finish_reason: finishReason }]);
   delta({ role: 'assistant', content: '' });
+  if (step.thinking !== null) delta({ reasoning_content: step.thinking });
   for await (const piece of pieces(step)) {
     if (response.destroyed) return;
     delta({ content: piece });
@@ -144,34 +157,105 @@ async function chatCompletions(
   response.end('data: [DONE]\n\n');
 }
 
-async function anthropicMessages(
-  messages: Message[],
-  stream: boolean,
-  step: Step,
-  response: ServerResponse,
-): Promise<void> {
+type Block = { readonly type?: string; readonly [field: string]: unknown };
+const blocksOf = (content: unknown): readonly Block[] =>
+  typeof content === 'string' ? [{ type: 'text', text: content }] : ((content ?? []) as readonly Block[]);
+
+const digestOf = (text: string): string => createHash('sha256').update(text).digest('base64');
+const signatureOf = (thinking: string): string => digestOf(`signed by the demo model: ${thinking}`);
+
+/** What Anthropic's API refuses: thinking that is not the model's own, or that is missing where its calls are answered. */
+function thinkingFault(body: Body): string | null {
+  const messages = body.messages ?? [];
+  for (const { content } of messages)
+    for (const block of blocksOf(content))
+      if (block.type === 'thinking' && block['signature'] !== signatureOf(String(block['thinking'])))
+        return 'messages: thinking blocks cannot be modified, their signature is invalid';
+  const at = messages.findLastIndex(({ role }) => role === 'assistant');
+  const answered = blocksOf(messages[at + 1]?.content).some(({ type }) => type === 'tool_result');
+  if (!thinks(body) || at === -1 || !answered || stepFor(messages.slice(0, at)).thinking === null) return null;
+  return blocksOf(messages[at]?.content)[0]?.type === 'thinking'
+    ? null
+    : `messages.${at}.content.0: expected thinking before tool_use`;
+}
+const thinks = ({ thinking }: Body): boolean => thinking?.type === 'adaptive' || thinking?.type === 'enabled';
+
+/** Prefixes that requests asked to be kept. */
+const kept = new Set<string>();
+const MAX_KEPT = 10_000;
+
+/** The prompt's tokens as a provider with a cache bills them: a prefix that was kept before is read. */
+function inputUsage(body: Body): {
+  input_tokens: number;
+  cache_creation_input_tokens: number;
+  cache_read_input_tokens: number;
+} {
+  const blocks = [
+    ...blocksOf(body.tools),
+    ...blocksOf(body.system),
+    ...(body.messages ?? []).flatMap(({ role, content }) => blocksOf(content).map((block) => ({ role, ...block }))),
+  ];
+  let [prefix, total, read, marked] = ['', 0, 0, 0];
+  for (const { cache_control: mark, ...block } of blocks as readonly Block[]) {
+    const text = JSON.stringify(block);
+    prefix = digestOf(prefix + text);
+    total += tokens(text);
+    if (mark === undefined) continue;
+    marked = total;
+    if (kept.has(prefix)) read = total;
+    else kept.add(prefix);
+  }
+  if (kept.size > MAX_KEPT) kept.clear();
+  return {
+    input_tokens: total - marked,
+    cache_creation_input_tokens: marked - read,
+    cache_read_input_tokens: read,
+  };
+}
+
+async function anthropicMessages(body: Body, step: Step, response: ServerResponse): Promise<void> {
   const id = `msg_${randomUUID()}`;
   const call = step.call === null ? null : { type: 'tool_use', id: `toolu_${randomUUID()}`, ...step.call };
-  const stopReason = call === null ? 'end_turn' : 'tool_use';
-  const usage = { input_tokens: promptTokens(messages), output_tokens: tokens(step.text) + (call === null ? 0 : 20) };
-  const base = { id, type: 'message', role: 'assistant', model: MODEL };
-  if (!stream) {
+  const stopReason = step.refusal !== null ? 'refusal' : call === null ? 'end_turn' : 'tool_use';
+  const stop = {
+    stop_reason: stopReason,
+    stop_sequence: null,
+    ...(step.refusal === null
+      ? {}
+      : { stop_details: { type: 'refusal', category: 'general_harms', explanation: step.refusal } }),
+  };
+  const thinking = thinks(body) ? step.thinking : null;
+  const usage = {
+    ...inputUsage(body),
+    output_tokens: tokens(step.text + (thinking ?? '')) + (call === null ? 0 : 20),
+  };
+  const base = { id, type: 'message', role: 'assistant', model: body.model ?? MODEL };
+  if (body.stream !== true) {
     for await (const _piece of pieces(step));
     const content = [
+      ...(thinking === null ? [] : [{ type: 'thinking', thinking, signature: signatureOf(thinking) }]),
       ...(step.text === '' ? [] : [{ type: 'text', text: step.text }]),
       ...(call === null ? [] : [call]),
     ];
-    sendJson(response, 200, { ...base, content, stop_reason: stopReason, stop_sequence: null, usage });
+    sendJson(response, 200, { ...base, content, ...stop, usage });
     return;
   }
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
-  const send = (type: string, body: object): void => {
-    response.write(`event: ${type}\ndata: ${JSON.stringify({ type, ...body })}\n\n`);
+  const send = (type: string, rest: object): void => {
+    response.write(`event: ${type}\ndata: ${JSON.stringify({ type, ...rest })}\n\n`);
   };
   send('message_start', {
     message: { ...base, content: [], stop_reason: null, stop_sequence: null, usage: { ...usage, output_tokens: 0 } },
   });
   let index = 0;
+  if (thinking !== null) {
+    send('content_block_start', { index, content_block: { type: 'thinking', thinking: '', signature: '' } });
+    for (const piece of thinking.match(/\S+\s*/g) ?? [])
+      send('content_block_delta', { index, delta: { type: 'thinking_delta', thinking: piece } });
+    send('content_block_delta', { index, delta: { type: 'signature_delta', signature: signatureOf(thinking) } });
+    send('content_block_stop', { index });
+    index += 1;
+  }
   if (step.text !== '') {
     send('content_block_start', { index, content_block: { type: 'text', text: '' } });
     for await (const piece of pieces(step)) {
@@ -190,7 +274,7 @@ async function anthropicMessages(
     send('content_block_stop', { index });
   }
   send('message_delta', {
-    delta: { stop_reason: stopReason, stop_sequence: null },
+    delta: stop,
     usage: { output_tokens: usage.output_tokens },
   });
   send('message_stop', {});
@@ -228,8 +312,21 @@ async function answer(request: IncomingMessage, response: ServerResponse, onRequ
   if (request.method === 'GET' && pathname === '/v1/models') {
     return sendJson(response, 200, {
       object: 'list',
-      data: [{ id: MODEL, object: 'model', created: 1_700_000_000, owned_by: 'holdfast' }],
+      data: [MODEL, THINKING_MODEL].map((id) => ({
+        id,
+        object: 'model',
+        created: 1_700_000_000,
+        owned_by: 'holdfast',
+      })),
     });
+  }
+  if (request.method === 'GET' && pathname === '/v1/model/info') {
+    const data = [MODEL, THINKING_MODEL].map((name) => ({
+      model_name: name,
+      litellm_params: { model: name === MODEL ? `openai/${name}` : `anthropic/${name}` },
+      model_info: { supports_reasoning: name === THINKING_MODEL, supports_adaptive_thinking: name === THINKING_MODEL },
+    }));
+    return sendJson(response, 200, { data });
   }
   const dialect = pathname.replace(/^\/v1/, '');
   if (request.method !== 'POST' || (dialect !== '/chat/completions' && dialect !== '/messages')) {
@@ -245,6 +342,10 @@ async function answer(request: IncomingMessage, response: ServerResponse, onRequ
     const error = { message: `the script asked for HTTP ${step.errorStatus}`, type: 'api_error' };
     return sendJson(response, step.errorStatus, dialect === '/messages' ? { type: 'error', error } : { error });
   }
-  if (dialect === '/messages') return anthropicMessages(messages, body.stream === true, step, response);
+  if (dialect === '/messages') {
+    const fault = thinkingFault(body);
+    if (fault === null) return anthropicMessages(body, step, response);
+    return sendJson(response, 400, { type: 'error', error: { type: 'invalid_request_error', message: fault } });
+  }
   return chatCompletions(messages, body.stream === true, body.stream_options?.include_usage === true, step, response);
 }

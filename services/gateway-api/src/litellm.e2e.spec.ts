@@ -16,7 +16,8 @@ import { ModelCatalogue } from './data/model.catalogue.ts';
 
 type Event = Frame['data'];
 
-const MODELS = ['spec/openai', 'spec/anthropic'];
+/** The first is spoken to in chat completions; the last can be asked to think. */
+const MODELS = ['spec/openai', 'spec/anthropic', 'spec/claude'];
 const PRICE = { input_cost_per_token: 0.000002, output_cost_per_token: 0.00001 };
 const RETRIES = 2;
 
@@ -43,6 +44,11 @@ beforeAll(async () => {
   proxy = await startLiteLlm([
     { model_name: 'spec/openai', litellm_params: { model: 'openai/demo', api_base: `${host}/v1` }, model_info: PRICE },
     { model_name: 'spec/anthropic', litellm_params: { model: 'anthropic/demo', api_base: host }, model_info: PRICE },
+    {
+      model_name: 'spec/claude',
+      litellm_params: { model: 'anthropic/claude-opus-5-5', api_base: host },
+      model_info: PRICE,
+    },
   ]);
   wildcard = await startLiteLlm([
     { model_name: 'any/*', litellm_params: { model: 'openai/*', api_base: `${host}/v1` } },
@@ -67,12 +73,13 @@ afterAll(async () => {
 
 /** LiteLLM stands still for seconds while its first call of a kind loads what it needs. */
 async function warmUp(model: string): Promise<void> {
-  const response = await fetch(`${proxy.url}/v1/chat/completions`, {
+  const route = model === 'spec/openai' ? 'chat/completions' : 'messages';
+  const response = await fetch(`${proxy.url}/v1/${route}`, {
     method: 'POST',
     headers: { authorization: `Bearer ${proxy.apiKey}`, 'content-type': 'application/json' },
-    body: JSON.stringify({ model, stream: true, messages: [{ role: 'user', content: 'hello' }] }),
+    body: JSON.stringify({ model, stream: true, max_tokens: 9, messages: [{ role: 'user', content: 'hello' }] }),
   });
-  expect(await response.text()).toContain('[DONE]');
+  expect(await response.text()).toContain('You said: hello');
 }
 
 async function newSession(model: string): Promise<string> {
@@ -95,7 +102,7 @@ const last = (events: readonly Event[], type: string): Event | undefined => ofTy
 describe('the models of a LiteLLM proxy', () => {
   it('are those it lists', async () => {
     const { data } = await client.json<{ data: { id: string }[] }>('/v1/models');
-    expect(data.map((model) => model.id).sort()).toEqual(['spec/anthropic', 'spec/openai']);
+    expect(data.map((model) => model.id).sort()).toEqual(['spec/anthropic', 'spec/claude', 'spec/openai']);
     expect(await client.json('/v1/models/spec%2Fopenai')).toEqual(data.find((model) => model.id === 'spec/openai'));
   });
 
@@ -103,7 +110,7 @@ describe('the models of a LiteLLM proxy', () => {
     const refused = await client.api('/v1/agents', { json: { name: 'spec', model: 'gpt-none' } });
     expect(refused.status).toBe(400);
     expect(((await refused.json()) as { error: { message: string } }).error.message).toMatch(
-      /"gpt-none".*spec\/(openai.*spec\/anthropic|anthropic.*spec\/openai)/,
+      /"gpt-none".*It has: spec\/\w+, spec\/\w+, spec\/\w+\./,
     );
   });
 
@@ -135,8 +142,10 @@ describe.each(MODELS)('a session through LiteLLM, %s', (model) => {
     const events = await client.events(id);
     expect(textOf(last(events, 'agent.message'))).toBe('word1 word2 word3 word4 word5 word6');
     const usage = last(events, 'span.model_request_end')?.['model_usage'] as Record<string, number>;
-    expect(usage).toMatchObject({ output_tokens: 9, cache_creation_input_tokens: 0, cache_read_input_tokens: 0 });
-    expect(usage['input_tokens']).toBeGreaterThan(0);
+    expect(usage['output_tokens']).toBe(9);
+    const cached = (usage['cache_creation_input_tokens'] ?? 0) + (usage['cache_read_input_tokens'] ?? 0);
+    expect(cached > 0).toBe(model !== 'spec/openai');
+    expect((usage['input_tokens'] ?? 0) + cached).toBeGreaterThan(0);
     const cost = (usage['input_tokens'] ?? 0) * PRICE.input_cost_per_token + 9 * PRICE.output_cost_per_token;
     expect(last(events, 'span.model_request_end')?.['x_cost_usd']).toBeCloseTo(cost, 9);
   });
@@ -219,5 +228,43 @@ describe.each(MODELS)('a session through LiteLLM, %s', (model) => {
     await sleep(500);
     expect(await client.events(id)).toEqual(events);
     expect(events.at(-1)).toMatchObject({ type: 'session.status_idle', stop_reason: { type: 'end_turn' } });
+  });
+});
+
+describe('a session with a model that thinks', () => {
+  it('shows what it thought, gives it back as it was signed, and reads the conversation from the cache', async () => {
+    const id = await newSession('spec/claude');
+    const isIdle = (all: readonly Frame[]): boolean => all.at(-1)?.event === 'session.status_idle';
+    const stream = client.frames(`/v1/sessions/${id}/events/stream?after=0&event_deltas[]=x_agent.thinking`, isIdle);
+    // The upstream refuses the second request unless the first one's thinking is in it, unchanged.
+    await send(id, userMessage('THINK[a list of files might help] RUN[echo found]'));
+    const frames = await stream;
+    const events = await client.events(id);
+    expect(ofType(events, 'session.error')).toEqual([]);
+    const thought = last(events, 'agent.thinking');
+    expect(thought).toMatchObject({ x_text: 'a list of files might help' });
+    expect(events.findIndex((event) => event === thought)).toBeLessThan(
+      events.findIndex((event) => event.type === 'agent.tool_use'),
+    );
+    const started = frames.filter((frame) => frame.event === 'event_start').map((frame) => frame.data['event']);
+    expect(started).toEqual([{ type: 'agent.thinking', id: thought?.id }]);
+    expect(textOf(last(events, 'agent.message'))).toContain('found');
+    const [first, second] = ofType(events, 'span.model_request_end').map(
+      (event) => event['model_usage'] as Record<string, number>,
+    );
+    expect(second?.['cache_read_input_tokens']).toBe(
+      (first?.['cache_read_input_tokens'] ?? 0) + (first?.['cache_creation_input_tokens'] ?? 0),
+    );
+    expect(second?.['cache_creation_input_tokens']).toBeGreaterThan(0);
+  });
+
+  it('ends the turn where the model refuses, and says why', async () => {
+    const id = await newSession('spec/claude');
+    const events = await turn(id, 'REFUSE[not that]');
+    expect(events.at(-1)).toMatchObject({
+      stop_reason: { type: 'refusal' },
+      stop_details: { type: 'refusal', category: 'general_harms', explanation: 'not that' },
+    });
+    expect(textOf(last(await turn(id, 'hello again'), 'agent.message'))).toMatch(/^You said: hello again/);
   });
 });

@@ -638,11 +638,11 @@ describe('lists', () => {
 
   it('of models have the other shape, and are walked by ids', async () => {
     expect(await client.json('/v1/models?limit=1')).toMatchObject({
-      has_more: false,
+      has_more: true,
       first_id: 'demo',
       last_id: 'demo',
     });
-    expect(await client.json('/v1/models?after_id=demo')).toEqual({
+    expect(await client.json('/v1/models?after_id=demo-thinking')).toEqual({
       data: [],
       has_more: false,
       first_id: null,

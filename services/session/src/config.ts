@@ -25,6 +25,11 @@ export const sessionConfig = z.object({
   /** Retries of a failed model call; waits double from the first, ≤ 30 s, unless the gateway names a time. */
   MODEL_MAX_RETRIES: z.coerce.number().int().min(0).default(4),
   MODEL_RETRY_FIRST_MS: positive(500),
+  /**
+   * Models that are spoken to in `/v1/messages`, comma-separated, `*` for any text. `auto`: those that the gateway's
+   * `/v1/model/info` gives to the provider `anthropic` alone. All others are spoken to in `/v1/chat/completions`.
+   */
+  MODEL_MESSAGES: z.string().default('auto'),
   /** A model gateway that is silent for so long is taken as gone. */
   MODEL_SILENCE_MS: positive(300_000),
   MODEL_MAX_OUTPUT_TOKENS: positive(16_384),

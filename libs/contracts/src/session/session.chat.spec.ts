@@ -125,6 +125,28 @@ describe('the chat fold', () => {
     expect(foldChat(chat, frames).open).toBeNull();
   });
 
+  it('shows thinking while it lasts, then where it was thought, and a refusal where the turn ended with one', () => {
+    const thinking = { type: 'event_start', event: { type: 'agent.thinking', id: 'sevt_t' } } as const;
+    let chat = foldChat(start(), [...frames.slice(0, 5), { version: null, event: thinking }, delta('sevt_t', 'hm')]);
+    chat = foldChat(chat, [opened('sevt_8'), delta('sevt_8', 'I w')]);
+    expect(chat).toMatchObject({ thinking: { id: 'sevt_t', text: 'hm' }, open: { id: 'sevt_8', text: 'I w' } });
+    const blocks = [{ type: 'thinking', thinking: 'hm, this', signature: 'secret' }];
+    const shown = framesOf(
+      log(
+        ['session.created', events[0]?.data ?? {}],
+        ['agent.thinking', { blocks }],
+        ['session.status_idle', { stop_reason: { type: 'refusal' }, refusal: { category: null, explanation: 'no' } }],
+      ),
+    ).map((frame) => ({ ...frame, version: (frame.version ?? 0) + 100 }));
+    expect(JSON.stringify(shown)).not.toContain('secret');
+    chat = foldChat(chat, shown);
+    expect(chat.thinking).toBeNull();
+    expect(chat.items.slice(-2)).toMatchObject([
+      { kind: 'thinking', text: 'hm, this' },
+      { kind: 'note', note: 'refused' },
+    ]);
+  });
+
   it('draws attempts that the platform repeats as one failure, and a later one as another', () => {
     const failures = log(
       ['session.created', events[0]?.data ?? {}],

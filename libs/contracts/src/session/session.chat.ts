@@ -21,6 +21,13 @@ export type ChatItem =
     }
   | ToolItem
   | {
+      readonly kind: 'thinking';
+      readonly id: string;
+      readonly at: string | null;
+      /** What the model showed of it; empty when it shows nothing. */
+      readonly text: string;
+    }
+  | {
       readonly kind: 'error';
       readonly id: string;
       readonly at: string | null;
@@ -32,7 +39,7 @@ export type ChatItem =
       readonly kind: 'note';
       readonly id: string;
       readonly at: string | null;
-      readonly note: 'interrupted' | 'compacted' | 'archived';
+      readonly note: 'interrupted' | 'compacted' | 'archived' | 'refused';
     }
   | (SandboxWait & { readonly kind: 'waited' /** When it was over. */; readonly until: string | null });
 
@@ -72,6 +79,8 @@ export interface Chat {
   readonly queued: readonly Extract<ChatItem, { kind: 'message' }>[];
   /** The message that is being written; its text may restart after a reconnect. */
   readonly open: { readonly id: string; readonly text: string } | null;
+  /** The model's thinking, while its answer is not whole. */
+  readonly thinking: { readonly id: string; readonly text: string } | null;
   /** What keeps the agent's tools from running now. */
   readonly wait: SandboxWait | null;
 }
@@ -94,7 +103,7 @@ export function startChat(session: Session): Chat {
   };
   const view = evolveSessionView(undefined, created as unknown as SessionEvent);
   if (view === undefined) throw new Error('A created session has a view.');
-  return { view, items: [], queued: [], open: null, wait: null };
+  return { view, items: [], queued: [], open: null, thinking: null, wait: null };
 }
 
 /**
@@ -116,11 +125,15 @@ function foldPreview(draft: Draft, frame: ChatFrame['event']): void {
   if (frame.type === 'event_start') {
     const { id, type } = frame['event'] as { id: string; type: string };
     if (type === 'agent.message') draft.open = { id, text: '' };
+    else if (type === 'agent.thinking') draft.thinking = { id, text: '' };
     return;
   }
-  if (frame.type !== 'event_delta' || draft.open === null || frame['event_id'] !== draft.open.id) return;
+  if (frame.type !== 'event_delta') return;
   const { content } = frame['delta'] as { content: { text: string } };
-  draft.open = { id: draft.open.id, text: draft.open.text + content.text };
+  for (const place of ['open', 'thinking'] as const) {
+    const open = draft[place];
+    if (open !== null && open.id === frame['event_id']) draft[place] = { id: open.id, text: open.text + content.text };
+  }
 }
 
 function foldDurable(draft: Draft, version: number, event: WireEvent): void {
@@ -140,6 +153,10 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
     case 'agent.message':
       draft.open = null;
       draft.items.push({ kind: 'message', id, from: 'agent', at, content });
+      return;
+    case 'agent.thinking':
+      draft.thinking = null;
+      draft.items.push({ kind: 'thinking', id, at, text: (event['x_text'] ?? '') as string });
       return;
     case 'agent.tool_use':
     case 'agent.custom_tool_use':
@@ -176,14 +193,19 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
       return;
     case 'session.status_terminated':
       draft.items.push({ kind: 'note', id, at, note: 'archived' });
-      draft.open = null;
+      draft.open = draft.thinking = null;
+      settleWait(draft, at);
+      return;
+    case 'session.status_idle':
+      if ((event['stop_reason'] as { type: string }).type === 'refusal')
+        draft.items.push({ kind: 'note', id, at, note: 'refused' });
+      draft.open = draft.thinking = null;
       settleWait(draft, at);
       return;
     case 'span.model_request_start':
     case 'span.model_request_end':
-    case 'session.status_idle':
     case 'session.deleted':
-      draft.open = null;
+      draft.open = draft.thinking = null;
       settleWait(draft, at);
       return;
     default:

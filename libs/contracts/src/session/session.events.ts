@@ -2,7 +2,17 @@ import { z } from 'zod';
 import { type DraftOf, durableEvent, type EventOf, type StoredEvent } from '../event-declaration.ts';
 import { jsonObject } from '../json-schema.ts';
 import type { AgentSnapshot } from '../wire/agents.ts';
-import { modelUsage, sessionError, stopReason, storedBlock, textBlock, type WireEvent } from '../wire/events.ts';
+import {
+  modelUsage,
+  refusal,
+  sessionError,
+  stopReason,
+  storedBlock,
+  type ThinkingBlock,
+  textBlock,
+  thinkingBlock,
+  type WireEvent,
+} from '../wire/events.ts';
 
 const agentSnapshot = z.custom<AgentSnapshot>((value) => typeof value === 'object' && value !== null && 'id' in value);
 const metadataMap = z.record(z.string(), z.string());
@@ -21,6 +31,14 @@ function shown(event: StoredEvent<string, unknown>, fields: object): WireEvent {
 }
 function queued(event: StoredEvent<string, unknown>, fields: object): WireEvent {
   return { id: event.id, type: event.type, processed_at: null, ...fields };
+}
+
+/** What a model showed of its thinking. */
+function thinkingText(thoughts: readonly ThinkingBlock[]): string {
+  return thoughts
+    .map((block) => (block.type === 'thinking' ? block.thinking : ''))
+    .join('\n\n')
+    .trim();
 }
 
 /** The policy that an evaluated permission comes from; a call that no policy was asked about has none. */
@@ -141,8 +159,12 @@ export const StatusIdle = durableEvent({
   schemaVersion,
   aggregate,
   summary: 'The turn ended; always the last event of a turn.',
-  data: z.object({ stop_reason: stopReason }),
-  wire: (event) => shown(event, { stop_reason: event.data.stop_reason, stop_details: null }),
+  data: z.object({ stop_reason: stopReason, refusal: refusal.optional() }),
+  wire: (event) =>
+    shown(event, {
+      stop_reason: event.data.stop_reason,
+      stop_details: event.data.refusal === undefined ? null : { type: 'refusal', ...event.data.refusal },
+    }),
 });
 export const StatusTerminated = durableEvent({
   type: 'session.status_terminated',
@@ -199,6 +221,7 @@ export const ModelRequestEnd = durableEvent({
     model_usage: modelUsage,
     cost_usd: z.number().min(0).nullable(),
     finish_reason: z.string().nullable(),
+    refusal: refusal.optional(),
     gateway_call_id: z.string().nullable(),
   }),
   wire: (event) =>
@@ -221,9 +244,12 @@ export const AgentThinking = durableEvent({
   type: 'agent.thinking',
   schemaVersion,
   aggregate,
-  summary: 'The model is thinking (progress only).',
-  data: z.object({}),
-  wire: (event) => shown(event, {}),
+  summary: 'The model thought; `blocks` is what it gets back with its next request.',
+  data: z.object({ blocks: z.array(thinkingBlock).optional() }),
+  wire: (event) => {
+    const text = thinkingText(event.data.blocks ?? []);
+    return shown(event, text === '' ? {} : { x_text: text });
+  },
 });
 export const AgentToolUse = durableEvent({
   type: 'agent.tool_use',

@@ -46,6 +46,15 @@ export type ContentBlock = z.infer<typeof contentBlock>;
 /** A content block as the log stores it: the wire's own, or a digest of one (the blob is the block's JSON). */
 export const storedBlock = z.union([contentBlock, blobReference]);
 export type StoredBlock = z.infer<typeof storedBlock>;
+/**
+ * A block of thinking as the model gave it and wants it back: without its signature it is worth nothing to the model.
+ * Only its text is shown on the wire.
+ */
+export const thinkingBlock = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('thinking'), thinking: z.string(), signature: z.string().nullable() }),
+  z.strictObject({ type: z.literal('redacted_thinking'), data: z.string() }),
+]);
+export type ThinkingBlock = z.infer<typeof thinkingBlock>;
 const content = z.array(contentBlock).min(1).max(LIMITS.contentBlocks);
 
 /** Only a session's primary thread exists so far; its id is checked where the session is known. */
@@ -135,8 +144,12 @@ export const stopReason = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('end_turn') }),
   z.strictObject({ type: z.literal('requires_action'), event_ids: z.array(z.string()) }),
   z.strictObject({ type: z.literal('retries_exhausted') }),
+  z.strictObject({ type: z.literal('refusal') }),
 ]);
 export type StopReason = z.infer<typeof stopReason>;
+/** What a model, or a guard before it, said of its refusal. */
+export const refusal = z.strictObject({ category: z.string().nullable(), explanation: z.string().nullable() });
+export type Refusal = z.infer<typeof refusal>;
 
 export const modelUsage = z.strictObject({
   input_tokens: z.int().min(0),
@@ -192,7 +205,8 @@ export const sessionEventResource = z.discriminatedUnion('type', [
     is_error: z.boolean(),
   }),
   frame('agent.message', { content: z.array(textBlock) }),
-  frame('agent.thinking', {}),
+  /** `x_text` is our addition: what the model showed of its thinking; absent when it showed none. */
+  frame('agent.thinking', { x_text: z.string().optional() }),
   frame('agent.tool_use', {
     name: z.string(),
     input: jsonObject,
@@ -204,7 +218,10 @@ export const sessionEventResource = z.discriminatedUnion('type', [
   frame('agent.thread_context_compacted', { x_model_usage: modelUsage, x_cost_usd: costUsd.optional() }),
   frame('session.status_running', {}),
   frame('session.status_rescheduled', {}),
-  frame('session.status_idle', { stop_reason: stopReason, stop_details: z.null() }),
+  frame('session.status_idle', {
+    stop_reason: stopReason,
+    stop_details: refusal.extend({ type: z.literal('refusal') }).nullable(),
+  }),
   frame('session.status_terminated', {}),
   frame('session.deleted', {}),
   frame('session.error', { error: sessionError }),
@@ -222,6 +239,8 @@ export const sessionEventResource = z.discriminatedUnion('type', [
   }),
 ]);
 
+/** What a stream may preview. `x_agent.thinking` is our addition: thinking with its text, not its beginning alone. */
+export const EVENT_DELTAS = ['agent.message', 'agent.thinking', 'x_agent.thinking'] as const;
 /** Stream-only frames; they never persist and carry no id of their own. */
 export const eventStartFrame = z.strictObject({
   type: z.literal('event_start'),

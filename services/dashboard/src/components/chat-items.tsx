@@ -3,6 +3,7 @@ import { type ChatItem, type ContentBlock, SANDBOX_HINTS, type SandboxWait, type
 import {
   AlertTriangle,
   Ban,
+  Brain,
   Check,
   ChevronRight,
   CircleDashed,
@@ -25,6 +26,7 @@ const LONG_CHARS = 3_000;
 /** Longer ones of the agent too, and as they are: as Markdown they would hold the page. */
 const HUGE_CHARS = 100_000;
 const FOLDED_CHARS = 1_200;
+const THINKING_TAIL_CHARS = 120;
 
 export const ChatEntry = memo(function ChatEntry(props: {
   item: ChatItem;
@@ -35,6 +37,8 @@ export const ChatEntry = memo(function ChatEntry(props: {
 }) {
   const { item } = props;
   switch (item.kind) {
+    case 'thinking':
+      return <Thinking text={item.text} />;
     case 'message':
       return <Message item={item} />;
     case 'tool':
@@ -52,6 +56,7 @@ const NOTES = {
   interrupted: 'Interrupted',
   compacted: 'The conversation so far was summarised for the model; nothing is lost here',
   archived: 'The session was archived',
+  refused: 'The model refused to answer',
 };
 
 export function Note({ text }: { text: string }) {
@@ -59,6 +64,27 @@ export function Note({ text }: { text: string }) {
     <p className="flex items-center gap-3 text-xs text-soft before:h-px before:flex-1 before:bg-line after:h-px after:flex-1 after:bg-line">
       {text}
     </p>
+  );
+}
+
+/** What the model showed of its thinking, folded; while it thinks, its newest words. */
+export function Thinking({ text, open = false }: { text: string; open?: boolean }) {
+  if (text === '') return open ? <Working since={null} text="Thinking" /> : <Note text="Thought" />;
+  return (
+    <details
+      className="group/thinking rounded-lg border border-dashed px-3 py-2 text-sm text-soft"
+      aria-label="thinking"
+    >
+      <summary className="flex items-center gap-2 -outline-offset-2">
+        <ChevronRight className="size-4 shrink-0 transition-transform group-open/thinking:rotate-90" aria-hidden />
+        <Brain className="size-4 shrink-0" aria-hidden />
+        <span className="shrink-0">{open ? 'Thinking…' : 'Thought'}</span>
+        <span className="min-w-0 flex-1 truncate text-xs group-open/thinking:hidden">
+          {open ? text.slice(-THINKING_TAIL_CHARS) : text}
+        </span>
+      </summary>
+      <Verbatim className="mt-2 max-h-80 overflow-auto [overflow-wrap:anywhere] whitespace-pre-wrap">{text}</Verbatim>
+    </details>
   );
 }
 

@@ -16,7 +16,7 @@ import { apiPersistent, messageOf } from '../lib/api.ts';
 import { number } from '../lib/format.ts';
 import { SessionStream } from '../lib/session-stream.ts';
 import { ChatHeader } from './chat-header.tsx';
-import { ChatEntry, Note, type SendEvents, Waiting, Working } from './chat-items.tsx';
+import { ChatEntry, Note, type SendEvents, Thinking, Waiting, Working } from './chat-items.tsx';
 import { Composer } from './composer.tsx';
 import { Markdown } from './markdown.tsx';
 import { Button, Failure } from './ui.tsx';
@@ -184,6 +184,7 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
               send={send}
             />
           ))}
+          {chat.thinking === null ? null : <Thinking open text={chat.thinking.text} />}
           {chat.open !== null && chat.open.text !== '' ? (
             <OpenMessage text={chat.open.text} />
           ) : chat.wait !== null ? (

@@ -15,6 +15,7 @@ const STOPPED: Readonly<Record<StopReason['type'], Look>> = {
   end_turn: LOOKS.idle,
   requires_action: { text: 'Needs you', tone: 'warn', dot: '' },
   retries_exhausted: { text: 'Failed', tone: 'bad', dot: '' },
+  refusal: { text: 'Refused', tone: 'bad' },
 };
 
 export function StatusBadge(props: { status: SessionStatus; stopReason: Session['x_stop_reason'] }) {

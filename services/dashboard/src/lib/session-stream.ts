@@ -103,7 +103,7 @@ export class SessionStream {
     try {
       const cursor = this.#snapshot.chat?.view.version ?? 0;
       const response = await fetch(
-        `/api/v1/sessions/${this.#sessionId}/events/stream?event_deltas[]=agent.message&after=${cursor}`,
+        `/api/v1/sessions/${this.#sessionId}/events/stream?event_deltas[]=agent.message&event_deltas[]=x_agent.thinking&after=${cursor}`,
         { signal: connection.signal, headers: { accept: 'text/event-stream' } },
       );
       if (!response.ok || response.body === null) throw await toApiError(response);

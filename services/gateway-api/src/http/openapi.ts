@@ -1,6 +1,7 @@
 import {
   agentResource,
   apiKeyResource,
+  EVENT_DELTAS,
   environmentResource,
   eventDeltaFrame,
   eventStartFrame,
@@ -66,7 +67,7 @@ const QUERY: Readonly<Record<string, object>> = {
   'status[]': listOf(...SANDBOX_STATUSES),
   'statuses[]': listOf(...SESSION_STATUSES),
   'types[]': { type: 'array', items: text },
-  'event_deltas[]': listOf('agent.message', 'agent.thinking'),
+  'event_deltas[]': listOf(...EVENT_DELTAS),
   after: { ...text, description: 'A log version or an event id; what follows is sent first. `0` is the start.' },
   at: { ...text, description: 'A log version or an event id: the session as it was right after it.' },
   x_needs_action: { type: 'boolean', description: 'Only sessions that wait for the client.' },

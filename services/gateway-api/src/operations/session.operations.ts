@@ -2,6 +2,7 @@ import {
   AppError,
   createSessionBody,
   deleted,
+  EVENT_DELTAS,
   eventDeltaFrame,
   eventStartFrame,
   exportLine,
@@ -100,7 +101,7 @@ export function sessionOperations(parts: {
     const id = pathId(exchange, 'session');
     const { workspaceId } = exchange.principal;
     const view = await reader.sessionView(workspaceId, id);
-    const deltas = exchange.query.choices('event_deltas', ['agent.message', 'agent.thinking']);
+    const deltas = exchange.query.choices('event_deltas', EVENT_DELTAS);
     const cursor = await cursorOf(exchange, id, view.version);
     streams.admit(exchange.principal);
     exchange.reply.hijack();
@@ -113,13 +114,12 @@ export function sessionOperations(parts: {
       'x-accel-buffering': 'no',
       connection: 'keep-alive',
     });
-    await streams.serve(
-      response,
-      { id, workspaceId, ended: view.archivedAt !== null },
-      exchange.principal,
-      cursor,
-      deltas.includes('agent.message'),
-    );
+    await streams.serve(response, { id, workspaceId, ended: view.archivedAt !== null }, exchange.principal, cursor, {
+      ...(deltas.includes('agent.message') ? { 'agent.message': 'text' } : {}),
+      // The contract shows no more than that thinking began, and its clients fail on more.
+      ...(deltas.includes('agent.thinking') ? { 'agent.thinking': 'start' } : {}),
+      ...(deltas.includes('x_agent.thinking') ? { 'agent.thinking': 'text' } : {}),
+    });
   };
 
   return [

@@ -1,17 +1,18 @@
 import type { LiveDelta } from '@holdfast/contracts';
 import { parseFrames } from '@holdfast/testing';
 import { describe, expect, it } from '@jest/globals';
-import { SessionTail, type SseBatch, type TailedStream } from './session-tail.ts';
+import { type Previews, SessionTail, type SseBatch, type TailedStream } from './session-tail.ts';
 
 /** A stream that keeps what it is sent. */
 class Listener implements TailedStream {
   cursor = 0;
-  readonly wantsDeltas = true;
+  readonly previews: Previews;
   previewId: string | null = null;
   previewChars = 0;
   #bytes = '';
 
-  constructor(tail: SessionTail) {
+  constructor(tail: SessionTail, previews: Previews = { 'agent.message': 'text' }) {
+    this.previews = previews;
     this.cursor = tail.deliveredVersion;
     tail.hold(this);
     tail.attach(this);
@@ -27,7 +28,7 @@ class Listener implements TailedStream {
   }
 
   /** What the previews say, each message by its id; a delta of a message that was never begun is `lost`. */
-  get previews(): Record<string, string> {
+  get seen(): Record<string, string> {
     const texts: Record<string, string> = {};
     for (const { event, data } of parseFrames(this.#bytes).frames) {
       if (event === 'event_start') texts[(data['event'] as { id: string }).id] = '';
@@ -39,8 +40,13 @@ class Listener implements TailedStream {
   }
 }
 
-function delta(eventId: string, sequence: number, text: string): LiveDelta {
-  return { eventId, eventType: 'agent.message', generation: 1, sequence, text };
+function delta(
+  eventId: string,
+  sequence: number,
+  text: string,
+  eventType: LiveDelta['eventType'] = 'agent.message',
+): LiveDelta {
+  return { eventId, eventType, generation: 1, sequence, text };
 }
 
 function frame(version: number, type: string): SseBatch {
@@ -59,8 +65,8 @@ describe('previews of a session whose readers come and go', () => {
     tail.deliver(frame(3, 'span.model_request_start'));
     tail.delta(delta('sevt_b', 1, 'new'));
     tail.delta(delta('sevt_b', 2, 'er'));
-    expect(first.previews).toEqual({ sevt_a: 'old', sevt_b: 'newer' });
-    expect(second.previews).toEqual({ sevt_a: 'old', sevt_b: 'newer' });
+    expect(first.seen).toEqual({ sevt_a: 'old', sevt_b: 'newer' });
+    expect(second.seen).toEqual({ sevt_a: 'old', sevt_b: 'newer' });
   });
 
   it('leaves nothing out for those who come while the text grows', () => {
@@ -72,6 +78,25 @@ describe('previews of a session whose readers come and go', () => {
     tail.delta(delta('sevt_a', 2, 'two '));
     const third = new Listener(tail);
     tail.delta(delta('sevt_a', 3, 'three'));
-    for (const listener of [first, second, third]) expect(listener.previews).toEqual({ sevt_a: 'one two three' });
+    for (const listener of [first, second, third]) expect(listener.seen).toEqual({ sevt_a: 'one two three' });
+  });
+
+  it('shows thinking to those who asked for it: that it began, or its text', () => {
+    const tail = new SessionTail('sesn_1');
+    const [words, start, text] = [
+      new Listener(tail),
+      new Listener(tail, { 'agent.message': 'text', 'agent.thinking': 'start' }),
+      new Listener(tail, { 'agent.thinking': 'text' }),
+    ];
+    tail.deliver(frame(1, 'span.model_request_start'));
+    tail.delta(delta('sevt_t', 1, '', 'agent.thinking'));
+    tail.delta(delta('sevt_t', 2, 'hm', 'agent.thinking'));
+    const late = new Listener(tail, { 'agent.thinking': 'text' });
+    tail.delta(delta('sevt_t', 3, '!', 'agent.thinking'));
+    tail.delta(delta('sevt_a', 1, 'So'));
+    tail.delta(delta('sevt_t', 4, 'late', 'agent.thinking'));
+    expect(words.seen).toEqual({ sevt_a: 'So' });
+    expect(start.seen).toEqual({ sevt_t: '', sevt_a: 'So' });
+    for (const listener of [text, late]) expect(listener.seen).toEqual({ sevt_t: 'hm!' });
   });
 });

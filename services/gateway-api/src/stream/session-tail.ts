@@ -16,12 +16,15 @@ export interface SseBatch {
   readonly frames: readonly SseFrame[];
 }
 
+/** What a stream is sent of an event that is being written: its beginning, or its text too. */
+export type Previews = Readonly<Partial<Record<LiveDelta['eventType'], 'start' | 'text'>>>;
+
 /** What a tail needs of a stream that is attached to it. */
 export interface TailedStream {
   /** Every frame up to this version was written. */
   cursor: number;
-  readonly wantsDeltas: boolean;
-  /** The message whose text is being previewed on this stream, and how much of it was written. */
+  readonly previews: Previews;
+  /** The event whose text is being previewed on this stream, and how much of it was written. */
   previewId: string | null;
   previewChars: number;
   /** Writes the frames above the cursor and moves it. The stream detaches itself when its reader is slow. */
@@ -67,13 +70,13 @@ export class SessionTail {
 
   hold(stream: TailedStream): void {
     this.holders++;
-    if (stream.wantsDeltas && ++this.deltaHolders === 1) this.preview.reset();
+    if (wantsAny(stream) && ++this.deltaHolders === 1) this.preview.reset();
   }
 
   release(stream: TailedStream): void {
     this.detach(stream);
     this.holders--;
-    if (stream.wantsDeltas) this.deltaHolders--;
+    if (wantsAny(stream)) this.deltaHolders--;
   }
 
   /** Hangs a stream here unless the log is known to go on after its cursor; then it must read on first. */
@@ -117,29 +120,36 @@ export class SessionTail {
     if (this.deltaHolders > 0 && this.preview.add(delta)) this.showPreviews();
   }
 
-  /** Brings every attached stream up to the open message's text, unless durable frames are known to come first. */
+  /** Brings every attached stream up to the open event's text, unless durable frames are known to come first. */
   showPreviews(): void {
     if (this.preview.open === null || this.isBehind) return;
     // Streams that were sent as much get the same bytes. They hold for this text alone.
-    const pieces = new Map<number, Buffer>();
+    const pieces = new Map<string, Buffer>();
     for (const stream of this.attached) this.showPreview(stream, pieces);
   }
 
-  private showPreview(stream: TailedStream, pieces: Map<number, Buffer>): void {
+  private showPreview(stream: TailedStream, pieces: Map<string, Buffer>): void {
     const open = this.preview.open;
-    if (!stream.wantsDeltas || open === null || this.isBehind || stream.cursor < this.version) return;
+    if (open === null || this.isBehind || stream.cursor < this.version) return;
+    const wanted = stream.previews[open.eventType];
     const isNew = stream.previewId !== open.eventId;
+    if (wanted === undefined || (wanted === 'start' && !isNew)) return;
     const sentChars = isNew ? -1 : stream.previewChars;
     if (sentChars >= open.text.length) return;
-    let bytes = pieces.get(sentChars);
+    const piece = `${wanted}${sentChars}`;
+    let bytes = pieces.get(piece);
     if (bytes === undefined) {
       const start = isNew ? startFrame(open.eventId, open.eventType) : '';
-      const text = open.text.slice(Math.max(0, sentChars));
+      const text = wanted === 'start' ? '' : open.text.slice(Math.max(0, sentChars));
       bytes = Buffer.from(text === '' ? start : start + deltaFrame(open.eventId, text));
-      pieces.set(sentChars, bytes);
+      pieces.set(piece, bytes);
     }
     if (!stream.writePreview(bytes)) return;
     stream.previewId = open.eventId;
     stream.previewChars = open.text.length;
   }
+}
+
+function wantsAny({ previews }: TailedStream): boolean {
+  return Object.keys(previews).length > 0;
 }

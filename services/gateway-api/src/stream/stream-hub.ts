@@ -14,7 +14,7 @@ import type pg from 'pg';
 import type { Logger } from 'pino';
 import { type Authenticator, keyOf, type Principal } from '../auth/authenticator.ts';
 import type { EventReader } from '../data/event.reader.ts';
-import { SessionTail, type SseBatch, type TailedStream } from './session-tail.ts';
+import { type Previews, SessionTail, type SseBatch, type TailedStream } from './session-tail.ts';
 import { durableFrame, errorFrame, PING_FRAME } from './sse-frame.ts';
 
 /** A reader that has not taken this many bytes is slow: it leaves the live end and reads on from the log at its pace. */
@@ -92,12 +92,12 @@ export class StreamHub {
     session: { id: string; workspaceId: string; ended: boolean },
     principal: Principal,
     cursor: number | null,
-    wantsDeltas: boolean,
+    previews: Previews,
   ): Promise<void> {
     const key = keyOf(principal);
     this.#perKey.set(key, (this.#perKey.get(key) ?? 0) + 1);
     const watched = this.#watch(session.id, session.workspaceId);
-    const stream = new EventStream(response, principal, wantsDeltas, cursor ?? 0);
+    const stream = new EventStream(response, principal, previews, cursor ?? 0);
     this.#streams.add(stream);
     watched.tail.hold(stream);
     response.on('close', () => stream.end());
@@ -287,7 +287,7 @@ export class StreamHub {
 /** One client's stream. */
 class EventStream implements TailedStream {
   cursor: number;
-  readonly wantsDeltas: boolean;
+  readonly previews: Previews;
   readonly principal: Principal;
   previewId: string | null = null;
   previewChars = 0;
@@ -296,10 +296,10 @@ class EventStream implements TailedStream {
   #onDetach: () => void = () => undefined;
   #onDrain: () => void = () => undefined;
 
-  constructor(response: ServerResponse, principal: Principal, wantsDeltas: boolean, cursor: number) {
+  constructor(response: ServerResponse, principal: Principal, previews: Previews, cursor: number) {
     this.#response = response;
     this.principal = principal;
-    this.wantsDeltas = wantsDeltas;
+    this.previews = previews;
     this.cursor = cursor;
     response.on('drain', () => this.#onDrain());
   }

@@ -35,7 +35,8 @@ import { Idempotent } from '../commands/idempotent.ts';
 import type { SessionConfig } from '../config.ts';
 import { FileCollector } from '../files/file.collector.ts';
 import { FileCommands } from '../files/file.commands.ts';
-import { ChatCompletionsGateway } from '../model/chat-completions.ts';
+import { HttpModelGateway } from '../model/gateway.ts';
+import { ModelInfo } from '../model/model-info.ts';
 import { PostgresRelaySource } from '../relay/relay-source.ts';
 import { SessionCommands } from '../session/session.commands.ts';
 import { sessionProjection } from '../session/session.projection.ts';
@@ -67,7 +68,7 @@ export class SessionService {
     log: EventLog;
     turns: TurnWorker;
     relay: Relay;
-    model: ChatCompletionsGateway;
+    model: HttpModelGateway;
     server: Server | null;
     stops: (() => void)[];
   } | null = null;
@@ -111,10 +112,16 @@ export class SessionService {
     const store = new SessionStore(log);
     const blobs = await openBlobStore(blobPlace(config));
     const fileBlobs = await openBlobStore(blobPlace(config, FILE_BLOBS));
-    const model = new ChatCompletionsGateway({
-      baseUrl: config.LITELLM_GATEWAY_URL,
-      apiKey: config.LITELLM_API_KEY,
+    const gateway = { baseUrl: config.LITELLM_GATEWAY_URL, apiKey: config.LITELLM_API_KEY };
+    const modelInfo = new ModelInfo({
+      ...gateway,
+      messagesModels: config.MODEL_MESSAGES,
+      onError: (error) => logger.warn({ err: error }, 'the gateway says nothing of its models; it is asked again'),
+    });
+    const model = new HttpModelGateway({
+      ...gateway,
       silenceMs: config.MODEL_SILENCE_MS,
+      mannerOf: (name) => modelInfo.mannerOf(name),
     });
     const turns = new TurnWorker({
       owner: `${instance}:${randomUUID()}`,

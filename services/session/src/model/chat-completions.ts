@@ -1,10 +1,13 @@
-import type { JsonObject, ModelUsage, StoredBlock } from '@holdfast/contracts';
-import { createParser } from 'eventsource-parser';
-import { Agent, type Dispatcher, request as httpRequest } from 'undici';
+import type { ModelUsage, StoredBlock } from '@holdfast/contracts';
 import { z } from 'zod';
-import type { ConversationItem } from '../turn/conversation.ts';
-import { ModelFailure, type ModelGateway, type ModelReply, type ModelRequest } from './model.port.ts';
+import { type ConversationItem, isSigned } from '../turn/conversation.ts';
+import { type Dialect, type DialectAnswer, failureOf, parseArguments, type Said } from './gateway.ts';
+import type { ModelRequest } from './model.port.ts';
 
+const thinkingDelta = z.union([
+  z.object({ type: z.literal('redacted_thinking'), data: z.string() }),
+  z.object({ type: z.literal('thinking'), thinking: z.string().nullish(), signature: z.string().nullish() }),
+]);
 const chunkSchema = z.object({
   error: z.object({ message: z.string().optional(), code: z.union([z.string(), z.number()]).nullish() }).nullish(),
   choices: z
@@ -13,6 +16,10 @@ const chunkSchema = z.object({
         delta: z
           .object({
             content: z.string().nullish(),
+            refusal: z.string().nullish(),
+            reasoning_content: z.string().nullish(),
+            /** LiteLLM's: the thinking of an Anthropic-style upstream again, with its signatures. */
+            thinking_blocks: z.array(thinkingDelta).nullish(),
             tool_calls: z
               .array(
                 z.object({
@@ -42,16 +49,12 @@ const chunkSchema = z.object({
 });
 type Chunk = z.infer<typeof chunkSchema>;
 
-/** Bounds on what a gateway may send in one answer; a reply above them is refused, not stored. */
-const MAX_TEXT_CHARS = 8_000_000;
-const MAX_CALLS = 256;
-const MAX_EVENT_CHARS = 16_000_000;
-
 interface ChatMessage {
   role: 'system' | 'user' | 'assistant' | 'tool';
   content: unknown;
   tool_calls?: { id: string; type: 'function'; function: { name: string; arguments: string } }[];
   tool_call_id?: string;
+  thinking_blocks?: object[];
 }
 
 /** Text of stored blocks; blobs were inlined before. */
@@ -75,7 +78,7 @@ function partsOf(block: StoredBlock): object[] {
   return [...about, { type: 'file', file: { filename: title, file_data: data } }];
 }
 
-function chatMessage(item: ConversationItem): ChatMessage {
+function chatMessage(item: ConversationItem, model: string): ChatMessage {
   switch (item.role) {
     case 'system':
       return { role: 'system', content: item.text };
@@ -84,8 +87,10 @@ function chatMessage(item: ConversationItem): ChatMessage {
         ? { role: 'user', content: plainText(item.content) }
         : { role: 'user', content: item.content.flatMap(partsOf) };
     case 'assistant': {
-      const text = plainText(item.text);
+      const text = item.content.map((block) => (block.type === 'text' ? block.text : '')).join('');
       const message: ChatMessage = { role: 'assistant', content: text === '' && item.calls.length > 0 ? null : text };
+      const thinking = item.model === model ? item.content.filter(isSigned) : [];
+      if (thinking.length > 0) message.thinking_blocks = thinking;
       if (item.calls.length > 0) {
         message.tool_calls = item.calls.map((call) => ({
           id: call.id,
@@ -103,7 +108,7 @@ function chatMessage(item: ConversationItem): ChatMessage {
 }
 
 /** The dialect's tool messages hold text alone: what else a result has comes from the user, after the last result. */
-function chatMessages(items: readonly ConversationItem[]): ChatMessage[] {
+function chatMessages(items: readonly ConversationItem[], model: string): ChatMessage[] {
   const messages: ChatMessage[] = [];
   let attached: object[] = [];
   for (const item of items) {
@@ -111,7 +116,7 @@ function chatMessages(items: readonly ConversationItem[]): ChatMessage[] {
       messages.push({ role: 'user', content: attached });
       attached = [];
     }
-    messages.push(chatMessage(item));
+    messages.push(chatMessage(item, model));
     if (item.role !== 'tool') continue;
     const more = item.content.filter((block) => block.type !== 'text');
     if (more.length > 0) attached.push(textPart(`Part of the result of ${item.callId}:`), ...more.flatMap(partsOf));
@@ -120,11 +125,11 @@ function chatMessages(items: readonly ConversationItem[]): ChatMessage[] {
   return messages;
 }
 
-function requestBody(request: ModelRequest): string {
+function requestBody(request: ModelRequest): object {
   const messages: ChatMessage[] =
     request.system === null || request.system === '' ? [] : [{ role: 'system', content: request.system }];
-  messages.push(...chatMessages(request.conversation));
-  return JSON.stringify({
+  messages.push(...chatMessages(request.conversation, request.model));
+  return {
     model: request.model,
     messages,
     stream: true,
@@ -138,8 +143,9 @@ function requestBody(request: ModelRequest): string {
             type: 'function',
             function: { name: tool.name, description: tool.description, parameters: tool.inputSchema },
           })),
+          ...(request.mayCall ? {} : { tool_choice: 'none' }),
         }),
-  });
+  };
 }
 
 function usageOf(usage: Chunk['usage']): ModelUsage {
@@ -155,36 +161,61 @@ function usageOf(usage: Chunk['usage']): ModelUsage {
   };
 }
 
-function parseArguments(raw: string): JsonObject | null {
-  if (raw.trim() === '') return {};
-  try {
-    const value: unknown = JSON.parse(raw);
-    return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as JsonObject) : null;
-  } catch {
-    return null;
-  }
-}
-
 /** Reads the gateway's answer as it streams in. */
-class Answer {
-  text = '';
-  finishReason: string | null = null;
-  usage: Chunk['usage'] = null;
-  #calls: { name: string; raw: string }[] = [];
-  #byIndex = new Map<number, { name: string; raw: string }>();
+class ChatAnswer implements DialectAnswer {
+  readonly #said: Said;
+  readonly #byIndex = new Map<number, { name: string; raw: string }>();
+  #finishReason: string | null = null;
+  #usage: Chunk['usage'] = null;
+  #refused = false;
+  #explanation = '';
 
-  add(chunk: Chunk, onText: (text: string) => void): void {
-    if (chunk.usage) this.usage = chunk.usage;
-    for (const choice of chunk.choices ?? []) {
-      if (choice.finish_reason) this.finishReason = choice.finish_reason;
-      const content = choice.delta?.content;
-      if (content) {
-        this.text += content;
-        if (this.text.length > MAX_TEXT_CHARS) throw oversized();
-        onText(content);
+  constructor(said: Said) {
+    this.#said = said;
+  }
+
+  get isWhole(): boolean {
+    return this.#finishReason !== null;
+  }
+
+  get outcome(): DialectAnswer['outcome'] {
+    return {
+      usage: usageOf(this.#usage),
+      costUsd: this.#usage?.cost ?? null,
+      finishReason: this.#finishReason,
+      refusal:
+        this.#refused || this.#finishReason === 'content_filter'
+          ? { category: null, explanation: this.#explanation || null }
+          : null,
+    };
+  }
+
+  add(data: unknown): void {
+    const chunk = chunkSchema.parse(data);
+    if (chunk.error)
+      throw failureOf(Number(chunk.error.code) || 500, JSON.stringify({ error: chunk.error }), undefined);
+    if (chunk.usage) this.#usage = chunk.usage;
+    for (const { delta, finish_reason: finishReason } of chunk.choices ?? []) {
+      if (finishReason) this.#finishReason = finishReason;
+      if (!delta) continue;
+      if (delta.refusal) {
+        this.#refused = true;
+        this.#explanation += delta.refusal;
       }
-      for (const part of choice.delta?.tool_calls ?? [])
-        this.#addCall(part.index ?? 0, part.id ?? '', part.function ?? {});
+      this.#addThinking(delta.reasoning_content ?? '', delta.thinking_blocks ?? []);
+      this.#said.text(delta.content ?? '');
+      for (const part of delta.tool_calls ?? []) this.#addCall(part.index ?? 0, part.id ?? '', part.function ?? {});
+    }
+  }
+
+  #addThinking(reasoning: string, blocks: readonly z.infer<typeof thinkingDelta>[]): void {
+    if (reasoning !== '') this.#said.thinking(reasoning);
+    for (const block of blocks) {
+      if (block.type === 'redacted_thinking') this.#said.redactedThinking(block.data);
+      else {
+        if (reasoning === '' && block.thinking) this.#said.thinking(block.thinking);
+        if (block.signature) this.#said.signature(block.signature);
+      }
     }
   }
 
@@ -199,201 +230,21 @@ class Answer {
       call === undefined ||
       (id !== '' && part.name && call.name !== '' && call.raw !== '' && parseArguments(call.raw) !== null)
     ) {
-      call = { name: '', raw: '' };
+      call = this.#said.call('');
       this.#byIndex.set(index, call);
-      this.#calls.push(call);
-      if (this.#calls.length > MAX_CALLS) throw oversized();
     }
     if (part.name && call.name === '') call.name = part.name;
-    call.raw += part.arguments ?? '';
-    if (call.raw.length > MAX_TEXT_CHARS) throw oversized();
+    this.#said.argumentsOf(call, part.arguments ?? '');
   }
-
-  get calls(): ModelReply['calls'] {
-    return this.#calls
-      .filter((call) => call.name !== '')
-      .map((call) => ({ name: call.name, input: parseArguments(call.raw), rawInput: call.raw }));
-  }
-}
-
-function oversized(): ModelFailure {
-  return new ModelFailure('The model gateway sent more than one answer may hold.', {
-    errorType: 'model_request_failed_error',
-    retryable: false,
-  });
-}
-
-const errorBody = z.object({
-  error: z.union([
-    z.string().transform((message) => ({ message, type: null })),
-    z.object({ message: z.string().nullish(), type: z.string().nullish() }),
-  ]),
-});
-
-function failureOf(status: number, body: string, retryAfter: string | undefined): ModelFailure {
-  let detail = '';
-  let type = '';
-  try {
-    const { error } = errorBody.parse(JSON.parse(body));
-    detail = error.message ?? '';
-    type = error.type ?? '';
-  } catch {
-    // Not the gateway's own shape: a proxy between, say. The status alone tells.
-  }
-  const said = detail === '' ? '' : `: ${detail.slice(0, 500)}`;
-  const seconds = Number(retryAfter);
-  const retryAfterMs =
-    retryAfter !== undefined && Number.isFinite(seconds) ? Math.min(60_000, Math.max(0, seconds * 1_000)) : null;
-  // LiteLLM's own budgets answer 422 (429 in older versions); waiting does not help.
-  if (status === 402 || type === 'budget_exceeded') {
-    return new ModelFailure(`The model gateway refused for lack of budget${said}`, {
-      errorType: 'billing_error',
-      retryable: false,
-    });
-  }
-  if (status === 429) {
-    return new ModelFailure(`The model gateway limits the rate${said}`, {
-      errorType: 'model_rate_limited_error',
-      retryable: true,
-      retryAfterMs,
-    });
-  }
-  if (status === 503 || status === 529) {
-    return new ModelFailure(`The model is overloaded (HTTP ${status})${said}`, {
-      errorType: 'model_overloaded_error',
-      retryable: true,
-      retryAfterMs,
-    });
-  }
-  if (status >= 500 || status === 408 || status === 409) {
-    return new ModelFailure(`The model gateway failed (HTTP ${status})${said}`, {
-      errorType: 'model_request_failed_error',
-      retryable: true,
-      retryAfterMs,
-    });
-  }
-  return new ModelFailure(`The model gateway refused the request (HTTP ${status})${said}`, {
-    errorType: 'model_request_failed_error',
-    retryable: false,
-    contextExceeded:
-      status === 413 || (status === 400 && /context|too (long|many tokens)|maximum.*tokens/i.test(detail)),
-  });
-}
-
-function headerText(value: string | string[] | undefined): string | undefined {
-  return Array.isArray(value) ? value[0] : value;
 }
 
 /**
  * LiteLLM's own dialect, `POST /v1/chat/completions` with streaming. It keeps tool arguments for OpenAI-style and
  * Anthropic-style upstreams alike (`/v1/messages` over an OpenAI-style upstream lost them in LiteLLM 1.106).
  */
-export class ChatCompletionsGateway implements ModelGateway {
-  readonly #dispatcher: Dispatcher;
-  readonly #url: string;
-  readonly #apiKey: string;
-  readonly #silenceMs: number;
-
-  /** `silenceMs`: a gateway that sends nothing for so long is taken as gone, in milliseconds. */
-  constructor(options: { baseUrl: string; apiKey: string; silenceMs: number }) {
-    this.#url = `${options.baseUrl.replace(/\/+$/, '').replace(/\/v1$/, '')}/v1/chat/completions`;
-    this.#apiKey = options.apiKey;
-    this.#silenceMs = options.silenceMs;
-    this.#dispatcher = new Agent({
-      connections: 512,
-      pipelining: 1,
-      keepAliveTimeout: 30_000,
-      connect: { timeout: 10_000 },
-    });
-  }
-
-  async stream(
-    request: ModelRequest,
-    options: { signal: AbortSignal; onText: (text: string) => void },
-  ): Promise<ModelReply> {
-    const { signal, onText } = options;
-    try {
-      return await this.#stream(request, signal, onText);
-    } catch (error) {
-      signal.throwIfAborted();
-      if (error instanceof ModelFailure) throw error;
-      throw new ModelFailure('The model gateway could not be reached or broke off.', {
-        errorType: 'model_request_failed_error',
-        retryable: true,
-        cause: error,
-      });
-    }
-  }
-
-  async #stream(request: ModelRequest, signal: AbortSignal, onText: (text: string) => void): Promise<ModelReply> {
-    const response = await httpRequest(this.#url, {
-      method: 'POST',
-      dispatcher: this.#dispatcher,
-      signal,
-      headersTimeout: this.#silenceMs,
-      bodyTimeout: this.#silenceMs,
-      headers: {
-        'content-type': 'application/json',
-        accept: 'text/event-stream',
-        ...(this.#apiKey === '' ? {} : { authorization: `Bearer ${this.#apiKey}` }),
-      },
-      body: requestBody(request),
-    });
-    if (response.statusCode !== 200) {
-      const body = await response.body.text();
-      // LiteLLM hands on what its provider said under a name of its own, and gives its own rate limits that name too.
-      const retryAfter = response.headers['retry-after'] ?? response.headers['llm_provider-retry-after'];
-      throw failureOf(response.statusCode, body.slice(0, 65_536), headerText(retryAfter));
-    }
-    const answer = new Answer();
-    let done = false;
-    let thrown: unknown;
-    const parser = createParser({
-      maxBufferSize: MAX_EVENT_CHARS,
-      onError: (error) => {
-        if (error.type === 'max-buffer-size-exceeded') thrown = oversized();
-      },
-      onEvent: ({ data }) => {
-        if (done || thrown !== undefined) return;
-        if (data === '[DONE]') {
-          done = true;
-          return;
-        }
-        try {
-          const chunk = chunkSchema.parse(JSON.parse(data));
-          if (chunk.error)
-            throw failureOf(Number(chunk.error.code) || 500, JSON.stringify({ error: chunk.error }), undefined);
-          answer.add(chunk, onText);
-        } catch (error) {
-          thrown = error;
-        }
-      },
-    });
-    const decoder = new TextDecoder();
-    for await (const bytes of response.body) {
-      parser.feed(decoder.decode(bytes as Uint8Array, { stream: true }));
-      if (thrown !== undefined) throw thrown;
-    }
-    // A stream that ends without a finish reason or [DONE] was cut; taking it as whole would store half an answer.
-    if (!done && answer.finishReason === null) {
-      throw new ModelFailure('The model gateway broke off in the middle of an answer.', {
-        errorType: 'model_request_failed_error',
-        retryable: true,
-      });
-    }
-    const headerCost = Number(headerText(response.headers['x-litellm-response-cost']));
-    return {
-      text: answer.text,
-      calls: answer.calls,
-      usage: usageOf(answer.usage),
-      costUsd: answer.usage?.cost ?? (Number.isFinite(headerCost) && headerCost > 0 ? headerCost : null),
-      finishReason: answer.finishReason,
-      gatewayCallId: headerText(response.headers['x-litellm-call-id']) ?? null,
-    };
-  }
-
-  /** Closes the kept connections. */
-  async close(): Promise<void> {
-    await this.#dispatcher.close();
-  }
-}
+export const chatCompletions: Dialect = {
+  path: '/chat/completions',
+  headers: {},
+  body: requestBody,
+  answer: (said) => new ChatAnswer(said),
+};

@@ -16,6 +16,7 @@ import {
   failModelRequest,
   type IdSource,
   INTERRUPTED,
+  type ModelAnswer,
   nextStep,
   startTurn,
   type TurnBounds,
@@ -282,12 +283,13 @@ describe('a message', () => {
   });
 });
 
-const plainAnswer = {
-  text: 'hello',
+const plainAnswer: ModelAnswer = {
+  content: [{ type: 'text', id: 'sevt_message', text: 'hello' }],
   calls: [],
   usage: usage(),
   costUsd: null,
   finishReason: 'stop',
+  refusal: null,
   gatewayCallId: null,
 };
 
@@ -299,6 +301,35 @@ describe('the end of a turn', () => {
         expect(types(drafts)).toEqual(['agent.message', 'span.model_request_end', 'session.status_idle']);
         expect(state).toMatchObject({ status: 'idle', turn: null, owesStep: false, openRequest: null });
         expect(drafts[0]?.id).toBe('sevt_message');
+      });
+  });
+
+  it('says that the model refused, and what it said of it; the next call starts anew', () => {
+    const refusal = { category: 'cyber', explanation: 'no' };
+    given(...asking)
+      .when((state) => goOn(answerModelRequest(state, { ...plainAnswer, content: [], refusal }, ids()))(state))
+      .thenState((state, drafts) => {
+        expect(drafts.at(-1)?.data).toEqual({ stop_reason: { type: 'refusal' }, refusal });
+        expect(state).toMatchObject({ status: 'idle', stopReason: { type: 'refusal' } });
+      });
+    given(...asking, message('b'))
+      .when((state) => goOn(answerModelRequest(state, { ...plainAnswer, refusal }, ids()))(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts).at(-1)).toBe('span.model_request_start');
+        expect(state.refusal).toBeNull();
+      });
+  });
+
+  it('keeps what was thought and said, in its order and under the ids that went out', () => {
+    const blocks = [{ type: 'thinking' as const, thinking: 'hm', signature: 's' }];
+    const content = [{ type: 'thinking' as const, id: 'sevt_t', blocks }, ...plainAnswer.content];
+    given(...asking)
+      .when((state) => answerModelRequest(state, { ...plainAnswer, content }, ids()))
+      .thenState((_state, drafts) => {
+        expect(drafts.slice(0, 2)).toEqual([
+          { id: 'sevt_t', type: 'agent.thinking', data: { blocks } },
+          { id: 'sevt_message', type: 'agent.message', data: { content: [{ type: 'text', text: 'hello' }] } },
+        ]);
       });
   });
 

@@ -6,12 +6,14 @@ import {
   LIMITS,
   type ModelUsage,
   patchMetadata,
+  type Refusal,
   resolveTools,
   type SandboxReason,
   type SessionDraft,
   type SessionError,
   type SessionEvent,
   type StopReason,
+  type ThinkingBlock,
   type TurnLimit,
   type UpdateSessionBody,
   WAITING_PREFIX,
@@ -176,8 +178,11 @@ function turnIdOf(ids: IdSource): string {
   return ids().replace(/^[a-z]+_/, 'turn_');
 }
 
-function idle(ids: IdSource, stopReason: StopReason): Draft {
-  return draft(ids, { type: 'session.status_idle', data: { stop_reason: stopReason } });
+function idle(ids: IdSource, stopReason: StopReason, refusal: Refusal | null = null): Draft {
+  return draft(ids, {
+    type: 'session.status_idle',
+    data: { stop_reason: stopReason, ...(refusal === null ? {} : { refusal }) },
+  });
 }
 
 /** What follows for an idle session after client events were folded in. */
@@ -270,7 +275,7 @@ export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTo
     };
   }
   if (!state.owesStep && state.queue.length === 0 && state.openRequest === null) {
-    return { kind: 'idle', stopReason: { type: 'end_turn' } };
+    return { kind: 'idle', stopReason: { type: state.refusal === null ? 'end_turn' : 'refusal' } };
   }
   // A call that is open was within the bounds when it began.
   if (state.owesStep && state.turn !== null && state.openRequest === null) {
@@ -419,7 +424,8 @@ export function limitReached(state: SessionState, limit: TurnLimit, worker: stri
  * goes idle only when nothing is left to answer.
  */
 export function endTurn(state: SessionState, stopReason: StopReason, worker: string, ids: IdSource): Draft {
-  if (stopReason.type === 'requires_action' || state.queue.length === 0) return idle(ids, stopReason);
+  if (stopReason.type === 'requires_action' || state.queue.length === 0)
+    return idle(ids, stopReason, stopReason.type === 'refusal' ? state.refusal : null);
   return draft(ids, {
     type: 'session.turn_started',
     data: { turn_id: turnIdOf(ids), generation: state.generation, worker, takeover: false },
@@ -428,7 +434,11 @@ export function endTurn(state: SessionState, stopReason: StopReason, worker: str
 
 /** The model's answer as events: text, the span's end with its usage, then the calls; then idle where nothing follows. */
 export interface ModelAnswer {
-  readonly text: string;
+  /** What it said and thought, each under the id that its pieces went out with. */
+  readonly content: readonly (
+    | { readonly type: 'text'; readonly id: string; readonly text: string }
+    | { readonly type: 'thinking'; readonly id: string; readonly blocks: readonly ThinkingBlock[] }
+  )[];
   readonly calls: readonly {
     readonly name: string;
     readonly input: JsonObject;
@@ -438,20 +448,18 @@ export interface ModelAnswer {
   readonly usage: ModelUsage;
   readonly costUsd: number | null;
   readonly finishReason: string | null;
+  readonly refusal: Refusal | null;
   readonly gatewayCallId: string | null;
 }
 
 export function answerModelRequest(state: SessionState, answer: ModelAnswer, ids: IdSource): Draft[] {
   const request = state.openRequest;
   if (request === null) throw new AppError('defect', 'session.no-open-request', 'No model call is open.');
-  const drafts: Draft[] = [];
-  if (answer.text !== '') {
-    drafts.push({
-      id: request.messageId,
-      type: 'agent.message',
-      data: { content: [{ type: 'text', text: answer.text }] },
-    });
-  }
+  const drafts: Draft[] = answer.content.map((part) =>
+    part.type === 'text'
+      ? { id: part.id, type: 'agent.message', data: { content: [{ type: 'text', text: part.text }] } }
+      : { id: part.id, type: 'agent.thinking', data: { blocks: [...part.blocks] } },
+  );
   drafts.push(
     draft(ids, {
       type: 'span.model_request_end',
@@ -461,6 +469,7 @@ export function answerModelRequest(state: SessionState, answer: ModelAnswer, ids
         model_usage: answer.usage,
         cost_usd: answer.costUsd,
         finish_reason: answer.finishReason,
+        ...(answer.refusal === null ? {} : { refusal: answer.refusal }),
         gateway_call_id: answer.gatewayCallId,
       },
     }),

@@ -2,6 +2,7 @@ import {
   type AgentSnapshot,
   eventVersions,
   type JsonObject,
+  type Refusal,
   type SessionEvent,
   type StopReason,
   type StoredBlock,
@@ -67,6 +68,8 @@ export interface SessionState {
   /** Set while the last model call failed and will be tried again. */
   readonly retry: { readonly attempt: number; readonly at: string } | null;
   readonly stopReason: StopReason | null;
+  /** Set when the newest model call was refused. */
+  readonly refusal: Refusal | null;
   readonly sandbox: { readonly sandboxId: string; readonly journalId: string } | null;
   /** Input tokens of the newest model call since the last compaction. */
   readonly contextTokens: number;
@@ -92,6 +95,7 @@ export const initialState: SessionState = {
   interruptPending: false,
   retry: null,
   stopReason: null,
+  refusal: null,
   sandbox: null,
   contextTokens: 0,
   owesStep: false,
@@ -239,6 +243,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
     case 'span.model_request_start':
       return {
         ...next,
+        refusal: null,
         openRequest: { id: event.id, messageId: event.data.message_id, at: event.recordedAt },
         turn: state.turn === null ? null : { ...state.turn, modelSteps: state.turn.modelSteps + 1 },
       };
@@ -250,6 +255,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         ...spent,
         retry: null,
         owesStep: false,
+        refusal: event.data.refusal ?? null,
         contextTokens:
           usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens + usage.output_tokens,
         turn:

@@ -107,14 +107,19 @@ export class ScriptedModel {
     const parts: Buffer[] = [];
     for await (const part of request as AsyncIterable<Buffer>) parts.push(part);
     const text = Buffer.concat(parts);
+    if (request.method !== 'POST') return this.#ask(request, response, text);
     const call: ModelCall = { atMs: Date.now(), body: JSON.parse(text.toString()) as ModelCall['body'], cutAtMs: null };
     this.calls.push(call);
     response.on('close', () => {
       if (!response.writableEnded) call.cutAtMs = Date.now();
     });
     if (await this.answer(call, response)) return;
+    this.#ask(request, response, text);
+  }
+
+  #ask({ method, url, headers }: IncomingMessage, response: ServerResponse, text: Buffer): void {
     const demo = httpRequest(
-      { port: (this.#demo.address() as AddressInfo).port, method: 'POST', path: request.url, headers: request.headers },
+      { port: (this.#demo.address() as AddressInfo).port, method, path: url, headers },
       (answer) => {
         response.writeHead(answer.statusCode ?? 500, answer.headers);
         answer.pipe(response);
@@ -286,8 +291,8 @@ export class World {
     return reply.body as R;
   }
 
-  createAgent(tools = toolset()): Promise<Agent> {
-    return this.command<Agent>('agent', newId('agent'), 'create', { name: 'spec', model: 'demo', tools });
+  createAgent(tools: object[] = toolset(), rest: object = {}): Promise<Agent> {
+    return this.command<Agent>('agent', newId('agent'), 'create', { name: 'spec', model: 'demo', tools, ...rest });
   }
 
   async environmentId(): Promise<string> {

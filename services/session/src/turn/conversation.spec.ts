@@ -8,7 +8,8 @@ const said = (words: string) => ({
   data: { message: { type: 'user.message', content: text(words) } },
 });
 const answered = (words: string) => ({ type: 'agent.message', data: { content: text(words) } });
-const asked = { type: 'span.model_request_start', data: {} };
+const asked = { type: 'span.model_request_start', data: { model: 'm' } };
+const thought = (...blocks: object[]) => ({ type: 'agent.thinking', data: { blocks } });
 const called = (id: string) => ({ id, type: 'agent.tool_use', data: { name: 'bash', input: { command: id } } });
 const result = (id: string) => ({
   type: 'agent.tool_result',
@@ -43,6 +44,20 @@ it('puts the text and the parallel calls of one model step into one item, and a 
     `tool ${JSON.stringify(text('ran 1'))}`,
     `tool ${JSON.stringify(text('ran 2'))}`,
   ]);
+});
+
+it('keeps what the model thought where it thought it, with the model’s name', () => {
+  const block = { type: 'thinking', thinking: 'hm', signature: 'sig' };
+  const folded = conversation(said('a'), asked, thought(block), answered('x'), thought(block), called('1'), {
+    type: 'agent.thinking',
+    data: {},
+  });
+  expect(folded.items.at(-1)).toEqual({
+    role: 'assistant',
+    model: 'm',
+    content: [block, ...text('x'), block],
+    calls: [{ id: '1', name: 'bash', input: { command: '1' } }],
+  });
 });
 
 it('is a summary after a compaction, with the message that is at work and without one that was answered', () => {

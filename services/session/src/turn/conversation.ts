@@ -1,4 +1,4 @@
-import { type JsonObject, type SessionEvent, type StoredBlock } from '@holdfast/contracts';
+import type { JsonObject, SessionEvent, StoredBlock, ThinkingBlock } from '@holdfast/contracts';
 
 /** What the model has been told and has said, in order: the part of the log that a request is built from. */
 export type ConversationItem =
@@ -6,7 +6,9 @@ export type ConversationItem =
   | { readonly role: 'system'; readonly text: string }
   | {
       readonly role: 'assistant';
-      readonly text: readonly StoredBlock[];
+      /** The model that wrote it: another one cannot read its thinking. */
+      readonly model: string;
+      readonly content: readonly (StoredBlock | ThinkingBlock)[];
       readonly calls: readonly { readonly id: string; readonly name: string; readonly input: JsonObject }[];
     }
   | {
@@ -16,6 +18,11 @@ export type ConversationItem =
       readonly isError: boolean;
     };
 
+/** True for thinking that its model takes back. */
+export function isSigned(block: StoredBlock | ThinkingBlock): block is ThinkingBlock {
+  return block.type === 'redacted_thinking' || (block.type === 'thinking' && block.signature !== null);
+}
+
 type Assistant = Extract<ConversationItem, { role: 'assistant' }>;
 
 /** The conversation of one session, folded in place: logs are long and every step would copy all of it otherwise. */
@@ -24,6 +31,7 @@ export class Conversation {
   /** The assistant item that the newest model call is writing. */
   #step: { -readonly [K in keyof Assistant]: Assistant[K] } | null = null;
   #lastUser: Extract<ConversationItem, { role: 'user' }> | null = null;
+  #model = '';
   #chars = 0;
 
   /** About how much text it holds. */
@@ -50,10 +58,14 @@ export class Conversation {
       }
       case 'span.model_request_start':
         this.#step = null;
+        this.#model = event.data.model;
         return;
       case 'agent.message':
-        this.#chars += charsOf(event.data.content);
-        this.#open().text = [...this.#open().text, ...event.data.content];
+        this.#say(event.data.content);
+        return;
+      case 'agent.thinking':
+        // The progress of a model that shows nothing of its thinking.
+        if (event.data.blocks !== undefined) this.#say(event.data.blocks);
         return;
       case 'agent.tool_use':
       case 'agent.custom_tool_use':
@@ -87,16 +99,21 @@ export class Conversation {
     this.#items.push(item);
   }
 
+  #say(blocks: Assistant['content']): void {
+    this.#chars += charsOf(blocks);
+    this.#open().content = [...this.#open().content, ...blocks];
+  }
+
   #open(): { -readonly [K in keyof Assistant]: Assistant[K] } {
     if (this.#step === null) {
-      this.#step = { role: 'assistant', text: [], calls: [] };
+      this.#step = { role: 'assistant', model: this.#model, content: [], calls: [] };
       this.#items.push(this.#step);
     }
     return this.#step;
   }
 }
 
-function charsOf(blocks: readonly StoredBlock[]): number {
+function charsOf(blocks: Assistant['content']): number {
   return blocks.reduce(
     (sum, block) => sum + (block.type === 'text' ? block.text.length : JSON.stringify(block).length),
     0,

@@ -94,6 +94,36 @@ describe('parallel calls of one model step', () => {
   });
 });
 
+describe('a model that thinks', () => {
+  it('is shown what it thought, by every replica, and a replica that never saw it live gives it back', async () => {
+    const agent = await world.createAgent(toolset(['bash']), { model: 'demo-thinking' });
+    const session = await world.createSession({}, agent);
+    await world.send(session.id, [say('THINK[a list might help] RUN[echo found]')]);
+    const asked = await world.until(session.id, idle());
+    expect(types(asked).filter((type) => type.startsWith('agent.'))).toEqual(['agent.thinking', 'agent.tool_use']);
+    expect(ofType(asked, 'agent.thinking')[0]?.data.blocks).toEqual([
+      { type: 'thinking', thinking: 'a list might help', signature: expect.any(String) },
+    ]);
+    // The demo model refuses the next request unless its thinking is in it as it signed it.
+    await world.stopService(service);
+    service = await world.service('session-1');
+    const id = ofType(asked, 'agent.tool_use')[0]?.id;
+    await world.send(session.id, [{ type: 'user.tool_confirmation', tool_use_id: id, result: 'allow' }]);
+    const all = await world.until(session.id, idle(2));
+    expect(ofType(all, 'session.error')).toEqual([]);
+    expect(texts(all)[0]).toContain('ran bash echo found');
+    expect(ofType(all, 'span.model_request_end').at(-1)?.data.model_usage.cache_read_input_tokens).toBeGreaterThan(0);
+  });
+
+  it('may refuse, which ends the turn with its reason', async () => {
+    const session = await world.createSession({}, await world.createAgent(toolset(), { model: 'demo-thinking' }));
+    await world.send(session.id, [say('REFUSE[not that]')]);
+    const all = await world.until(session.id, idle());
+    const refusal = { category: 'general_harms', explanation: 'not that' };
+    expect(all.at(-1)?.data).toEqual({ stop_reason: { type: 'refusal' }, refusal });
+  });
+});
+
 describe('an interrupt', () => {
   it('while a sandbox is being started: the call is never sent, also when the session goes on', async () => {
     world.sandbox.ensure = async (body) => {

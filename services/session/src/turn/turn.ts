@@ -7,16 +7,25 @@ import {
   type EnvironmentConfig,
   isAppError,
   type LiveDelta,
+  newId,
   type OpenPreview,
   openPreviewSubject,
   SANDBOX_TOOLS,
   type SandboxTool,
   type SessionError,
   storableText,
+  type ThinkingBlock,
 } from '@holdfast/contracts';
 import { isConnectionLoss, step } from '@holdfast/event-store';
 import type { Logger } from 'pino';
-import { ModelFailure, type ModelGateway, type ModelReply, type ModelRequest } from '../model/model.port.ts';
+import {
+  ModelFailure,
+  type ModelGateway,
+  type ModelReply,
+  type ModelRequest,
+  type ReplyPiece,
+  textOf,
+} from '../model/model.port.ts';
 import {
   advance,
   answerModelRequest,
@@ -245,9 +254,9 @@ export class Turn {
    * Asks the model until it has answered or failed. An interrupt, a lost lease or `stale` cuts the call at once: null.
    */
   async #ask(
-    request: Pick<ModelRequest, 'conversation' | 'tools'> & { effort?: string },
+    request: Pick<ModelRequest, 'conversation' | 'mayCall'> & { effort?: string },
     stale: (state: SessionState) => boolean,
-    onText: (piece: string) => void,
+    onPiece: (piece: ReplyPiece) => void,
   ): Promise<ModelReply | ModelFailure | null> {
     const { model, inline, settings } = this.#options.tools;
     const agent = this.#agent;
@@ -267,10 +276,11 @@ export class Turn {
           system: agent.system,
           effort: agent.model.effort.type,
           maxOutputTokens: settings.maxOutputTokens,
+          tools: offeredTools(agent),
           ...request,
           conversation,
         },
-        { signal, onText },
+        { signal, onPiece },
       );
     } catch (error) {
       if (signal.aborted) return null;
@@ -284,22 +294,25 @@ export class Turn {
   async #callModel(request: { id: string; messageId: string }): Promise<void> {
     const { bus } = this.#options;
     const agent = this.#agent;
+    const ids = new PartIds(request.messageId);
+    let part = -1;
     let text = '';
     let sequence = 0;
     try {
       const reply = await this.#ask(
-        { conversation: this.session.conversation.items, tools: offeredTools(agent) },
+        { conversation: this.session.conversation.items, mayCall: true },
         (state) => state.openRequest?.id !== request.id,
         (piece) => {
           step.publish('model.streaming');
-          text += piece;
+          if (piece.part !== part) [part, text, sequence] = [piece.part, '', 0];
+          text += piece.text;
           sequence += 1;
           const delta: LiveDelta = {
-            eventId: request.messageId,
-            eventType: 'agent.message',
+            eventId: ids.of(piece.part, piece.type),
+            eventType: piece.type === 'text' ? 'agent.message' : 'agent.thinking',
             sequence,
             generation: this.generation,
-            text: piece,
+            text: piece.text,
           };
           this.#openPreview({ ...delta, text });
           bus.publishLive(deltaSubject(this.session.id), delta);
@@ -311,10 +324,11 @@ export class Turn {
         return await this.#modelFailed(reply, reply.errorType);
       }
       step.publish('model.answered');
-      await this.#commit((state, ids) => {
+      const answer = answerOf(agent, reply, ids);
+      await this.#commit((state, newIds) => {
         // An interrupt that came first wins: a cut call yields no message.
         if (state.openRequest?.id !== request.id || state.interruptPending) return null;
-        return this.#goOn(state, answerModelRequest(state, answerOf(agent, reply), ids), ids);
+        return this.#goOn(state, answerModelRequest(state, answer, newIds), newIds);
       });
     } finally {
       await this.#endPreview();
@@ -347,7 +361,7 @@ export class Turn {
     for (let mark = ''; ; mark = LEFT_OUT) {
       const prompt: ConversationItem = { role: 'user', content: [{ type: 'text', text: SUMMARY_PROMPT }] };
       const reply = await this.#ask(
-        { conversation: [...items, prompt], tools: [], effort: 'low' },
+        { conversation: [...items, prompt], mayCall: false, effort: 'low' },
         () => false,
         () => undefined,
       );
@@ -360,7 +374,7 @@ export class Turn {
         continue;
       }
       step.publish('compaction.answered');
-      const summary = mark + (reply.text || '(nothing)');
+      const summary = mark + (storableText(textOf(reply)) || '(nothing)');
       await this.#commit((state, ids) =>
         this.#goOn(state, [recordCompaction(state, { summary, usage: reply.usage, costUsd: reply.costUsd }, ids)], ids),
       );
@@ -552,11 +566,42 @@ function failed(text: string, outcome: ToolResult['outcome']): ToolResult {
   return { text, isError: true, outcome, fullOutput: null };
 }
 
-/** What the model wants, judged by what the agent has and allows. */
-function answerOf(agent: AgentSnapshot, reply: ModelReply): ModelAnswer {
+/** The ids of the parts of one reply, the same for a part's pieces and for the whole of it. */
+class PartIds {
+  readonly #messageId: string;
+  readonly #ids = new Map<number, string>();
+  #firstText: number | null = null;
+
+  /** @param messageId the id that the open model call announced for its text */
+  constructor(messageId: string) {
+    this.#messageId = messageId;
+  }
+
+  of(part: number, type: ReplyPiece['type']): string {
+    if (type === 'text' && (this.#firstText ??= part) === part) return this.#messageId;
+    const id = this.#ids.get(part) ?? newId('event');
+    this.#ids.set(part, id);
+    return id;
+  }
+}
+
+/** Thinking whose text had to be changed to be stored has lost what its signature signs. */
+function storableThinking(block: ThinkingBlock): ThinkingBlock {
+  if (block.type === 'redacted_thinking') return block;
+  const thinking = storableText(block.thinking);
+  return { ...block, thinking, signature: thinking === block.thinking ? block.signature : null };
+}
+
+/** What the model wants, judged by what the agent has and allows. A model that refused calls nothing. */
+function answerOf(agent: AgentSnapshot, reply: ModelReply, ids: PartIds): ModelAnswer {
+  const calls = reply.refusal === null ? reply.calls : [];
   return {
-    text: storableText(reply.text),
-    calls: reply.calls.map(({ name, input, rawInput }) => {
+    content: reply.content.map((part, at) =>
+      part.type === 'text'
+        ? { type: part.type, id: ids.of(at, part.type), text: storableText(part.text) }
+        : { type: part.type, id: ids.of(at, part.type), blocks: part.blocks.map(storableThinking) },
+    ),
+    calls: calls.map(({ name, input, rawInput }) => {
       const resolved = resolveCall(agent, name);
       if (input === null) {
         return {
@@ -573,6 +618,7 @@ function answerOf(agent: AgentSnapshot, reply: ModelReply): ModelAnswer {
     usage: reply.usage,
     costUsd: reply.costUsd,
     finishReason: reply.finishReason,
+    refusal: reply.refusal,
     gatewayCallId: reply.gatewayCallId,
   };
 }
