@@ -15,7 +15,8 @@ interface Seen {
 
 /** A call's processes. */
 export interface CallProcesses {
-  readonly callId: string;
+  /** What its processes say that they belong to. */
+  readonly marks: readonly string[];
   /** The process that the call began with, leader of its group. */
   readonly leader: number;
   readonly startedAt: number;
@@ -31,36 +32,36 @@ export function startedAt(pid: number): number {
  * runner is `alone` with the agent's processes, also what was begun during the call and has shed its mark and its parents.
  */
 export function killTree(call: CallProcesses, alone: boolean): void {
-  killAll((one, callOf) => {
+  killAll((one, originOf) => {
     if (one.group === call.leader) return true;
-    const { callId, oldest } = callOf(one);
-    if (callId !== undefined) return callId === call.callId;
+    const { mark, oldest } = originOf(one);
+    if (mark !== undefined) return call.marks.includes(mark);
     return alone && oldest.parent === 1 && call.startedAt > 0 && oldest.startedAt >= call.startedAt;
   });
 }
 
-/** Kills everything in the PID namespace but its first process, the runner, and what belongs to one of these calls. */
-export function killOthers(callIds: ReadonlySet<string>): void {
-  killAll((one, callOf) => {
-    const { callId } = callOf(one);
-    return callId === undefined || !callIds.has(callId);
+/** Kills everything in the PID namespace but its first process, the runner, and what carries one of these marks. */
+export function killOthers(marks: ReadonlySet<string>): void {
+  killAll((one, originOf) => {
+    const { mark } = originOf(one);
+    return mark === undefined || !marks.has(mark);
   });
 }
 
-/** The call that a process or else its nearest marked ancestor says it belongs to, and the oldest ancestor looked at. */
-type CallOf = (one: Seen) => { readonly callId: string | undefined; readonly oldest: Seen };
+/** What a process or else its nearest marked ancestor says it belongs to, and the oldest ancestor looked at. */
+type OriginOf = (one: Seen) => { readonly mark: string | undefined; readonly oldest: Seen };
 
 /** Stops them first, until no new one shows up: what is stopped starts nothing. */
-function killAll(belongs: (one: Seen, callOf: CallOf) => boolean): void {
+function killAll(belongs: (one: Seen, originOf: OriginOf) => boolean): void {
   const stopped = new Set<number>();
   for (let looks = 0; looks < MAX_LOOKS; looks++) {
     const all = new Map(others().map((one) => [one.pid, one]));
-    const callOf: CallOf = (one) => {
-      const callId = markOf(one.pid);
+    const originOf: OriginOf = (one) => {
+      const mark = markOf(one.pid);
       const parent = all.get(one.parent);
-      return callId !== undefined || parent === undefined ? { callId, oldest: one } : callOf(parent);
+      return mark !== undefined || parent === undefined ? { mark, oldest: one } : originOf(parent);
     };
-    const fresh = [...all.values()].filter((one) => !stopped.has(one.pid) && belongs(one, callOf));
+    const fresh = [...all.values()].filter((one) => !stopped.has(one.pid) && belongs(one, originOf));
     if (fresh.length === 0) break;
     for (const { pid } of fresh) {
       signal(pid, 'SIGSTOP');
@@ -91,7 +92,7 @@ function look(pid: number): Seen | null {
   }
 }
 
-/** The call that a process says it belongs to; undefined where that cannot be read. */
+/** What a process says that it belongs to; undefined where that cannot be read. */
 function markOf(pid: number): string | undefined {
   try {
     const entry = readFileSync(`/proc/${pid}/environ`, 'latin1')

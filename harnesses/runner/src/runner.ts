@@ -148,6 +148,8 @@ export class Runner {
         return;
       case 'claim':
         this.#send({ type: 'answer', id: message.id, stale: !journal.admits(message.generation), result: null });
+        // A call is about to come; the answer goes first.
+        setImmediate(() => this.#options.tools.prepare(this.#env));
         return;
       case 'exec':
         this.#exec(message);

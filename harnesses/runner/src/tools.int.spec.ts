@@ -54,6 +54,13 @@ const running = (what: string): number =>
       }
     }).length;
 
+/** Shells of this process. */
+const waitingShells = (): number[] =>
+  readFileSync(`/proc/self/task/${process.pid}/children`, 'utf8')
+    .split(' ')
+    .filter((pid) => pid !== '' && readFileSync(`/proc/${pid}/cmdline`, 'latin1').startsWith('bash\0'))
+    .map(Number);
+
 describe('bash', () => {
   it('takes up directory, variables and functions where the last call left them', async () => {
     await bash(
@@ -74,12 +81,50 @@ describe('bash', () => {
 
   it('runs commands of any length, and says how they ended', async () => {
     expect(await bash(`echo x${'🌱'.repeat(100_000)} | wc -c`)).toBe('400002\n');
-    expect(await bash(`: ${'x'.repeat(5_000_000)}`)).toMatch(/too long/);
+    expect(await bash(`x=${'x'.repeat(5_000_000)}; echo ${'$'}{#x}; unset x`)).toBe('5000000\n');
     expect(await bash('a\0b')).toMatch(/a text that is not empty/);
     expect(await bash('echo one; exit 3')).toBe('one\n\n[exit code 3]');
     expect(await bash('kill -9 $$')).toBe('\n[killed by SIGKILL]');
     expect(await bash('nosuchthing\nif')).toMatch(/line 1: nosuchthing|syntax error/);
     expect(await bash('cat; read x; echo "[$x]"')).toBe('[]\n');
+  });
+
+  it('finds the shell of the first command started, with nothing else about it', async () => {
+    const env = { PATH: process.env.PATH ?? '', HOME: folder, COLOUR: 'teal' };
+    const seen = 'echo $COLOUR $SECONDS $PWD $HOLDFAST_CALL; env | sort; ls -l /proc/self/fd | wc -l';
+    const once = async (prepare: boolean) => {
+      tools = new Tools({ workspace, home: folder, scratch: join(folder, '.holdfast'), alone: false });
+      if (prepare) tools.prepare(env);
+      await sleep(1_100);
+      const waited = waitingShells().length;
+      const { result } = await answer('bash', { command: seen, restart: true }, { callId: 'call-1', env });
+      return { waited, text: result.text };
+    };
+    const [plain, ahead] = [await once(false), await once(true)];
+    expect([plain.waited, ahead.waited]).toEqual([0, 1]);
+    expect(ahead.text).toBe(plain.text);
+    expect(waitingShells()).toEqual([]);
+  });
+
+  it('of another environment, or one that died, is not the one that was started ahead', async () => {
+    tools.prepare({ PATH: process.env.PATH ?? '', HOME: folder, COLOUR: 'red' });
+    expect(await bash('echo $COLOUR')).toBe('teal\n');
+    tools = new Tools({ workspace, home: folder, scratch: join(folder, '.holdfast'), alone: false });
+    tools.prepare({ PATH: process.env.PATH ?? '', HOME: folder, COLOUR: 'teal' });
+    for (const pid of waitingShells()) process.kill(pid, 'SIGKILL');
+    await sleep(50);
+    expect(await bash('echo $COLOUR')).toBe('teal\n');
+    expect(waitingShells()).toEqual([]);
+  });
+
+  it('that was started ahead is killed with all it started', async () => {
+    const mark = `32.${process.pid}`;
+    tools.prepare({ PATH: process.env.PATH ?? '', HOME: folder, COLOUR: 'teal' });
+    expect(
+      await bash(`set -m; sleep ${mark} & (sleep ${mark}; :) & setsid sleep ${mark} & wait`, { timeoutMs: 500 }),
+    ).toMatch(/timed out after 500 ms/);
+    await sleep(100);
+    expect(running(`sleep\0${mark}`)).toBe(0);
   });
 
   it('ends with its command; what it left in the background goes on, also when it writes', async () => {

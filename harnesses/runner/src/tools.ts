@@ -1,14 +1,14 @@
 import { isUtf8 } from 'node:buffer';
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { constants, existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
+import { constants, existsSync } from 'node:fs';
 import { glob, mkdir, open, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join, resolve } from 'node:path';
 import type { Readable } from 'node:stream';
 import type { RunnerOutcome, SandboxTool } from '@holdfast/contracts';
 import { Output, SHOWN_CHARS } from './output.ts';
 import { CALL_MARK, killOthers, killTree, startedAt } from './processes.ts';
-import { SHELL, shellEnv } from './shell.ts';
+import { Shell } from './shell.ts';
 
 export interface ToolPlaces {
   readonly workspace: string;
@@ -44,7 +44,10 @@ class ToolFault extends Error {}
 /** The built-in tools. A fault of the call is an error result that says what to do; nothing throws for bad input. */
 export class Tools {
   readonly #places: ToolPlaces;
+  /** The marks of what runs, and of the shell that waits for the first command. */
   readonly #running = new Set<string>();
+  /** Started ahead of the first command; null when that has come, undefined before. */
+  #ready: Shell | null | undefined;
   /** Bytes that were counted last. */
   #measured = 0;
   #measuring: Promise<number | null> | null = null;
@@ -59,6 +62,20 @@ export class Tools {
       return await this.#run(call);
     } finally {
       this.#running.delete(call.callId);
+    }
+  }
+
+  /**
+   * Starts the shell of the sandbox's first command ahead of it, once, so that the command need not wait for that. It
+   * serves only a call that has the same environment.
+   */
+  prepare(env: ToolCall['env']): void {
+    if (this.#ready !== undefined) return;
+    try {
+      this.#ready = this.#startShell(env);
+    } catch {
+      // The command will say what is wrong.
+      this.#ready = null;
     }
   }
 
@@ -134,34 +151,50 @@ export class Tools {
   }
 
   async #bash(call: ToolCall, output: Output): Promise<boolean> {
-    const { scratch, workspace } = this.#places;
-    const state = { before: join(scratch, 'shell'), after: join(scratch, `shell-${call.callId}`) };
-    if (call.input['restart'] === true) {
-      this.killLeftovers();
-      rmSync(state.before, { force: true, recursive: true });
-    }
-    const { command } = call.input;
-    if (command === undefined && call.input['restart'] === true) {
+    const { command, restart } = call.input;
+    if (restart === true) this.#restart();
+    if (command === undefined && restart === true) {
       output.add('The shell was restarted.');
       return false;
     }
     if (typeof command !== 'string' || command === '' || command.includes('\0'))
       throw new ToolFault('bash needs {"command": "…"}, a text that is not empty.');
-    mkdirSync(scratch, { recursive: true });
-    const child = spawn('/bin/bash', ['-c', SHELL], {
-      argv0: 'bash',
-      cwd: workspace,
-      env: { ...call.env, ...shellEnv(command, state), [CALL_MARK]: call.callId },
-      stdio: ['ignore', 'pipe', 'pipe'],
-      detached: true,
-    });
-    const { code, signal, timedOut } = await this.#supervise(child, call, output);
-    // A shell that was killed may not have written all of it; one that became another program wrote nothing.
-    if (code === null) rmSync(state.after, { force: true });
-    else if (existsSync(state.after)) renameSync(state.after, state.before);
-    if (timedOut) output.add(`\n[timed out after ${call.timeoutMs} ms; the command was killed]`);
-    else if (code !== 0) output.add(code === null ? `\n[killed by ${signal}]` : `\n[exit code ${code}]`);
-    return timedOut || code !== 0;
+    const shell = this.#takeShell(call.env);
+    try {
+      const ended = this.#supervise(shell.process, call, output, shell.mark);
+      shell.run(call.callId, command);
+      const { code, signal, timedOut } = await ended;
+      shell.handOn(code === null);
+      if (timedOut) output.add(`\n[timed out after ${call.timeoutMs} ms; the command was killed]`);
+      else if (code !== 0) output.add(code === null ? `\n[killed by ${signal}]` : `\n[exit code ${code}]`);
+      return timedOut || code !== 0;
+    } finally {
+      this.#running.delete(shell.mark);
+    }
+  }
+
+  #startShell(env: ToolCall['env']): Shell {
+    const shell = new Shell(this.#places.workspace, this.#places.scratch, env);
+    this.#running.add(shell.mark);
+    return shell;
+  }
+
+  /** The one that waits, for the first command, or else a new one. */
+  #takeShell(env: ToolCall['env']): Shell {
+    const ready = this.#ready ?? null;
+    this.#ready = null;
+    if (ready !== null) {
+      if (ready.waits && ready.env === env) return ready;
+      this.#running.delete(ready.mark);
+      ready.process.kill('SIGKILL');
+    }
+    return this.#startShell(env);
+  }
+
+  /** The shell's state is forgotten, and what earlier calls left running ends. */
+  #restart(): void {
+    this.killLeftovers();
+    Shell.forget(this.#places.scratch);
   }
 
   async #grep(call: ToolCall, output: Output): Promise<boolean> {
@@ -189,13 +222,15 @@ export class Tools {
     child: ChildProcess,
     call: ToolCall,
     output: Output,
+    mark = call.callId,
   ): Promise<{ code: number | null; signal: NodeJS.Signals | null; timedOut: boolean }> {
     return new Promise((done, reject) => {
       let timedOut = false;
       const { pid } = child;
       const began = pid === undefined ? 0 : startedAt(pid);
       const kill = (): void => {
-        if (pid !== undefined) killTree({ callId: call.callId, leader: pid, startedAt: began }, this.#places.alone);
+        if (pid !== undefined)
+          killTree({ marks: [call.callId, mark], leader: pid, startedAt: began }, this.#places.alone);
       };
       const timer = setTimeout(() => {
         timedOut = true;
@@ -336,7 +371,7 @@ function stringOf(input: ToolCall['input'], name: string): string {
 
 function describe(error: unknown): string {
   const { code = '', path, message } = error as NodeJS.ErrnoException;
-  if (code === 'E2BIG') return 'The command is too long; write it to a file with write and run that.';
+  if (code === 'E2BIG') return 'The pattern is too long.';
   if (code === 'EAGAIN')
     return 'The sandbox has as many processes as it may have; bash with {"restart": true} ends what earlier calls left running.';
   const words: Record<string, string> = {
