@@ -213,6 +213,19 @@ describe('a pod that goes', () => {
   }, 30_000);
 });
 
+describe('a replica that ends', () => {
+  it('leaves its sandboxes to the next one, and no connection to the cluster', async () => {
+    const one = await replica();
+    const { body, id } = await running(one);
+    await one.host.close();
+    replicas = [];
+    expect(cluster.closed).toBe(1);
+    const next = await replica();
+    const [again] = await Promise.all([ensure(next, body), runner(next)]);
+    expect(again).toEqual({ sandboxId: id, journalId: 'j1' });
+  }, 30_000);
+});
+
 describe('a link that moves', () => {
   it('is answered for by nobody but its holder', async () => {
     const one = await replica();

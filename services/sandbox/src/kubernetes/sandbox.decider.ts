@@ -40,7 +40,6 @@ export type Step =
   | { readonly do: 'rest'; readonly why: string }
   /** Somebody suspended it, or the platform did and died: the row follows. */
   | { readonly do: 'settle' }
-  | { readonly do: 'remove' }
   | { readonly do: 'wait'; readonly reason: SandboxReason | null; readonly afterMs: number | null };
 
 const CLAIM_DELETED = 'its claim was deleted';
@@ -59,8 +58,7 @@ const wait = (reason: SandboxReason | null, afterMs: number | null): Step => ({ 
  */
 export function nextStep(known: Known, seen: SandboxObservation, patience: Patience, nowMs: number): Step {
   const { row } = known;
-  if (row.status === 'destroyed') return row.claim === null ? wait(null, null) : { do: 'remove' };
-  if (row.status === 'suspended' || row.status === 'failed') return wait(null, null);
+  if (row.status !== 'starting' && row.status !== 'ready') return wait(null, null);
 
   if (row.status === 'starting') {
     const unwantedMs = row.used_at === null ? 0 : nowMs - row.used_at.getTime();

@@ -49,6 +49,12 @@ export class MemoryCluster {
     );
   }
 
+  /** How many hosts have let go of it. */
+  closed = 0;
+  close(): void {
+    this.closed += 1;
+  }
+
   find(kind: KindName): Any[] {
     return [...this.#objects.values()].filter((object) => object.kind === kind);
   }
