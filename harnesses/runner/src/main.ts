@@ -7,6 +7,7 @@ import { HubPlace, type HubPlaceOptions, pinnedAgent } from './hub-place.ts';
 import { Journal } from './journal.ts';
 import { Runner } from './runner.ts';
 import { Tools } from './tools.ts';
+import { linkSession, Uploads } from './uploads.ts';
 
 /** The first program of a sandbox. Settings come from its environment; on one machine it is handed two open files. */
 const TOKEN_FILE = 3;
@@ -51,6 +52,7 @@ const runner = new Runner({
   aloneMs,
   journal,
   tools: new Tools({ workspace, home, scratch: join(home, '.holdfast'), alone: setting('ALONE') === '1' }),
+  uploads: new Uploads(join(home, '.session')),
   defaults: { LANG: 'C.UTF-8', TERM: 'dumb' },
   fixed: { PATH: process.env['PATH'] ?? '/usr/local/bin:/usr/bin:/bin', HOME: home, ...network },
   leave: (code) => process.exit(code),
@@ -82,6 +84,7 @@ function inPod(url: string): Surroundings {
   // No name leads there any more: nothing but the runner can reach it.
   unlinkSync(path);
   process.chdir('/');
+  linkSession(join(home, '.session'));
   return {
     journal: new Journal(file, false),
     hub: {

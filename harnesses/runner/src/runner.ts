@@ -7,6 +7,7 @@ import type { HubPlace } from './hub-place.ts';
 import type { Journal } from './journal.ts';
 import { MAX_WHOLE_BYTES } from './output.ts';
 import type { Tools } from './tools.ts';
+import type { Uploads } from './uploads.ts';
 
 const readAt = promisify(read);
 
@@ -27,6 +28,7 @@ export interface RunnerOptions {
   readonly aloneMs: number;
   readonly journal: Journal;
   readonly tools: Tools;
+  readonly uploads: Uploads;
   /** What every call's environment has where the platform says nothing else. */
   readonly defaults: Readonly<Record<string, string>>;
   /** What every call's environment has whatever the platform says. */
@@ -156,6 +158,16 @@ export class Runner {
         return;
       case 'cancel':
         this.#cancel(message);
+        return;
+      case 'uploads':
+        void this.#options.uploads
+          .missing(message.files)
+          .then((paths) => this.#send({ type: 'missing', id: message.id, paths }));
+        return;
+      case 'upload':
+        void this.#options.uploads
+          .take(message)
+          .then((fault) => this.#send({ type: 'uploaded', id: message.id, fault }));
         return;
       case 'over-limit':
         for (const controller of this.#running.values()) controller.abort(message.text);

@@ -9,6 +9,7 @@ export const ID_PREFIXES = {
   thread: 'sthr',
   sandbox: 'sbx',
   file: 'file',
+  sessionResource: 'sesrsc',
   turn: 'turn',
   workspace: 'wrkspc',
   apiKey: 'apikey',

@@ -23,4 +23,5 @@ export * from './wire/limits.ts';
 export * from './wire/models.ts';
 export * from './wire/platform.ts';
 export * from './wire/sandboxes.ts';
+export * from './wire/session-resources.ts';
 export * from './wire/sessions.ts';

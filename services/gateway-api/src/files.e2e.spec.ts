@@ -2,8 +2,8 @@ import { createHash, randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { FileResource } from '@holdfast/contracts';
-import { type S3Server, startPlatform, startS3, TestClient, type TestPlatform } from '@holdfast/testing';
+import type { FileResource, Session } from '@holdfast/contracts';
+import { type S3Server, startPlatform, startS3, TestClient, type TestPlatform, userMessage } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 const MIB = 1024 * 1024;
@@ -169,6 +169,65 @@ describe('files', () => {
       code: 'upload.no-form',
     });
   });
+
+  it('of a session lie in its sandbox where they shall, before its next call, and stay when they are deleted', async () => {
+    const [one, two, late] = await Promise.all([
+      upload('first', 'one.txt'),
+      upload('second', 'two.txt'),
+      upload('late'),
+    ]);
+    const agent = await client.json<{ id: string }>('/v1/agents', {
+      json: { name: 'files', model: 'demo', tools: [{ type: 'agent_toolset_20260401' }] },
+    });
+    const environment = await client.json<{ id: string }>('/v1/environments', { json: { name: 'files' } });
+    const session = await client.json<Session>('/v1/sessions', {
+      json: {
+        agent: agent.id,
+        environment_id: environment.id,
+        resources: [
+          { type: 'file', file_id: one.id },
+          { type: 'file', file_id: two.id, mount_path: '/data/two.txt' },
+        ],
+      },
+    });
+    expect(session.resources).toMatchObject([
+      { type: 'file', file_id: one.id, mount_path: `/mnt/session/uploads/${one.id}` },
+      { type: 'file', file_id: two.id, mount_path: '/mnt/session/uploads/data/two.txt' },
+    ]);
+    const run = async (command: string): Promise<string> => {
+      await client.json(`/v1/sessions/${session.id}/events`, { json: { events: [userMessage(`RUN[${command}]`)] } });
+      const events = await client.untilIdle(session.id, 30_000);
+      const result = events.findLast(({ type }) => type === 'agent.tool_result');
+      return result?.content?.map(({ text }) => text).join('') ?? '';
+    };
+    // Its bytes are the session's as long as it may run.
+    await client.json(`/v1/files/${one.id}`, { method: 'DELETE' });
+    expect(
+      await run(`cat /mnt/session/uploads/${one.id} /mnt/session/uploads/data/two.txt; ls /mnt/session`),
+    ).toContain('firstsecond');
+    const added = await client.json<{ id: string }>(`/v1/sessions/${session.id}/resources`, {
+      json: { type: 'file', file_id: late.id, mount_path: 'late.txt' },
+    });
+    await run('echo mine > /mnt/session/uploads/data/two.txt');
+    expect(await run('cat /mnt/session/uploads/late.txt /mnt/session/uploads/data/two.txt')).toMatch(/latemine/);
+    expect(await client.json(`/v1/sessions/${session.id}/resources/${added.id}`, { method: 'DELETE' })).toEqual({
+      id: added.id,
+      type: 'session_resource_deleted',
+    });
+    expect(await client.json(`/v1/sessions/${session.id}/resources`)).toMatchObject({
+      data: [{}, {}],
+      next_page: null,
+    });
+    const refused = (body: object) => client.api(`/v1/sessions/${session.id}/resources`, { json: body });
+    expect(await failure(await refused({ type: 'file', file_id: 'file_none' }))).toMatchObject({ status: 404 });
+    expect(await failure(await refused({ type: 'file', file_id: late.id, mount_path: '../x' }))).toMatchObject({
+      status: 400,
+    });
+    expect(await failure(await refused({ type: 'memory_store', memory_store_id: 'm' }))).toMatchObject({ status: 400 });
+    expect(await failure(await stranger.api(`/v1/sessions/${session.id}/resources/${added.id}`))).toMatchObject({
+      status: 404,
+    });
+  }, 90_000);
 
   it('are held in no memory, however large: uploaded, downloaded, too large, and cut off', async () => {
     const pid = platform.pid('gateway-api');

@@ -274,6 +274,31 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
     );
   });
 
+  it('gives files to a session, lists them and takes them away', async () => {
+    const file = await beta.files.upload({ file: await Sdk.toFile(Buffer.from('a,b'), 'data.csv') });
+    const made = await beta.sessions.create({
+      agent: agent.id,
+      environment_id: environment.id,
+      resources: [{ type: 'file', file_id: file.id, mount_path: '/data.csv' }],
+    });
+    expect(made.resources).toMatchObject([{ type: 'file', mount_path: '/mnt/session/uploads/data.csv' }]);
+    const added = await beta.sessions.resources.add(made.id, { type: 'file', file_id: file.id });
+    expect(added).toMatchObject({ file_id: file.id, mount_path: `/mnt/session/uploads/${file.id}` });
+    expect(await all(beta.sessions.resources.list(made.id, { limit: 1 }))).toEqual([...made.resources, added]);
+    const place = { session_id: made.id };
+    expect(await beta.sessions.resources.retrieve(added.id, place)).toEqual(added);
+    await expect(
+      beta.sessions.resources.update(added.id, { ...place, authorization_token: 'x' }),
+    ).rejects.toBeInstanceOf(Sdk.BadRequestError);
+    expect(await beta.sessions.resources.delete(added.id, place)).toEqual({
+      id: added.id,
+      type: 'session_resource_deleted',
+    });
+    expect((await beta.sessions.retrieve(made.id)).resources).toEqual(made.resources);
+    await expect(beta.sessions.resources.retrieve(added.id, place)).rejects.toBeInstanceOf(Sdk.NotFoundError);
+    await beta.sessions.delete(made.id);
+  });
+
   it('raises its own errors', async () => {
     const cases: [() => Promise<unknown>, new (...args: never[]) => Error, number, RegExp][] = [
       [() => beta.sessions.retrieve('sesn_none'), Sdk.NotFoundError, 404, /sesn_none/],

@@ -35,6 +35,10 @@ const outcome = z.object({
 /** A tool call's result as the runner knows it. */
 export type RunnerOutcome = z.infer<typeof outcome>;
 
+/** A file of the session: where it goes, and what it is. */
+const upload = z.object({ path: z.string(), digest: z.string() });
+export type UploadedFile = z.infer<typeof upload>;
+
 export const hubMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('challenge'), nonce: z.string() }),
   /** The key is bound: from now on it is the proof, the token is not asked for again. A `welcome` follows with the claim. */
@@ -52,6 +56,17 @@ export const hubMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('cancel'), id: z.string(), callId, generation: z.int() }),
   /** How many bytes do workspace and home hold? */
   z.object({ type: z.literal('measure'), id: z.string() }),
+  /** Which of these files of the session are not there as they were put? */
+  z.object({ type: z.literal('uploads'), id: z.string(), files: z.array(upload) }),
+  /** A piece of such a file, base64; the first one begins it anew, and with the last one it is there. */
+  z.object({
+    type: z.literal('upload'),
+    id: z.string(),
+    file: upload,
+    at: z.int().min(0),
+    data: z.string(),
+    last: z.boolean(),
+  }),
   /** The workspace is above its bound: everything that may write is killed. */
   z.object({ type: z.literal('over-limit'), text: z.string() }),
 ]);
@@ -76,6 +91,10 @@ export const runnerMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('refused'), callId, code: z.literal('stale-generation') }),
   /** Answer to claim or cancel. */
   z.object({ type: z.literal('answer'), id: z.string(), stale: z.boolean(), result: outcome.nullable() }),
+  /** Answer to uploads. */
+  z.object({ type: z.literal('missing'), id: z.string(), paths: z.array(z.string()) }),
+  /** Answer to upload; why it cannot be put there, else null. */
+  z.object({ type: z.literal('uploaded'), id: z.string(), fault: z.string().max(1_000).nullable() }),
   /** Answer to measure; null = more files than can be counted in time. */
   z.object({ type: z.literal('measured'), id: z.string(), bytes: z.int().min(0).nullable() }),
 ]);

@@ -82,6 +82,8 @@ export const execBody = z.object({
   tool: z.enum(['bash', 'read', 'write', 'edit', 'glob', 'grep']),
   input: jsonObject,
   timeoutMs: z.int().min(1),
+  /** What must lie in the sandbox before it runs, once for each journal; absent = nothing. */
+  files: z.array(z.object({ path: z.string(), digest: z.string() })).optional(),
 });
 export type ExecBody = z.infer<typeof execBody>;
 

@@ -13,6 +13,7 @@ import {
   thinkingBlock,
   type WireEvent,
 } from '../wire/events.ts';
+import { mountedFile } from '../wire/session-resources.ts';
 
 const agentSnapshot = z.custom<AgentSnapshot>((value) => typeof value === 'object' && value !== null && 'id' in value);
 const metadataMap = z.record(z.string(), z.string());
@@ -60,6 +61,7 @@ export const SessionCreated = durableEvent({
     title: z.string().nullable(),
     metadata: metadataMap,
     context_key: z.string().nullable(),
+    resources: z.array(mountedFile).optional(),
   }),
 });
 export const UserMessage = durableEvent({
@@ -193,6 +195,13 @@ export const SessionUpdated = durableEvent({
     agent: agentSnapshot.optional(),
   }),
   wire: (event) => shown(event, event.data),
+});
+export const SessionResourcesChanged = durableEvent({
+  type: 'session.resources_changed',
+  schemaVersion,
+  aggregate,
+  summary: 'Files were added or taken away; holds all that the session has now.',
+  data: z.object({ resources: z.array(mountedFile) }),
 });
 export const SessionDeleted = durableEvent({
   type: 'session.deleted',
@@ -329,6 +338,7 @@ export const sessionEvents = Object.freeze([
   StatusTerminated,
   SessionFailed,
   SessionUpdated,
+  SessionResourcesChanged,
   SessionDeleted,
   ModelRequestStart,
   ModelRequestEnd,

@@ -84,7 +84,12 @@ describe('wire frames', () => {
 
   it('gives internal events no frame', () => {
     const internal = sessionEvents.filter((event) => !('wire' in event)).map((event) => event.type);
-    expect(internal.sort()).toEqual(['session.created', 'session.sandbox_attached', 'session.turn_started']);
+    expect(internal.sort()).toEqual([
+      'session.created',
+      'session.resources_changed',
+      'session.sandbox_attached',
+      'session.turn_started',
+    ]);
     expect(wireFrame(created())).toBeUndefined();
     expect(wireFrame(stored('no.such_type', {}))).toBeUndefined();
   });

@@ -3,6 +3,7 @@ import type { StoredEvent } from '../event-declaration.ts';
 import { eventVersions } from '../event-versions.ts';
 import type { AgentSnapshot } from '../wire/agents.ts';
 import type { StopReason } from '../wire/events.ts';
+import { type MountedFile, sessionResourceOf } from '../wire/session-resources.ts';
 import type { Session, SessionStatus, SessionUsage } from '../wire/sessions.ts';
 import type { SessionEvent } from './session.events.ts';
 
@@ -20,6 +21,8 @@ export interface SessionView {
   readonly title: string | null;
   readonly metadata: Readonly<Record<string, string>>;
   readonly contextKey: string | null;
+  /** Absent in rows from before there were any. */
+  readonly resources?: readonly MountedFile[];
   readonly stopReason: StopReason | null;
   readonly usage: SessionUsage;
   /** Milliseconds spent running in the turns that ended. */
@@ -79,6 +82,7 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
       title: event.data.title,
       metadata: event.data.metadata,
       contextKey: event.data.context_key,
+      ...(event.data.resources === undefined ? {} : { resources: event.data.resources }),
       stopReason: null,
       usage: noUsage,
       activeMs: 0,
@@ -116,6 +120,8 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
         ...(event.data.metadata === undefined ? {} : { metadata: event.data.metadata }),
         ...(event.data.agent === undefined ? {} : { agent: event.data.agent }),
       };
+    case 'session.resources_changed':
+      return { ...next, resources: event.data.resources };
     case 'span.model_request_end':
     case 'agent.thread_context_compacted':
       return { ...next, usage: addUsage(view.usage, event.data.model_usage, event.data.cost_usd) };
@@ -160,7 +166,7 @@ export function sessionResource(view: SessionView, now: string): Session {
     environment_id: view.environmentId,
     title: view.title,
     metadata: view.metadata,
-    resources: [],
+    resources: (view.resources ?? []).map(sessionResourceOf),
     vault_ids: [],
     outcome_evaluations: [],
     budget: null,

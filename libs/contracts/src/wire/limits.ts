@@ -35,6 +35,8 @@ export const LIMITS = {
   fileNameChars: 255,
   /** Files that one list may be asked for by their ids. */
   fileIds: 100,
+  sessionResources: 100,
+  mountPathChars: 512,
   fileExpirySecondsMin: 3_600,
   fileExpirySecondsMax: 90 * 86_400,
   /** Content of one event above this many bytes travels and is stored as blob digests (B4). */

@@ -5,6 +5,7 @@ import { agentReference, agentSnapshot, tools } from './agents.ts';
 import { emptyYet, metadata, metadataPatch, notYet, text, timestamp } from './common.ts';
 import { clientEventParam, clientEvents, stopReason } from './events.ts';
 import { LIMITS } from './limits.ts';
+import { sessionFileResource, sessionResourceParams } from './session-resources.ts';
 
 export const SESSION_STATUSES = ['idle', 'running', 'rescheduling', 'terminated'] as const;
 export type SessionStatus = (typeof SESSION_STATUSES)[number];
@@ -18,7 +19,7 @@ export const createSessionBody = z.strictObject({
   environment_id: idSchema('environment'),
   title: text(LIMITS.nameChars).nullish(),
   metadata: metadata.nullish(),
-  resources: emptyYet('resources'),
+  resources: sessionResourceParams.nullish(),
   vault_ids: emptyYet('vault_ids'),
   budget: notYet('budget'),
   initial_events: clientEvents(
@@ -68,7 +69,7 @@ export const sessionResourceSchema = z.strictObject({
   environment_id: z.string(),
   title: z.string().nullable(),
   metadata: z.record(z.string(), z.string()),
-  resources: z.array(z.never()),
+  resources: z.array(sessionFileResource),
   vault_ids: z.array(z.never()),
   outcome_evaluations: z.array(z.never()),
   budget: z.null(),

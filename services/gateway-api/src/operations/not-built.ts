@@ -11,7 +11,6 @@ export const NOT_BUILT: readonly { readonly name: string; readonly paths: readon
     paths: ['/v1/deployments', '/v1/deployments/*', '/v1/deployment_runs', '/v1/deployment_runs/*'],
   },
   { name: 'self-hosted environments', paths: ['/v1/environments/:id/work', '/v1/environments/:id/work/*'] },
-  { name: 'session resources', paths: ['/v1/sessions/:id/resources/*'] },
   { name: 'archiving a thread', paths: ['/v1/sessions/:id/threads/:thread/archive'] },
   { name: 'fork', paths: ['/v1/sessions/:id/fork'] },
   { name: 'the organization API', paths: ['/v1/organizations/*'] },
@@ -23,6 +22,7 @@ export const NOT_BUILT: readonly { readonly name: string; readonly paths: readon
 /** What of the routes that are there is not built yet. */
 export const NOT_BUILT_FIELDS = [
   'web_search',
+  'resources of other types than file',
   'mcp_servers',
   'multiagent',
   'environment packages',

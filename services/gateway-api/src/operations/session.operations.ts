@@ -1,5 +1,6 @@
 import {
   AppError,
+  addSessionResourceBody,
   createSessionBody,
   deleted,
   EVENT_DELTAS,
@@ -7,6 +8,7 @@ import {
   eventStartFrame,
   exportLine,
   isId,
+  LIMITS,
   newId,
   pageOf,
   primaryThread,
@@ -15,8 +17,10 @@ import {
   SESSION_STATUSES,
   type SendEventsReply,
   type Session,
+  type SessionFileResource,
   sendEventsBody,
   sessionEventResource,
+  sessionFileResource,
   sessionResourceSchema,
   streamOf,
   threadResource,
@@ -30,6 +34,7 @@ import type { EventReader } from '../data/event.reader.ts';
 import type { ModelCatalogue } from '../data/model.catalogue.ts';
 import { exportLines } from '../data/session-export.ts';
 import type { Commands, Exchange } from '../http/exchange.ts';
+import type { Query } from '../http/query.ts';
 import type { StreamHub } from '../stream/stream-hub.ts';
 import { pathId } from './catalogue.operations.ts';
 import { type Operation, operation } from './operation.ts';
@@ -44,6 +49,25 @@ const streamed = z.union([sessionEventResource, eventStartFrame, eventDeltaFrame
 function requirePrimary(sessionId: string, threadId: string): void {
   if (threadId === primaryThreadId(sessionId)) return;
   throw new AppError('not-found', 'thread.not-found', `The session has no thread ${threadId.slice(0, 100)}.`);
+}
+
+function noResource(id: string): AppError {
+  return new AppError('not-found', 'resource.not-found', `The session has no resource ${id.slice(0, 100)}.`);
+}
+
+/** They are few and all at hand: a page is named by the id of the one before it. */
+function resourcePage(all: readonly SessionFileResource[], query: Query) {
+  const after = query.one('page');
+  const place = after === undefined ? -1 : all.findIndex(({ id }) => id === after);
+  if (after !== undefined && place < 0)
+    throw new AppError(
+      'invalid',
+      'request.invalid-page',
+      'query parameter "page" names no resource; start again without it',
+    );
+  const limit = query.limit(LIMITS.sessionResources);
+  const data = all.slice(place + 1, place + 1 + limit);
+  return { data, next_page: place + 1 + limit < all.length ? (data.at(-1)?.id ?? null) : null };
 }
 
 export function sessionOperations(parts: {
@@ -96,6 +120,9 @@ export function sessionOperations(parts: {
     await reader.sessionView(workspaceId, id);
     return events.list(workspaceId, id, exchange.query);
   };
+
+  const resourcesOf = async (exchange: Exchange): Promise<readonly SessionFileResource[]> =>
+    (await reader.session(exchange.principal.workspaceId, pathId(exchange, 'session'))).resources;
 
   const streamEvents = async (exchange: Exchange): Promise<void> => {
     const id = pathId(exchange, 'session');
@@ -292,13 +319,64 @@ export function sessionOperations(parts: {
       method: 'GET',
       path: '/v1/sessions/:id/resources',
       id: 'listResources',
-      summary: 'Resources of a session: none, they are not supported yet.',
-      answer: pageOf(z.never()),
+      summary: 'Resources of a session, oldest first.',
+      answer: pageOf(sessionFileResource),
       query: ['limit', 'page'],
+      handle: async (exchange) => resourcePage(await resourcesOf(exchange), exchange.query),
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/sessions/:id/resources',
+      id: 'addResource',
+      summary: 'Put a file into the session’s sandbox, before its next call.',
+      answer: sessionFileResource,
+      body: addSessionResourceBody,
+      handle: (exchange) =>
+        commands.send(
+          'session',
+          pathId(exchange, 'session'),
+          'add-resource',
+          exchange.command(exchange.body, exchange.idempotency),
+        ),
+    }),
+    operation({
+      method: 'GET',
+      path: '/v1/sessions/:id/resources/:resource',
+      id: 'retrieveResource',
+      summary: 'A resource of a session.',
+      answer: sessionFileResource,
       handle: async (exchange) => {
-        await reader.sessionView(exchange.principal.workspaceId, pathId(exchange, 'session'));
-        return { data: [], next_page: null };
+        const id = exchange.param('resource');
+        const found = (await resourcesOf(exchange)).find((one) => one.id === id);
+        if (found === undefined) throw noResource(id);
+        return found;
       },
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/sessions/:id/resources/:resource',
+      id: 'updateResource',
+      summary: 'Refused: of a file nothing can be changed.',
+      answer: sessionFileResource,
+      handle: async (exchange) => {
+        const id = exchange.param('resource');
+        if (!(await resourcesOf(exchange)).some((one) => one.id === id)) throw noResource(id);
+        throw new AppError('invalid', 'resource.fixed', 'Of a file nothing can be changed; delete it and add another.');
+      },
+    }),
+    operation({
+      method: 'DELETE',
+      path: '/v1/sessions/:id/resources/:resource',
+      id: 'deleteResource',
+      summary: 'Take a file away from a session; what is in its sandbox already stays.',
+      answer: deleted('session_resource_deleted'),
+      handle: (exchange) =>
+        commands.send(
+          'session',
+          pathId(exchange, 'session'),
+          'remove-resource',
+          exchange.command({ resourceId: exchange.param('resource') }, exchange.idempotency),
+        ),
     }),
     operation({
       method: 'GET',

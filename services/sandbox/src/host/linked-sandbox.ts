@@ -1,3 +1,4 @@
+import type { Readable } from 'node:stream';
 import type { Registration } from '@holdfast/bus';
 import {
   AppError,
@@ -7,15 +8,17 @@ import {
   EXEC_ALIVE_MS,
   type ExecBody,
   type ExecReply,
+  isAppError,
   sandboxLinkSubject,
   TOOL_OUTPUT_CHARS,
   type ToolOutcome,
+  type UploadedFile,
 } from '@holdfast/contracts';
 import type { RunnerLink } from '../hub/runner-link.ts';
 import type { SandboxRow } from '../store/sandbox.store.ts';
 import type { HostParts } from './sandbox-host.port.ts';
 
-export interface LinkedParts extends Pick<HostParts, 'bus' | 'blobs' | 'env' | 'logger'> {
+export interface LinkedParts extends Pick<HostParts, 'bus' | 'blobs' | 'fileBlobs' | 'env' | 'logger'> {
   /** Why no tool may run now; null when it may. */
   readonly lack: () => Promise<string | null>;
   /** Whether it is about to end: then it is asked for nothing new, and what runs is still heard. */
@@ -30,6 +33,8 @@ export class LinkedSandbox {
   #link: RunnerLink | null = null;
   #registrations: Registration[] = [];
   #retired = false;
+  /** Which files were put there over which link, and whoever waits for that. */
+  #uploads: { readonly link: RunnerLink; readonly files: string; readonly done: Promise<string | null> } | null = null;
 
   constructor(row: SandboxRow, parts: LinkedParts) {
     this.row = row;
@@ -119,12 +124,47 @@ export class LinkedSandbox {
     const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
     try {
       const link = this.#lasting;
-      const lack = await this.#parts.lack();
+      const lack = (await this.#parts.lack()) ?? (await this.#upload(link, body.files ?? []));
       send({ kind: 'done', result: shown(lack === null ? await link.exec(body) : await refused(link, body, lack)) });
     } finally {
       clearInterval(alive);
       this.lastUsedMs = Date.now();
     }
+  }
+
+  /** Puts the session's files there, once for each link; why that cannot be done, else null. */
+  #upload(link: RunnerLink, files: readonly UploadedFile[]): Promise<string | null> {
+    if (files.length === 0) return Promise.resolve(null);
+    const asked = JSON.stringify(files);
+    const before = this.#uploads;
+    if (before?.link === link && before.files === asked) return before.done;
+    const { fileBlobs, logger } = this.#parts;
+    const { workspace_id, id } = this.row;
+    const bytesOf = async ({ path, digest }: UploadedFile): Promise<Readable | null> => {
+      try {
+        return await fileBlobs.get(workspace_id, digest);
+      } catch (error) {
+        if (!isAppError(error) || error.code !== 'blob.not-found') throw error;
+        logger.warn({ sandbox: id, path }, 'a file of a session has expired and is left out');
+        return null;
+      }
+    };
+    const own = { link, files: asked, done: Promise.resolve<string | null>(null) };
+    // One list after another: a runner takes one file at a time.
+    const turn = before?.done.catch(() => null) ?? Promise.resolve();
+    own.done = turn
+      .then(() => link.upload(files, bytesOf))
+      .then(
+        () => null,
+        (error: unknown) => {
+          // The next call tries again.
+          if (this.#uploads === own) this.#uploads = null;
+          if (isAppError(error) && error.code === 'sandbox.upload') return error.message;
+          throw error;
+        },
+      );
+    this.#uploads = own;
+    return own.done;
   }
 
   /** False when it holds more than its bound in bytes; then what runs is killed. Infinity = too many files to count. */

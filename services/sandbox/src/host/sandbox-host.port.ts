@@ -11,6 +11,8 @@ export interface HostParts {
   readonly pool: pg.Pool;
   readonly store: SandboxStore;
   readonly blobs: BlobStore;
+  /** Files' bytes. */
+  readonly fileBlobs: BlobStore;
   /** What every call's environment has. */
   readonly env: Readonly<Record<string, string>>;
   readonly logger: Logger;

@@ -7,6 +7,7 @@ import {
   type EnsureSandboxBody,
   type EnsureSandboxUpdate,
   type EnvironmentConfig,
+  FILE_BLOBS,
   parseStream,
   type StoredEvent,
 } from '@holdfast/contracts';
@@ -78,6 +79,7 @@ export class SandboxService {
       pool,
       store,
       blobs: await openBlobStore(blobPlace(config)),
+      fileBlobs: await openBlobStore(blobPlace(config, FILE_BLOBS)),
       env: this.#env,
       logger,
     };

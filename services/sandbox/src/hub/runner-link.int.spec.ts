@@ -68,6 +68,75 @@ const read = async (): Promise<void> => {
   await measured;
 };
 
+describe('files of a session', () => {
+  const one = { path: '/mnt/session/uploads/one', digest: 'd1' };
+  const two = { path: '/mnt/session/uploads/two', digest: 'd2' };
+  const MIB = 1024 * 1024;
+  const sizes = [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB];
+
+  /** Plays a runner that lacks these; what it was handed, by path. */
+  function lacking(paths: readonly string[], fault: (path: string) => string | null = () => null) {
+    const got = new Map<string, { bytes: Buffer[]; largest: number; whole: boolean }>();
+    runner.socket.on('message', (data) => {
+      const message = JSON.parse(String(data as Buffer)) as (typeof runner.heard)[number];
+      if (message.type === 'uploads') runner.say({ type: 'missing', id: message.id, paths: [...paths] });
+      if (message.type !== 'upload') return;
+      const piece = Buffer.from(message.data, 'base64');
+      const before = got.get(message.file.path) ?? { bytes: [], largest: 0, whole: false };
+      expect(message.at).toBe(before.bytes.reduce((sum, { length }) => sum + length, 0));
+      got.set(message.file.path, {
+        bytes: [...before.bytes, piece],
+        largest: Math.max(before.largest, piece.length),
+        whole: message.last,
+      });
+      runner.say({ type: 'uploaded', id: message.id, fault: fault(message.file.path) });
+    });
+    return got;
+  }
+
+  it.each(sizes)('of %d bytes arrives whole, in pieces of a size', async (size) => {
+    await welcome();
+    const got = lacking([one.path]);
+    const bytes = Buffer.alloc(size, 'x');
+    async function* cut() {
+      for (let from = 0; from < size; from += 300_000) yield bytes.subarray(from, from + 300_000);
+    }
+    await link.upload([one, two], () => Promise.resolve(cut()));
+    expect([...got.keys()]).toEqual([one.path]);
+    const file = got.get(one.path);
+    expect(Buffer.concat(file?.bytes ?? []).equals(bytes)).toBe(true);
+    expect(file?.whole).toBe(true);
+    expect(file?.largest).toBeLessThanOrEqual(MIB);
+  });
+
+  it('that are there already are not opened; one that is gone is left out; a fault is told', async () => {
+    await welcome();
+    const opened: string[] = [];
+    lacking([one.path, two.path], (path) => (path === two.path ? 'No space left' : null));
+    const open = async ({ path }: { path: string }) => {
+      opened.push(path);
+      return path === one.path ? null : asyncOf('x');
+    };
+    await expect(link.upload([one, two], open)).rejects.toMatchObject({
+      code: 'sandbox.upload',
+      message: expect.stringContaining('No space left'),
+    });
+    expect(opened).toEqual([one.path, two.path]);
+  });
+
+  it('end with the link', async () => {
+    await welcome();
+    const putting = link.upload([one], () => Promise.resolve(asyncOf('x')));
+    await runner.hears('uploads');
+    runner.socket.terminate();
+    await expect(putting).rejects.toMatchObject(lost);
+  });
+
+  async function* asyncOf(words: string) {
+    yield Buffer.from(words);
+  }
+});
+
 describe('a call', () => {
   it('waits for the welcome; whoever asks before is told so', async () => {
     for (const early of [link.exec(call), link.claim(1), link.cancel('c1', 1)])

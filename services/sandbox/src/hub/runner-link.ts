@@ -9,6 +9,7 @@ import {
   type RunnerMessage,
   type RunnerOutcome,
   type ToolOutcome,
+  type UploadedFile,
 } from '@holdfast/contracts';
 import type { WebSocket } from 'ws';
 import { type Hello, readMessage } from './greeting.ts';
@@ -18,6 +19,9 @@ const ANSWER_MS = 5_000;
 const MEASURE_MS = 65_000;
 /** A runner keeps no more than this of one call's output. */
 const MAX_WHOLE_BYTES = 64 * 1024 * 1024;
+/** Of a file at a time, and how long the sandbox's disk may take for it. */
+const UPLOAD_PIECE_BYTES = 1024 * 1024;
+const UPLOAD_MS = 30_000;
 /** Answers arrive in the order of what was asked: nothing is still under way for a call that came so long before. */
 const MAX_GIVEN = 10_000;
 
@@ -146,6 +150,32 @@ export class RunnerLink {
     return bytes ?? Number.POSITIVE_INFINITY;
   }
 
+  /**
+   * Puts files of the session where they are not as they were put before. `open` gives a file's bytes; null = they are
+   * gone for good, and it is left out. @throws AppError `sandbox.link-lost`, `sandbox.upload` when one cannot be put there
+   */
+  async upload(
+    files: readonly UploadedFile[],
+    open: (file: UploadedFile) => Promise<AsyncIterable<Uint8Array> | null>,
+  ): Promise<void> {
+    const { paths } = await this.#ask('missing', ANSWER_MS, (id) => ({ type: 'uploads', id, files: [...files] }));
+    for (const file of files.filter(({ path }) => paths.includes(path))) {
+      const bytes = await open(file);
+      if (bytes === null) continue;
+      let at = 0;
+      // One piece ahead: the last one is told as such.
+      for await (const { piece, last } of inPieces(bytes, UPLOAD_PIECE_BYTES)) {
+        const { fault } = await this.#ask('uploaded', UPLOAD_MS, (id) => ({
+          ...{ type: 'upload', id, file, at, last },
+          data: piece.toString('base64'),
+        }));
+        if (fault !== null)
+          throw new AppError('exhausted', 'sandbox.upload', `The file ${file.path} cannot be put there: ${fault}`);
+        at += piece.length;
+      }
+    }
+  }
+
   /** Kills everything that may write, and says why. */
   overLimit(text: string): void {
     this.#send({ type: 'over-limit', text });
@@ -225,6 +255,8 @@ export class RunnerLink {
     switch (message?.type) {
       case 'answer':
       case 'measured':
+      case 'missing':
+      case 'uploaded':
         // One that nobody waits for any more came too late.
         this.#questions.get(message.id)?.answer(message);
         return;
@@ -297,6 +329,26 @@ export class RunnerLink {
     this.#calls.delete(callId);
     whole?.pieces.destroy(staleGeneration());
   }
+}
+
+/** The bytes in pieces of one size, the last of which may be shorter, or empty when there are none. */
+async function* inPieces(
+  bytes: AsyncIterable<Uint8Array>,
+  size: number,
+): AsyncGenerator<{ piece: Buffer; last: boolean }, void> {
+  let held: Buffer[] = [];
+  let length = 0;
+  for await (const part of bytes) {
+    held.push(Buffer.from(part.buffer, part.byteOffset, part.byteLength));
+    length += part.length;
+    if (length <= size) continue;
+    const all = Buffer.concat(held);
+    let from = 0;
+    for (; length - from > size; from += size) yield { piece: all.subarray(from, from + size), last: false };
+    held = [all.subarray(from)];
+    length -= from;
+  }
+  yield { piece: Buffer.concat(held), last: true };
 }
 
 function lost(): AppError {

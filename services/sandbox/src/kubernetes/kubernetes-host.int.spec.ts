@@ -67,7 +67,7 @@ async function replica(idleMs = IDLE_MS): Promise<Replica> {
   const port = await freePort();
   const host = await KubernetesHost.start(
     {
-      ...{ bus, pool, store, env: {}, blobs: {} as BlobStore },
+      ...{ bus, pool, store, env: {}, blobs: {} as BlobStore, fileBlobs: {} as BlobStore },
       logger: createLogger({ service: 'sandbox', instance: name, level: 'silent' }),
     },
     cluster.cluster,

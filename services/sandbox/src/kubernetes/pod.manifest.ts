@@ -167,7 +167,9 @@ export function blueprint(
           volumeMounts: [
             { name: contextVolume === null ? WORK : 'context', mountPath: WORKSPACE_PATH, subPath: 'workspace' },
             { name: WORK, mountPath: HOME_PATH, subPath: 'home' },
-            { name: 'tmp', mountPath: '/tmp' },
+            { name: 'tmp', mountPath: '/tmp', subPath: 'tmp' },
+            // The runner links the session's folder there.
+            { name: 'tmp', mountPath: '/mnt', subPath: 'mnt' },
             { name: 'token', mountPath: TOKEN_DIR, readOnly: true },
           ],
         },

@@ -400,6 +400,7 @@ export class LocalProvider {
       ...['--size', String(TMP_BYTES), '--tmpfs', '/tmp'],
       ...['--size', String(1024 * 1024), '--tmpfs', '/run', '--dir', '/run/holdfast'],
       ...['--bind', from.workspace, '/workspace', '--bind', from.home, '/home/agent'],
+      ...['--symlink', '/home/agent/.session', '/mnt/session'],
       ...['--ro-bind', from.link, '/run/holdfast/link'],
       ...['--ro-bind', from.node, '/run/holdfast/node', '--ro-bind', from.runner, '/run/holdfast/runner.mjs'],
       ...['--remount-ro', '/run', '--remount-ro', '/dev', '--remount-ro', '/'],

@@ -4,11 +4,14 @@ import type pg from 'pg';
 /** Blobs that one sweep looks at; the next one goes on. */
 const SWEEP = 200;
 
-/** No file has it any more, or only such as have expired; nor was it put or let go of within the grace time. */
+/** No file and no session that may go on has it, or only files that have expired; nor was it put or let go of just now. */
 const UNUSED = `b.held_at < clock_timestamp() - $1 * interval '1 millisecond'
   and not exists (
     select 1 from files f where f.workspace_id = b.workspace_id and f.digest = b.digest
-    and (f.expires_at is null or f.expires_at > clock_timestamp() - $1 * interval '1 millisecond'))`;
+    and (f.expires_at is null or f.expires_at > clock_timestamp() - $1 * interval '1 millisecond'))
+  and not exists (
+    select 1 from sessions s where s.workspace_id = b.workspace_id and s.archived_at is null
+    and s.resources <> '[]' and s.resources @> jsonb_build_array(jsonb_build_object('digest', b.digest)))`;
 
 /**
  * Removes the bytes of files that are gone. Safe in several processes at once, and beside uploads: whoever makes a file

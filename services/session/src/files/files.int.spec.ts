@@ -161,6 +161,23 @@ describe('the bytes of files', () => {
     await expect(collector.collect()).resolves.toBe(0);
   });
 
+  it('stay while a session that may go on has them, whatever became of the file', async () => {
+    const { id, digest } = await make('mounted');
+    const resources = [{ id: 'sesrsc_one', type: 'file', file_id: id, digest, mount_path: '/x', size_bytes: 7 }];
+    await pool.query(
+      `insert into sessions (id, workspace_id, view, status, version, agent_id, agent_version, environment_id, created_at, updated_at)
+       values ('sesn_holds', $1, $2, 'idle', 1, 'agent_1', 1, 'env_1', now(), now())`,
+      [WORKSPACE, { resources }],
+    );
+    await files.delete(id, command({}));
+    await sleep(GRACE_MS + 50);
+    await collector.collect();
+    expect(await isThere(digest)).toBe(true);
+    await pool.query(`update sessions set archived_at = now() where id = 'sesn_holds'`);
+    await collector.collect();
+    expect(await isThere(digest)).toBe(false);
+  });
+
   it('go when the file has expired', async () => {
     const { id, digest } = await make('expires', { expiresInSeconds: 3_600 });
     await sleep(GRACE_MS + 50);

@@ -258,6 +258,8 @@ function commandHandlers(commands: {
     'session.update': (id, command, deadline) => sessions.update(id, command, deadline),
     'session.archive': (id, command, deadline) => sessions.archive(id, command, deadline),
     'session.delete': (id, command, deadline) => sessions.delete(id, command, deadline),
+    'session.add-resource': (id, command, deadline) => sessions.addResource(id, command, deadline),
+    'session.remove-resource': (id, command, deadline) => sessions.removeResource(id, command, deadline),
     'agent.create': (id, command) => catalogue.createAgent(id, command),
     'agent.update': (id, command) => catalogue.updateAgent(id, command),
     'agent.archive': (id, command) => catalogue.archiveAgent(id, command),

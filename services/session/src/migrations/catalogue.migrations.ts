@@ -122,4 +122,13 @@ create table file_blobs (
 create index file_blobs_by_age on file_blobs (held_at);
 `,
   },
+  {
+    // A column of its own: an index over the view would make every update of it a new row version for all indexes.
+    name: 'SessionResources1764000205000',
+    sql: `
+alter table sessions add column resources jsonb not null
+  generated always as (coalesce(view->'resources', '[]')) stored;
+create index sessions_with_resources on sessions using gin (resources jsonb_path_ops) where resources <> '[]';
+`,
+  },
 ];

@@ -6,15 +6,21 @@ import {
   type Command,
   type CreateSessionBody,
   evolveSessionView,
+  type FileResourceParam,
+  type MountedFile,
+  newId,
   resolveModel,
   resolveTools,
   type SendEventsReply,
   type Session,
   type SessionEvent,
+  type SessionFileResource,
   type SessionView,
   type StoredEvent,
   sessionResource,
+  sessionResourceOf,
   snapshotAgent,
+  UPLOADS_PATH,
   type UpdateSessionBody,
   type WireEvent,
   wireFrame,
@@ -27,10 +33,12 @@ import type { TurnWorker } from '../turn/turn-worker.ts';
 import {
   afterClientEvents,
   type Draft,
+  decideAddResource,
   decideArchive,
   decideClientEvent,
   decideCreate,
   decideDelete,
+  decideRemoveResource,
   decideUpdate,
   foldDrafts,
   type IdSource,
@@ -69,9 +77,10 @@ export class SessionCommands {
       command,
       (events) => this.#resource(workspaceId, events[0]?.streamId.slice('session-'.length) ?? id),
       async (claim) => {
-        const [agent, environment] = await Promise.all([
+        const [agent, environment, ...resources] = await Promise.all([
           this.#agent(workspaceId, body.agent),
           this.#catalogue.environment(workspaceId, body.environment_id),
+          ...(body.resources ?? []).map((resource) => this.#mounted(workspaceId, resource)),
         ]);
         if (environment.archived_at !== null) {
           throw new AppError('invalid', 'environment.archived', `The environment ${environment.id} is archived.`, {
@@ -93,6 +102,7 @@ export class SessionCommands {
               title: body.title ?? null,
               metadata: body.metadata ?? {},
               contextKey: body.x_context_key ?? null,
+              resources,
             },
             ids,
           );
@@ -127,6 +137,38 @@ export class SessionCommands {
 
   update(id: string, command: Command<UpdateSessionBody>, deadlineAtMs: number): Promise<Session> {
     return this.#change(id, command, deadlineAtMs, (state, ids) => decideUpdate(state, command.body, ids));
+  }
+
+  addResource(id: string, command: Command<FileResourceParam>, deadlineAtMs: number): Promise<SessionFileResource> {
+    return this.#idempotent.run(command, newestResource, async (claim) => {
+      const session = await this.#store.openIn(command.workspaceId, id);
+      const resource = await this.#mounted(command.workspaceId, command.body);
+      return newestResource(
+        await this.#decide(session, command, deadlineAtMs, claim, (state, ids) => ({
+          drafts: decideAddResource(state, resource, ids),
+        })),
+      );
+    });
+  }
+
+  removeResource(
+    id: string,
+    command: Command<{ resourceId: string }>,
+    deadlineAtMs: number,
+  ): Promise<{ id: string; type: 'session_resource_deleted' }> {
+    const { resourceId } = command.body;
+    const reply = { id: resourceId, type: 'session_resource_deleted' } as const;
+    return this.#idempotent.run(
+      command,
+      () => reply,
+      async (claim) => {
+        const session = await this.#store.openIn(command.workspaceId, id);
+        await this.#decide(session, command, deadlineAtMs, claim, (state, ids) => ({
+          drafts: decideRemoveResource(state, resourceId, ids),
+        }));
+        return reply;
+      },
+    );
   }
 
   archive(id: string, command: Command, deadlineAtMs: number): Promise<Session> {
@@ -226,6 +268,25 @@ export class SessionCommands {
     }
   }
 
+  async #mounted(workspaceId: string, { file_id, mount_path }: FileResourceParam): Promise<MountedFile> {
+    const { resource, digest } = await this.#catalogue.file(workspaceId, file_id);
+    const at = new Date().toISOString();
+    if (resource.expires_at !== null && resource.expires_at <= at)
+      throw new AppError('not-found', 'file.expired', `The file ${file_id} has expired.`, {
+        details: { errorCode: 'file_expired' },
+      });
+    return {
+      id: newId('sessionResource'),
+      type: 'file',
+      file_id,
+      mount_path: mount_path ?? `${UPLOADS_PATH}/${file_id}`,
+      created_at: at,
+      updated_at: at,
+      digest,
+      size_bytes: resource.size_bytes,
+    };
+  }
+
   async #agent(workspaceId: string, reference: AgentReference): Promise<AgentSnapshot> {
     const wanted =
       typeof reference === 'string' ? { id: reference, version: undefined, type: 'agent' as const } : reference;
@@ -271,6 +332,13 @@ export class SessionCommands {
       return frame === undefined ? [] : [frame];
     });
   }
+}
+
+function newestResource(events: readonly StoredEvent[]): SessionFileResource {
+  const changed = events.find((event) => event.type === 'session.resources_changed') as SessionEvent | undefined;
+  const newest = changed?.type === 'session.resources_changed' ? changed.data.resources.at(-1) : undefined;
+  if (newest === undefined) throw new AppError('not-found', 'session.not-found', 'There is no such session.');
+  return sessionResourceOf(newest);
 }
 
 function resourceOf(events: readonly StoredEvent[]): Session {

@@ -1,4 +1,10 @@
-import { type AgentSnapshot, type ClientEventParam, resolveTools, type SessionEvent } from '@holdfast/contracts';
+import {
+  type AgentSnapshot,
+  type ClientEventParam,
+  type MountedFile,
+  resolveTools,
+  type SessionEvent,
+} from '@holdfast/contracts';
 import { specification } from '@holdfast/testing';
 import { describe, expect, it } from '@jest/globals';
 import {
@@ -8,10 +14,12 @@ import {
   beginModelRequest,
   cutTurn,
   type Draft,
+  decideAddResource,
   decideArchive,
   decideClientEvent,
   decideCreate,
   decideDelete,
+  decideRemoveResource,
   decideUpdate,
   failModelRequest,
   type IdSource,
@@ -165,9 +173,51 @@ const whatFollows =
   };
 const follows = (state: SessionState): string => afterClientEvents(state, false, false, ids()).kind;
 
+describe('files of a session', () => {
+  const made = '2026-11-24T12:00:00.000Z';
+  const file = (id: string, mount_path: string): MountedFile => ({
+    ...{ id, type: 'file', file_id: `file_${id}`, mount_path, created_at: made, updated_at: made },
+    ...{ digest: 'd'.repeat(64), size_bytes: 1 },
+  });
+  const uploads = '/mnt/session/uploads';
+  const held = { ...created, data: { ...created.data, resources: [file('one', `${uploads}/a/b`)] } } as Past;
+
+  it('are given to it, taken away, and each is known whole', () => {
+    given(created)
+      .when((state) => decideAddResource(state, file('one', `${uploads}/a`), ids()))
+      .then({ type: 'session.resources_changed', id: 'sevt_1', data: { resources: [file('one', `${uploads}/a`)] } });
+    given(held)
+      .when((state) => decideAddResource(state, file('two', `${uploads}/a/b.txt`), ids()))
+      .then({
+        ...{ type: 'session.resources_changed', id: 'sevt_1' },
+        data: { resources: [file('one', `${uploads}/a/b`), file('two', `${uploads}/a/b.txt`)] },
+      });
+    given(held)
+      .when((state) => decideRemoveResource(state, 'one', ids()))
+      .then({ type: 'session.resources_changed', id: 'sevt_1', data: { resources: [] } });
+    given(held)
+      .when((state) => decideRemoveResource(state, 'two', ids()))
+      .thenRefused('resource.not-found');
+  });
+
+  it.each(['a/b', 'a/b/c', 'a'])('do not lie in the way of one another: %s', (path) => {
+    given(held)
+      .when((state) => decideAddResource(state, file('two', `${uploads}/${path}`), ids()))
+      .thenRefused('resource.path-taken');
+  });
+
+  it('are so many and no more', () => {
+    const many = Array.from({ length: 101 }, (_, n) => file(`n${n}`, `${uploads}/n${n}`));
+    const facts = { agent, environmentId: 'env_a', title: null, metadata: {}, contextKey: null, resources: many };
+    given()
+      .when((state) => decideCreate(state, facts, ids()))
+      .thenRefused('resource.count');
+  });
+});
+
 describe('a session', () => {
   it('is created once', () => {
-    const facts = { agent, environmentId: 'env_a', title: null, metadata: {}, contextKey: null };
+    const facts = { agent, environmentId: 'env_a', title: null, metadata: {}, contextKey: null, resources: [] };
     given()
       .when((state) => decideCreate(state, facts, ids()))
       .then({ ...created, id: 'sevt_1' });

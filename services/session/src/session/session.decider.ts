@@ -5,6 +5,7 @@ import {
   type JsonObject,
   LIMITS,
   type ModelUsage,
+  type MountedFile,
   patchMetadata,
   type Refusal,
   resolveTools,
@@ -63,12 +64,14 @@ export interface CreateSession {
   readonly title: string | null;
   readonly metadata: Readonly<Record<string, string>>;
   readonly contextKey: string | null;
+  readonly resources: readonly MountedFile[];
 }
 
 export function decideCreate(state: SessionState, command: CreateSession, ids: IdSource): Draft[] {
   if (state.lifecycle !== 'absent') {
     throw new AppError('rejected', 'session.exists', 'A session with this id exists already.');
   }
+  requireMountable(command.resources);
   return [
     draft(ids, {
       type: 'session.created',
@@ -78,6 +81,7 @@ export function decideCreate(state: SessionState, command: CreateSession, ids: I
         title: command.title,
         metadata: { ...command.metadata },
         context_key: command.contextKey,
+        ...(command.resources.length === 0 ? {} : { resources: [...command.resources] }),
       },
     }),
   ];
@@ -597,6 +601,38 @@ export function decideUpdate(state: SessionState, body: UpdateSessionBody, ids: 
     change.agent = { ...agent, tools: resolveTools(body.agent.tools) };
   }
   return Object.keys(change).length === 0 ? [] : [draft(ids, { type: 'session.updated', data: change })];
+}
+
+/** Adds a file. It is in the sandbox before the next call there, also while the session runs. */
+export function decideAddResource(state: SessionState, resource: MountedFile, ids: IdSource): Draft[] {
+  requireOpen(state);
+  const resources = [...state.resources, resource];
+  requireMountable(resources);
+  return [draft(ids, { type: 'session.resources_changed', data: { resources } })];
+}
+
+/** Takes a file away; what is in a sandbox already stays there as it is. */
+export function decideRemoveResource(state: SessionState, id: string, ids: IdSource): Draft[] {
+  requireOpen(state);
+  const resources = state.resources.filter((one) => one.id !== id);
+  if (resources.length === state.resources.length)
+    throw new AppError('not-found', 'resource.not-found', `The session has no resource ${id}.`);
+  return [draft(ids, { type: 'session.resources_changed', data: { resources } })];
+}
+
+/** Each file has a place of its own, and none lies where another needs a folder. */
+function requireMountable(resources: readonly MountedFile[]): void {
+  if (resources.length > LIMITS.sessionResources)
+    throw new AppError('invalid', 'resource.count', `A session has at most ${LIMITS.sessionResources} resources.`);
+  const paths = resources.map(({ mount_path }) => mount_path).sort((a, b) => (`${a}/` < `${b}/` ? -1 : 1));
+  for (const [n, path] of paths.entries()) {
+    if (!`${paths[n + 1] ?? ''}/`.startsWith(`${path}/`)) continue;
+    throw new AppError(
+      'invalid',
+      'resource.path-taken',
+      `Two resources cannot both be at ${path}; give one another mount_path.`,
+    );
+  }
 }
 
 export function decideArchive(state: SessionState, ids: IdSource): Draft[] {

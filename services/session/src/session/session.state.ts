@@ -2,6 +2,7 @@ import {
   type AgentSnapshot,
   eventVersions,
   type JsonObject,
+  type MountedFile,
   type Refusal,
   type SessionEvent,
   type StopReason,
@@ -54,6 +55,7 @@ export interface SessionState {
   readonly agent: AgentSnapshot | null;
   readonly environmentId: string;
   readonly contextKey: string | null;
+  readonly resources: readonly MountedFile[];
   readonly title: string | null;
   readonly metadata: Readonly<Record<string, string>>;
   /** Generation of the newest lease, as the last `session.turn_started` recorded it. */
@@ -84,6 +86,7 @@ export const initialState: SessionState = {
   agent: null,
   environmentId: '',
   contextKey: null,
+  resources: [],
   title: null,
   metadata: {},
   generation: 0,
@@ -140,6 +143,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         agent: event.data.agent,
         environmentId: event.data.environment_id,
         contextKey: event.data.context_key,
+        resources: event.data.resources ?? [],
         title: event.data.title,
         metadata: event.data.metadata,
       };
@@ -233,6 +237,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return { ...next, lifecycle: 'deleted', status: 'idle', queue: [], calls: [] };
     case 'session.error':
       return event.data.error.retry_status.type === 'retrying' ? next : { ...next, retry: null, owesStep: false };
+    case 'session.resources_changed':
+      return { ...next, resources: event.data.resources };
     case 'session.updated':
       return {
         ...next,

@@ -460,7 +460,7 @@ export class Turn {
     const { tools } = this.#options;
     const workspaceId = this.session.workspaceId ?? '';
     const { settings } = tools;
-    const { environmentId, contextKey, sandbox } = this.session.state;
+    const { environmentId, contextKey, resources, sandbox } = this.session.state;
     const asked = call.input['timeout_ms'];
     const timeoutMs = Math.min(
       settings.toolTimeoutMs,
@@ -492,6 +492,7 @@ export class Turn {
           tool,
           input: call.input,
           timeoutMs,
+          files: resources.map(({ mount_path, digest }) => ({ path: mount_path, digest })),
         },
         known: sandbox,
         sentUnder: this.#sentUnder.get(call.id) ?? null,
