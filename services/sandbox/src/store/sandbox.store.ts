@@ -37,14 +37,16 @@ export interface SandboxRow {
     readonly message: string;
     readonly since: string;
   } | null;
-  /** When somebody asked for it last; updated now and then. */
-  readonly used_at: Date | null;
+  /** By Postgres' clock when it was read: since somebody asked for it last, which is noted now and then, in milliseconds. */
+  readonly unused_ms: number | null;
+  /** Since its incarnation became ready, likewise; null while it is not. */
+  readonly lived_ms: number | null;
   readonly updated_at: Date;
 }
 export type Launch = 'warm' | 'cold' | 'resumed';
 
-const COLUMNS =
-  'id, serial, workspace_id, session_id, environment_id, context_key, environment, status, incarnation, journal_id, token_hash, public_key, provider, namespace, claim, pod, pod_uid, node, launch, reason, used_at, updated_at';
+const sinceMs = (column: string): string => `(extract(epoch from clock_timestamp() - ${column}) * 1000)::float8`;
+const COLUMNS = `id, serial, workspace_id, session_id, environment_id, context_key, environment, status, incarnation, journal_id, token_hash, public_key, provider, namespace, claim, pod, pod_uid, node, launch, reason, ${sinceMs('used_at')} as unused_ms, ${sinceMs('ready_at')} as lived_ms, updated_at`;
 
 /** Names a context where names must be short and tell nothing of the key. */
 export function contextIdOf(row: Pick<SandboxRow, 'workspace_id' | 'environment_id' | 'context_key'>): string | null {
