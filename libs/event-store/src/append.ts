@@ -16,6 +16,11 @@ export interface StreamAppend {
   readonly workspaceId: string;
   /** The version the decision saw; 0 = the stream must not exist. Absent = no check, under the row lock. */
   readonly expectedVersion?: number;
+  /**
+   * The stream does not exist yet and begins with this one's events up to `expectedVersion`, by reference: its own
+   * versions go on from there. Both are of one workspace. @throws AppError `log.fork-depth`
+   */
+  readonly forkOf?: string;
   /** Fence: the lease's generation must be this one. With `lease`: the generation that is being taken. */
   readonly generation?: number;
   /** Take the lease: `generation` must be the row's + 1, and the lease free, run out, or `owner`'s own. */

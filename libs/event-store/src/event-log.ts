@@ -1,6 +1,7 @@
 import { AppError, eventVersions, type JsonObject, type StoredEvent } from '@holdfast/contracts';
 import type pg from 'pg';
 import type { AppendRequest, AppendResult } from './append.ts';
+import { clipped, MAX_VERSION, type StreamRange, sharedRanges, withOwn } from './fork.ts';
 import { GroupCommit } from './group-commit.ts';
 import { isConnectionLoss, logUnavailable, type Transaction } from './pool.ts';
 import type { Projection } from './projection.ts';
@@ -53,8 +54,11 @@ interface EventRow {
   txid: string;
 }
 const COLUMNS = 'position, id, workspace_id, stream_id, version, type, schema_version, data, metadata, recorded_at';
+const RAW_COLUMNS = 'id, version, type, schema_version, data::text as data, recorded_at';
+type RawRow = Pick<EventRow, 'id' | 'version' | 'type' | 'schema_version' | 'recorded_at'> & { data: string };
 const MAX_PAGE = 10_000;
-const MAX_VERSION = 2 ** 31 - 1;
+/** Forked streams whose ranges are kept in memory. */
+const MAX_FORKS_KNOWN = 10_000;
 
 /** Which events of a stream: those after a version, up to one (absent = to the end), at most so many. */
 export interface StreamPage {
@@ -70,6 +74,7 @@ export interface StreamPage {
 export class EventLog {
   readonly #pool: pg.Pool;
   readonly #commits: GroupCommit;
+  readonly #forks = new Map<string, readonly StreamRange[]>();
 
   constructor(options: EventLogOptions) {
     this.#pool = options.pool;
@@ -92,46 +97,22 @@ export class EventLog {
     return this.#commits.append(request);
   }
 
-  /** Events of one stream after a version, oldest first, at most `limit` (default and bound 10,000). */
+  /**
+   * Events of one stream after a version, oldest first, at most `limit` (default and bound 10,000). What a forked stream
+   * shares with others comes as its own: under its id and its versions.
+   */
   async readStream(
     streamId: string,
     options: StreamPage & { types?: readonly string[] },
     reader: Transaction = this.#pool,
   ): Promise<StoredEvent[]> {
-    const { rows } = await reader.query<EventRow>(
-      `select ${COLUMNS} from events where stream_id = $1 and version > $2 and ($4::text[] is null or type = any ($4))
-         and version <= $5 order by version limit $3`,
-      [
-        streamId,
-        options.afterVersion,
-        Math.min(options.limit ?? MAX_PAGE, MAX_PAGE),
-        options.types ?? null,
-        options.throughVersion ?? MAX_VERSION,
-      ],
-    );
-    return rows.map((row) => this.#event(row));
+    const rows = await this.#page<EventRow>('log-read', COLUMNS, streamId, options, reader);
+    return rows.map((row) => this.#event({ ...row, stream_id: streamId }));
   }
 
   /** Like {@link readStream} with bodies left as text; not upcast, so callers check `schemaVersion`. */
   async readStreamRaw(streamId: string, options: StreamPage): Promise<RawEvent[]> {
-    const { rows } = await this.#pool.query<{
-      id: string;
-      version: number;
-      type: string;
-      schema_version: number;
-      data: string;
-      recorded_at: Date;
-    }>({
-      name: 'log-read-raw',
-      text: `select id, version, type, schema_version, data::text as data, recorded_at from events
-             where stream_id = $1 and version > $2 and version <= $4 order by version limit $3`,
-      values: [
-        streamId,
-        options.afterVersion,
-        Math.min(options.limit ?? MAX_PAGE, MAX_PAGE),
-        options.throughVersion ?? MAX_VERSION,
-      ],
-    });
+    const rows = await this.#page<RawRow>('log-read-raw', RAW_COLUMNS, streamId, options, this.#pool);
     return rows.map((row) => ({
       id: row.id,
       version: row.version,
@@ -140,6 +121,89 @@ export class EventLog {
       data: row.data,
       recordedAt: row.recorded_at.toISOString(),
     }));
+  }
+
+  /**
+   * Where the events of a stream lie, oldest first: one range for a stream of its own, several for a forked one. They
+   * never change.
+   */
+  async ranges(streamId: string): Promise<readonly StreamRange[]> {
+    return withOwn(streamId, await this.#shared(streamId, this.#pool));
+  }
+
+  /** The version that an event has in a stream, be it shared or the stream's own; null when it is in another. */
+  async versionOf(streamId: string, eventId: string): Promise<number | null> {
+    const { rows } = await this.#pool.query<{ stream_id: string; version: number }>(
+      'select stream_id, version from events where id = $1',
+      [eventId],
+    );
+    const [row] = rows;
+    if (row === undefined) return null;
+    if (row.stream_id === streamId) return row.version;
+    const shared = await this.#shared(streamId, this.#pool);
+    const holds = ({ source, after, through }: StreamRange): boolean =>
+      source === row.stream_id && row.version > after && row.version <= through;
+    return shared.some(holds) ? row.version : null;
+  }
+
+  /**
+   * Rows of a stream, in its order. They are asked for as if all were its own, which costs a stream that shares nothing
+   * nothing: versions have no gaps, so a first row that does not follow on says that those before it lie elsewhere.
+   */
+  async #page<R extends { version: number }>(
+    name: string,
+    columns: string,
+    streamId: string,
+    options: StreamPage & { types?: readonly string[] },
+    reader: Transaction,
+  ): Promise<R[]> {
+    const { afterVersion, throughVersion = MAX_VERSION, types = null } = options;
+    const limit = Math.min(options.limit ?? MAX_PAGE, MAX_PAGE);
+    let shared = this.#forks.get(streamId);
+    if (shared === undefined || afterVersion >= (shared.at(-1)?.through ?? 0)) {
+      const { rows } = await reader.query<R>({
+        name,
+        text: `select ${columns} from events where stream_id = $1 and version > $2 and version <= $3
+                 and ($4::text[] is null or type = any ($4)) order by version limit $5`,
+        values: [streamId, afterVersion, throughVersion, types, limit],
+      });
+      const [first] = rows;
+      const isWhole = first === undefined ? throughVersion === MAX_VERSION : first.version === afterVersion + 1;
+      if (shared !== undefined || (isWhole && types === null)) return rows;
+      shared = await this.#shared(streamId, reader);
+      if (afterVersion >= (shared.at(-1)?.through ?? 0)) return rows;
+    }
+    // Without a filter a page is known by its versions, so that no range reads on for rows that another one has.
+    const end = types === null ? Math.min(throughVersion, afterVersion + limit) : throughVersion;
+    const parts = clipped(withOwn(streamId, shared), afterVersion, end);
+    const { rows } = await reader.query<R>(
+      `select shared.* from unnest($1::text[], $2::integer[], $3::integer[]) as part (source, after_version, through_version)
+       cross join lateral (
+         select ${columns} from events
+         where stream_id = part.source and version > part.after_version and version <= part.through_version
+           and ($4::text[] is null or type = any ($4)) order by version limit $5
+       ) as shared order by version limit $5`,
+      [
+        parts.map(({ source }) => source),
+        parts.map(({ after }) => after),
+        parts.map(({ through }) => through),
+        types,
+        limit,
+      ],
+    );
+    return rows;
+  }
+
+  /** What a stream shares with others. Remembered where it is something: it never changes. */
+  async #shared(streamId: string, reader: Transaction): Promise<readonly StreamRange[]> {
+    const known = this.#forks.get(streamId);
+    if (known !== undefined) return known;
+    const shared = await sharedRanges(reader, streamId);
+    if (shared.length === 0) return shared;
+    const [oldest] = this.#forks.keys();
+    if (this.#forks.size >= MAX_FORKS_KNOWN && oldest !== undefined) this.#forks.delete(oldest);
+    this.#forks.set(streamId, shared);
+    return shared;
   }
 
   /** Version and lease of a stream; null when it does not exist. */

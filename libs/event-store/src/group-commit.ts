@@ -1,6 +1,7 @@
 import { AppError, type StoredEvent } from '@holdfast/contracts';
 import type pg from 'pg';
 import { type AppendRequest, type AppendResult, refusal, type StreamAppend } from './append.ts';
+import { beginForks } from './fork.ts';
 import { errorCode, isConnectionLoss, logUnavailable } from './pool.ts';
 import { type Projection, project } from './projection.ts';
 import { step } from './step.ts';
@@ -164,11 +165,11 @@ export class GroupCommit {
     return { streams: waiting.request.appends.map(({ streamId }, i) => resultOf(streamId, streams[i] ?? [], 0)) };
   }
 
-  /** Whether statements or projections commit together with this append. */
+  /** Whether anything else commits together with this append. */
   #hasCompany({ appends, statements = [] }: AppendRequest): boolean {
     const { projections } = this.#options;
     const projected = (streamId: string): boolean => projections.some((each) => streamId.startsWith(each.streamPrefix));
-    return statements.length > 0 || appends.some(({ streamId }) => projected(streamId));
+    return statements.length > 0 || appends.some(({ streamId, forkOf }) => projected(streamId) || forkOf !== undefined);
   }
 
   async #transaction(batch: readonly Waiting[]): Promise<Outcome[]> {
@@ -180,6 +181,8 @@ export class GroupCommit {
       const alone = !batch.some(({ request }) => this.#hasCompany(request));
       step.publish('append.beginning');
       const begun = alone ? null : client.query('begin');
+      const forks = batch.flatMap(({ request }) => request.appends).filter(({ forkOf }) => forkOf !== undefined);
+      if (forks.length > 0) await beginForks(client, forks);
       const appended = client.query<AppendRow>({ name: 'log-append', text: APPEND, values: batchArrays(batch) });
       const [, { rows }] = await Promise.all([begun, appended]);
       const row = rows[0];

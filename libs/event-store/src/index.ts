@@ -2,6 +2,7 @@ export * from './append.ts';
 export * from './backup.ts';
 export { type BlobRef, type BlobStore, DirectoryBlobStore, openBlobStore } from './blob-store.ts';
 export * from './event-log.ts';
+export type { StreamRange } from './fork.ts';
 export * from './idempotency.ts';
 export * from './log.migrations.ts';
 export * from './maintenance.ts';

@@ -141,4 +141,19 @@ begin
 end $$;
 `,
   },
+  {
+    // Which events of other streams a forked one begins with, oldest first and without a gap. Rows of their own: the row in
+    // `streams` is written with every append.
+    name: 'StreamPrefixes1764000304000',
+    sql: `
+create table stream_prefixes (
+  stream_id text not null,
+  workspace_id text not null,
+  source_id text not null,
+  after_version integer not null check (after_version >= 0),
+  through_version integer not null check (through_version > after_version),
+  primary key (stream_id, through_version)
+);
+`,
+  },
 ];

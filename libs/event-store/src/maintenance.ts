@@ -49,20 +49,32 @@ export interface LogFault {
   readonly fault: string;
 }
 
-/** Checks that every stream is gap-free from 1 to the version its row says, within one workspace. */
+/**
+ * Checks that every stream is gap-free up to the version its row says, within one workspace: from 1, or, where it was
+ * forked, from the end of what it shares, all of which is there.
+ */
 export async function checkLog(pool: pg.Pool): Promise<LogFault[]> {
   const { rows } = await pool.query<{ stream_id: string; fault: string }>(
-    `select coalesce(s.stream_id, e.stream_id) as stream_id,
+    `with shared as (
+       select stream_id, max(through_version) as through, sum(through_version - after_version) as amount
+       from stream_prefixes group by stream_id)
+     select coalesce(s.stream_id, e.stream_id) as stream_id,
        case when s.stream_id is null then 'events without a stream row'
             when e.stream_id is null then 'a stream row without events'
             when e.last <> s.version then format('row says version %s, last event is %s', s.version, e.last)
-            when e.amount <> e.last then format('%s events up to version %s', e.amount, e.last)
+            when e.amount <> e.last - coalesce(p.through, 0)
+              then format('%s events of its own from version %s to %s', e.amount, coalesce(p.through, 0) + 1, e.last)
+            when p.amount <> p.through then 'a gap in what it shares'
             else 'events of another workspace' end as fault
      from streams s full join (
        select stream_id, max(version) as last, count(*) as amount, min(workspace_id) as lowest, max(workspace_id) as highest
-       from events group by stream_id) e using (stream_id)
-     where s.stream_id is null or e.stream_id is null or e.last <> s.version or e.amount <> e.last
-       or e.lowest <> s.workspace_id or e.highest <> s.workspace_id
+       from events group by stream_id) e using (stream_id) left join shared p using (stream_id)
+     where s.stream_id is null or e.stream_id is null or e.last <> s.version or e.amount <> e.last - coalesce(p.through, 0)
+       or p.amount <> p.through or e.lowest <> s.workspace_id or e.highest <> s.workspace_id
+     union all
+     select p.stream_id, format('shares %s up to version %s, which it has not', p.source_id, p.through_version)
+     from stream_prefixes p left join streams s on s.stream_id = p.source_id
+     where s.stream_id is null or s.version < p.through_version or s.workspace_id <> p.workspace_id
      order by 1 limit 100`,
   );
   return rows.map((row) => ({ streamId: row.stream_id, fault: row.fault }));

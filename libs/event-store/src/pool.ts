@@ -34,6 +34,7 @@ export function createLogPool(options: {
 /** The part of pg that a transaction hands to companion statements and projections. */
 export interface Transaction {
   query<R extends pg.QueryResultRow = pg.QueryResultRow>(text: string, values?: unknown[]): Promise<pg.QueryResult<R>>;
+  query<R extends pg.QueryResultRow = pg.QueryResultRow>(query: pg.QueryConfig): Promise<pg.QueryResult<R>>;
 }
 
 const CONNECTION_STATES = /^(08|57P0|53300|25P03|XX000)/;

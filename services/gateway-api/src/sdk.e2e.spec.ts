@@ -314,6 +314,50 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
     }
   });
 
+  it('forks a session, looks at one as it was, and exports it', async () => {
+    type Fork = Anthropic.Beta.BetaManagedAgentsSession & {
+      forked_from: { session_id: string; version: number; checkpoint: null };
+    };
+    const before = await all(beta.sessions.events.list(session.id));
+    const path = `/v1/sessions/${session.id}`;
+    const answer = before.find(({ type }) => type === 'agent.message');
+    const body = { at_event_id: answer?.id, title: 'another way', metadata: { from: 'sdk' } };
+    const options = { body, headers: { 'idempotency-key': `fork-${session.id}` } };
+    const fork = await client.post<Fork>(`${path}/fork`, options);
+    expect(await client.post<Fork>(`${path}/fork`, options)).toMatchObject({ id: fork.id });
+    expect(fork).toMatchObject({
+      type: 'session',
+      status: 'idle',
+      title: 'another way',
+      metadata: { from: 'sdk' },
+      agent: { id: agent.id },
+      forked_from: { session_id: session.id, event_id: answer?.id, checkpoint: null },
+    });
+    expect(await beta.sessions.retrieve(fork.id)).toMatchObject({ id: fork.id, forked_from: fork.forked_from });
+    // What it shares comes first, under the same ids, in lists and streams alike.
+    const at = before.findIndex(({ id }) => id === answer?.id);
+    const shared = before.slice(0, at + 1);
+    expect((await all(beta.sessions.events.list(fork.id, { limit: 2 }))).slice(0, at + 1)).toEqual(shared);
+    const stream = await beta.sessions.events.stream(fork.id, {}, { headers: { 'Last-Event-ID': answer?.id ?? '' } });
+    await beta.sessions.events.send(fork.id, { events: [userMessage('on my own')] });
+    const seen: SdkEvent[] = [];
+    for await (const event of stream) {
+      seen.push(event);
+      if (event.type === 'session.status_idle' && seen.some(({ type }) => type === 'agent.message')) break;
+    }
+    expect(seen[0]).toMatchObject({ type: 'session.updated', forked_from: fork.forked_from });
+    expect(words(ofType(seen, 'agent.message').at(-1))).toMatch(/^You said: on my own/);
+    expect(await all(beta.sessions.events.list(session.id))).toEqual(before);
+    const then = await beta.sessions.retrieve(fork.id, {}, { query: { at: fork.forked_from.version } });
+    expect(then).toMatchObject({ id: fork.id, title: 'new', forked_from: null });
+    const exported = await client.get<Response>(`/v1/sessions/${fork.id}/events/export`, {
+      __binaryResponse: true,
+    });
+    const lines = (await exported.text()).trimEnd().split('\n');
+    expect(JSON.parse(lines.at(-1) ?? '')).toMatchObject({ type: 'end', events: lines.length - 2 });
+    await beta.sessions.delete(fork.id);
+  });
+
   it('archives and deletes', async () => {
     const stream = await beta.sessions.events.stream(session.id);
     expect(await beta.sessions.archive(session.id)).toMatchObject({ status: 'terminated' });

@@ -105,6 +105,29 @@ describe('the chat fold', () => {
     expect(chat.queued).toMatchObject([{ id: 'sevt_6', content: text('and then this') }]);
   });
 
+  it('marks where a fork leaves the other session, and drops what waited there', () => {
+    const from = { session_id: 'sesn_0', root_session_id: 'sesn_0', event_id: 'sevt_17', version: 17 };
+    const agent = { id: 'agent_2', version: 1 };
+    const forked = log(
+      ...events.map(({ type, data }): [string, object] => [type, data]),
+      [
+        'session.forked',
+        { from, agent, environment_id: 'env_1', title: 'F', metadata: {}, dropped_event_ids: ['sevt_6'] },
+      ],
+      ['session.status_idle', { stop_reason: { type: 'end_turn' } }],
+    );
+    const view = forked.reduce<SessionView | undefined>(evolveSessionView, undefined) as SessionView;
+    const chat = foldChat(startChat(sessionResource(view, view.updatedAt)), framesOf(forked));
+    expect(chat.view).toEqual(view);
+    expect(chat.queued).toEqual([]);
+    expect(chat.items.at(-1)).toEqual({
+      kind: 'forked',
+      id: 'sevt_18',
+      at: forked[17]?.recordedAt,
+      from: { ...from, checkpoint: null },
+    });
+  });
+
   it('is the same in one batch, frame by frame, and with everything seen twice', () => {
     const whole = foldChat(start(), frames);
     expect(frames.reduce((chat, frame) => foldChat(chat, [frame]), start())).toEqual(whole);

@@ -1,6 +1,7 @@
 import { type SandboxReasonCode, WAITING_PREFIX } from '../sandbox/sandbox.messages.ts';
+import { streamOf } from '../subjects.ts';
 import { SANDBOX_TOOLS } from '../wire/agents.ts';
-import type { ContentBlock, SessionError, WireEvent } from '../wire/events.ts';
+import type { ContentBlock, ForkedFrom, SessionError, WireEvent } from '../wire/events.ts';
 import type { Session } from '../wire/sessions.ts';
 import { type SessionEvent, WIRE_LOG_TYPES } from './session.events.ts';
 import { evolveSessionView, type SessionView } from './session.view.ts';
@@ -41,6 +42,7 @@ export type ChatItem =
       readonly at: string | null;
       readonly note: 'interrupted' | 'compacted' | 'archived' | 'refused';
     }
+  | { readonly kind: 'forked'; readonly id: string; readonly at: string | null; readonly from: ForkedFrom }
   | (SandboxWait & { readonly kind: 'waited' /** When it was over. */; readonly until: string | null });
 
 /** A session waits for its sandbox; nothing has failed, and it goes on by itself. */
@@ -137,7 +139,7 @@ function foldPreview(draft: Draft, frame: ChatFrame['event']): void {
 }
 
 function foldDurable(draft: Draft, version: number, event: WireEvent): void {
-  const logged = loggedEvent(event, version, draft.view.updatedAt);
+  const logged = loggedEvent(event, version, draft.view);
   // A type that a newer platform added changes nothing but the cursor.
   draft.view = logged === null ? { ...draft.view, version } : (evolveSessionView(draft.view, logged) ?? draft.view);
   const { id, processed_at: at } = event;
@@ -202,6 +204,15 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
       draft.open = draft.thinking = null;
       settleWait(draft, at);
       return;
+    case 'session.updated': {
+      const from = event['forked_from'] as ForkedFrom | undefined;
+      if (from === undefined) return;
+      draft.open = null;
+      draft.queued = [];
+      settleWait(draft, at);
+      draft.items.push({ kind: 'forked', id, at, from });
+      return;
+    }
     case 'span.model_request_start':
     case 'span.model_request_end':
     case 'session.deleted':
@@ -248,15 +259,22 @@ function changeTool(draft: Draft, id: unknown, change: Partial<ToolItem>): void 
 }
 
 /** The log event that a frame shows, as far as the view needs it: the inverse of `wireFrame`. */
-function loggedEvent(event: WireEvent, version: number, now: string): SessionEvent | null {
+function loggedEvent(event: WireEvent, version: number, view: SessionView): SessionEvent | null {
   if (!WIRE_LOG_TYPES.includes(event.type)) return null;
   const { id, type, processed_at: at, ...fields } = event;
+  if (fields['forked_from'] !== undefined) {
+    const { checkpoint: _checkpoint, ...from } = fields['forked_from'] as ForkedFrom;
+    // The view began with the environment that the session has.
+    const data = { ...fields, from, environment_id: view.environmentId };
+    const place = { streamId: streamOf('session', view.id), workspaceId: view.workspaceId };
+    return { id, version, type: 'session.forked', recordedAt: at, ...place, data } as unknown as SessionEvent;
+  }
   const stamped = at !== null && (type === 'user.message' || type === 'system.message');
   return {
     id,
     version,
     type: stamped ? 'session.message_processed' : type,
-    recordedAt: at ?? now,
+    recordedAt: at ?? view.updatedAt,
     data: stamped
       ? { event_id: id, message: { type, ...fields } }
       : {

@@ -3,6 +3,7 @@ import { type DraftOf, durableEvent, type EventOf, type StoredEvent } from '../e
 import { jsonObject } from '../json-schema.ts';
 import type { AgentSnapshot } from '../wire/agents.ts';
 import {
+  type ForkedFrom,
   modelUsage,
   refusal,
   sessionError,
@@ -29,6 +30,10 @@ export const systemMessageData = z.object({ content: z.array(textBlock) });
 
 function shown(event: StoredEvent<string, unknown>, fields: object): WireEvent {
   return { id: event.id, type: event.type, processed_at: event.recordedAt, ...fields };
+}
+/** The place in a fork's log as the wire shows it. No workspace state goes along yet. */
+export function forkedFromOf(from: ForkPoint): ForkedFrom {
+  return { ...from, checkpoint: null };
 }
 function queued(event: StoredEvent<string, unknown>, fields: object): WireEvent {
   return { id: event.id, type: event.type, processed_at: null, ...fields };
@@ -322,6 +327,50 @@ export const SandboxAttached = durableEvent({
   data: z.object({ sandbox_id: z.string(), journal_id: z.string() }),
 });
 
+/** Where a fork's log leaves the other's: the newest event that both have. The root is the first ancestor, no fork itself. */
+export const forkPoint = z.object({
+  session_id: z.string(),
+  root_session_id: z.string(),
+  event_id: z.string(),
+  version: z.int(),
+});
+export type ForkPoint = z.infer<typeof forkPoint>;
+export const SessionForked = durableEvent({
+  type: 'session.forked',
+  schemaVersion,
+  aggregate,
+  summary:
+    'The session’s own log begins: the events before this one are another session’s. What was open or queued there is not here; shown as `session.updated`.',
+  data: z.object({
+    from: forkPoint,
+    agent: agentSnapshot,
+    environment_id: z.string(),
+    title: z.string().nullable(),
+    metadata: metadataMap,
+    resources: z.array(mountedFile).optional(),
+    /** Messages that waited there and that nobody will take here. */
+    dropped_event_ids: z.array(z.string()),
+  }),
+  wire: (event) => ({
+    id: event.id,
+    // Clients drop, or mistake, a type that they do not know.
+    type: SessionUpdated.type,
+    processed_at: event.recordedAt,
+    title: event.data.title,
+    metadata: event.data.metadata,
+    agent: event.data.agent,
+    forked_from: forkedFromOf(event.data.from),
+    x_dropped_event_ids: event.data.dropped_event_ids,
+  }),
+});
+export const ForkCreated = durableEvent({
+  type: 'session.fork_created',
+  schemaVersion,
+  aggregate,
+  summary: 'Another session was forked from this one; it has the events up to `version`.',
+  data: z.object({ fork_session_id: z.string(), event_id: z.string(), version: z.int() }),
+});
+
 /** Every event of a session, in one frozen list; everything else about them is derived from it. */
 export const sessionEvents = Object.freeze([
   SessionCreated,
@@ -349,6 +398,8 @@ export const sessionEvents = Object.freeze([
   AgentCustomToolUse,
   ContextCompacted,
   SandboxAttached,
+  SessionForked,
+  ForkCreated,
 ] as const);
 
 /** A stored session event, discriminated by `type`. */

@@ -56,6 +56,33 @@ describe('the session read model', () => {
     });
   });
 
+  it('of a fork is what its own first event says, whether or not what it shares was folded before', () => {
+    const from = { session_id: 'sesn_0', root_session_id: 'sesn_0', event_id: 'sevt_1', version: 3 };
+    const forked = stored('session.forked', {
+      from,
+      agent: { id: 'agent_2', version: 7 },
+      environment_id: 'env_2',
+      title: 'T',
+      metadata: { a: '1' },
+      dropped_event_ids: [],
+    });
+    const shared = [
+      created(),
+      stored('user.message', { content: [{ type: 'text', text: 'hi' }] }),
+      stored('session.status_running', {}),
+      stored('session.status_terminated', {}),
+    ];
+    const view = fold([...shared, forked]);
+    expect(view).toEqual(fold([forked]));
+    expect(view).toMatchObject({ status: 'idle', pending: [], activeMs: 0, archivedAt: null, environmentId: 'env_2' });
+    expect(sessionResource(view as SessionView, forked.recordedAt)).toMatchObject({
+      agent: { id: 'agent_2' },
+      forked_from: { ...from, checkpoint: null },
+      usage: { input_tokens: 0 },
+    });
+    expect(sessionResource(fold([created()]) as SessionView, forked.recordedAt).forked_from).toBeNull();
+  });
+
   it('ignores events of a session that was never created', () => {
     expect(fold([stored('session.status_running', {})])).toBeUndefined();
   });
@@ -86,6 +113,7 @@ describe('wire frames', () => {
     const internal = sessionEvents.filter((event) => !('wire' in event)).map((event) => event.type);
     expect(internal.sort()).toEqual([
       'session.created',
+      'session.fork_created',
       'session.resources_changed',
       'session.sandbox_attached',
       'session.turn_started',

@@ -5,7 +5,7 @@ import type { AgentSnapshot } from '../wire/agents.ts';
 import type { StopReason } from '../wire/events.ts';
 import { type MountedFile, sessionResourceOf } from '../wire/session-resources.ts';
 import type { Session, SessionStatus, SessionUsage } from '../wire/sessions.ts';
-import type { SessionEvent } from './session.events.ts';
+import { type ForkPoint, forkedFromOf, type SessionEvent } from './session.events.ts';
 
 /**
  * The read model of one session: what `GET /v1/sessions/{id}` shows and the lists filter on. A pure fold; the
@@ -35,6 +35,8 @@ export interface SessionView {
   readonly updatedAt: string;
   readonly archivedAt: string | null;
   readonly deleted: boolean;
+  /** Absent where the session is no fork. */
+  readonly forkedFrom?: ForkPoint;
 }
 
 const noUsage: SessionUsage = {
@@ -69,31 +71,38 @@ function stopRunning(view: SessionView, at: string): Pick<SessionView, 'activeMs
   return { activeMs: view.activeMs + Math.max(0, Date.parse(at) - Date.parse(view.runningSince)), runningSince: null };
 }
 
-/** One step of the fold. The first event must be `session.created`; others on an absent view are ignored. */
+/** A session as it begins, whatever came before: a fork has spent nothing yet, and what was at work is not its own. */
+function begun(event: Extract<SessionEvent, { type: 'session.created' | 'session.forked' }>): SessionView {
+  return {
+    id: event.streamId.slice('session-'.length),
+    workspaceId: event.workspaceId,
+    version: event.version,
+    status: 'idle',
+    agent: event.data.agent,
+    environmentId: event.data.environment_id,
+    title: event.data.title,
+    metadata: event.data.metadata,
+    contextKey: event.type === 'session.created' ? event.data.context_key : null,
+    ...(event.data.resources === undefined ? {} : { resources: event.data.resources }),
+    stopReason: null,
+    usage: noUsage,
+    activeMs: 0,
+    runningSince: null,
+    pending: [],
+    createdAt: event.recordedAt,
+    updatedAt: event.recordedAt,
+    archivedAt: null,
+    deleted: false,
+    ...(event.type === 'session.created' ? {} : { forkedFrom: event.data.from }),
+  };
+}
+
+/**
+ * One step of the fold. The first event must be `session.created`, or, where what a fork shares is left out,
+ * `session.forked`; others on an absent view are ignored.
+ */
 export function evolveSessionView(view: SessionView | undefined, event: SessionEvent): SessionView | undefined {
-  if (event.type === 'session.created') {
-    return {
-      id: event.streamId.slice('session-'.length),
-      workspaceId: event.workspaceId,
-      version: event.version,
-      status: 'idle',
-      agent: event.data.agent,
-      environmentId: event.data.environment_id,
-      title: event.data.title,
-      metadata: event.data.metadata,
-      contextKey: event.data.context_key,
-      ...(event.data.resources === undefined ? {} : { resources: event.data.resources }),
-      stopReason: null,
-      usage: noUsage,
-      activeMs: 0,
-      runningSince: null,
-      pending: [],
-      createdAt: event.recordedAt,
-      updatedAt: event.recordedAt,
-      archivedAt: null,
-      deleted: false,
-    };
-  }
+  if (event.type === 'session.created' || event.type === 'session.forked') return begun(event);
   if (view === undefined) return undefined;
   const at = event.recordedAt;
   const next: SessionView = { ...view, version: event.version, updatedAt: at };
@@ -125,6 +134,8 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
     case 'span.model_request_end':
     case 'agent.thread_context_compacted':
       return { ...next, usage: addUsage(view.usage, event.data.model_usage, event.data.cost_usd) };
+    case 'session.fork_created':
+      return { ...view, version: event.version };
     case 'session.turn_started':
     case 'user.interrupt':
     case 'user.tool_confirmation':
@@ -177,5 +188,6 @@ export function sessionResource(view: SessionView, now: string): Session {
     archived_at: view.archivedAt,
     x_context_key: view.contextKey,
     x_stop_reason: view.stopReason,
+    forked_from: view.forkedFrom === undefined ? null : forkedFromOf(view.forkedFrom),
   };
 }

@@ -177,6 +177,20 @@ export const sessionError = z.strictObject({
 });
 export type SessionError = z.infer<typeof sessionError>;
 
+/**
+ * Additive: where a forked session's log leaves another's; that one may be deleted since. The root is the
+ * first ancestor, no fork itself. `checkpoint` is the state of the
+ * workspace that the fork began with: none, its workspace is new and empty.
+ */
+export const forkedFrom = z.strictObject({
+  session_id: z.string(),
+  root_session_id: z.string(),
+  event_id: z.string(),
+  version: z.int(),
+  checkpoint: z.null(),
+});
+export type ForkedFrom = z.infer<typeof forkedFrom>;
+
 function frame<const T extends string, S extends z.ZodRawShape>(type: T, fields: S) {
   return z.strictObject({ id: z.string(), type: z.literal(type), processed_at: timestamp, ...fields });
 }
@@ -229,6 +243,8 @@ export const sessionEventResource = z.discriminatedUnion('type', [
     title: z.string().nullable().optional(),
     metadata: z.record(z.string(), z.string()).optional(),
     agent: agentSnapshot.optional(),
+    forked_from: forkedFrom.optional(),
+    x_dropped_event_ids: z.array(z.string()).optional(),
   }),
   frame('span.model_request_start', {}),
   frame('span.model_request_end', {

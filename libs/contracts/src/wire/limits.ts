@@ -10,6 +10,8 @@ export const LIMITS = {
   contentBlocks: 200,
   /** Content blocks of all events of one request. */
   requestContentBlocks: 1_000,
+  /** Streams that a forked session's events lie in, its own not counted. */
+  forkDepth: 64,
   /** Messages that wait in one session. */
   queuedMessages: 1_024,
   textChars: 4_000_000,

@@ -3,7 +3,7 @@ import { ID_PREFIXES, idSchema } from '../ids.ts';
 import type { DeepReadonly } from '../json.ts';
 import { agentReference, agentSnapshot, tools } from './agents.ts';
 import { emptyYet, metadata, metadataPatch, notYet, text, timestamp } from './common.ts';
-import { clientEventParam, clientEvents, stopReason } from './events.ts';
+import { type ClientEventParam, clientEventParam, clientEvents, forkedFrom, stopReason } from './events.ts';
 import { LIMITS } from './limits.ts';
 import { sessionFileResource, sessionResourceParams } from './session-resources.ts';
 
@@ -14,22 +14,67 @@ const contextKey = z
   .string()
   .regex(/^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$/, 'must be 1 to 128 of A-Z a-z 0-9 . _ : / -');
 
-export const createSessionBody = z.strictObject({
-  agent: agentReference,
-  environment_id: idSchema('environment'),
-  title: text(LIMITS.nameChars).nullish(),
-  metadata: metadata.nullish(),
-  resources: sessionResourceParams.nullish(),
-  vault_ids: emptyYet('vault_ids'),
-  budget: notYet('budget'),
-  initial_events: clientEvents(
-    clientEventParam.refine((event) => event.type === 'user.message', 'initial_events takes only user.message'),
-    LIMITS.initialEvents,
-  ).nullish(),
-  /** Additive: sessions of one workspace that name the same context share its workspace folder and nothing else. */
-  x_context_key: contextKey.nullish(),
-});
+const initialEvents = clientEvents(
+  clientEventParam.refine((event) => event.type === 'user.message', 'initial_events takes only user.message'),
+  LIMITS.initialEvents,
+);
+
+/** The newest event that a fork has: by its id or its log version; neither = the newest that there is. */
+const forkPlace = { at_event_id: idSchema('event').nullish(), at_version: z.int().min(1).nullish() };
+const onePlace = [
+  (place: { at_event_id?: unknown; at_version?: unknown }) => place.at_event_id == null || place.at_version == null,
+  'takes at_event_id or at_version, not both',
+] as const;
+
+export const createSessionBody = z
+  .strictObject({
+    agent: agentReference,
+    environment_id: idSchema('environment'),
+    title: text(LIMITS.nameChars).nullish(),
+    metadata: metadata.nullish(),
+    resources: sessionResourceParams.nullish(),
+    vault_ids: emptyYet('vault_ids'),
+    budget: notYet('budget'),
+    initial_events: initialEvents.nullish(),
+    /** Additive: begins with another session's events; as `POST /v1/sessions/{id}/fork` does. */
+    fork_from: z
+      .strictObject({ session_id: idSchema('session'), ...forkPlace })
+      .refine(...onePlace)
+      .nullish(),
+    /** Additive: sessions of one workspace that name the same context share its workspace folder and nothing else. */
+    x_context_key: contextKey.nullish(),
+  })
+  .refine(
+    (body) => body.fork_from == null || body.x_context_key == null,
+    'x_context_key does not go with fork_from: a fork has a workspace of its own',
+  )
+  .refine(
+    (body) => body.fork_from == null || (body.resources ?? []).length === 0,
+    'resources do not go with fork_from: a fork has the files that the session has there; add others to it',
+  );
 export type CreateSessionBody = z.infer<typeof createSessionBody>;
+
+/** `POST /v1/sessions/{id}/fork`. What is left out, or null, is as it was at that point. */
+export const forkSessionBody = z
+  .strictObject({
+    ...forkPlace,
+    title: text(LIMITS.nameChars).nullish(),
+    agent: agentReference.nullish(),
+    environment_id: idSchema('environment').nullish(),
+    metadata: metadata.nullish(),
+    initial_events: initialEvents.nullish(),
+  })
+  .refine(...onePlace)
+  .default({});
+/** The command that it becomes: the gateway has found the place. */
+export interface ForkSession {
+  readonly from: { readonly session_id: string; readonly version: number };
+  readonly title?: string | null | undefined;
+  readonly agent?: z.infer<typeof agentReference> | null | undefined;
+  readonly environment_id?: string | null | undefined;
+  readonly metadata?: Readonly<Record<string, string>> | null | undefined;
+  readonly initial_events?: readonly ClientEventParam[] | null | undefined;
+}
 
 /** The short form on `POST /api/sessions`. */
 export const quickSessionBody = z.strictObject({
@@ -80,6 +125,8 @@ export const sessionResourceSchema = z.strictObject({
   archived_at: timestamp.nullable(),
   x_context_key: z.string().nullable(),
   x_stop_reason: stopReason.nullable(),
+  /** Additive; null for a session that is no fork. */
+  forked_from: forkedFrom.nullable(),
 });
 export type Session = DeepReadonly<z.infer<typeof sessionResourceSchema>>;
 

@@ -203,6 +203,13 @@ export class CatalogueReader {
     if (agentVersion !== undefined) add((n) => `agent_version = $${n}`, agentVersion);
     if (statuses.length > 0) add((n) => `status = any ($${n})`, statuses);
     if (query.flag('x_needs_action')) where.push('needs_action');
+    const family = query.one('x_family');
+    if (family !== undefined) {
+      add((n) => {
+        const root = `(select coalesce(fork_root, id) from sessions where id = $${n} and workspace_id = $1)`;
+        return `(id = ${root} or fork_root = ${root})`;
+      }, family);
+    }
     const text = query.one('x_text');
     if (text !== undefined) add((n) => `position(lower($${n}) in lower(concat_ws(' ', title, id))) > 0`, text);
     const page = await this.#list<SessionView>({

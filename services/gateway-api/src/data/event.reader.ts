@@ -8,6 +8,7 @@ import {
   type Page,
   QUEUED_TYPES,
   type Session,
+  type SessionView,
   type StoredEvent,
   sessionResource,
   streamOf,
@@ -16,7 +17,7 @@ import {
   type WireEvent,
   wireFrame,
 } from '@holdfast/contracts';
-import { type EventLog, foldStream, type StreamPage } from '@holdfast/event-store';
+import { type EventLog, foldStream, type StreamPage, type StreamRange } from '@holdfast/event-store';
 import type pg from 'pg';
 import { decodeEventPlace, type EventPlace, encodeCursor, type Order } from '../http/cursor.ts';
 import type { Query, TimeRange } from '../http/query.ts';
@@ -166,7 +167,8 @@ export class EventReader {
    * stands at its stamp; the ones that still wait come after everything in ascending order (S2). Pages of one walk show
    * no message twice and miss none, also when it is stamped meanwhile.
    */
-  async list(workspaceId: string, sessionId: string, query: Query): Promise<Page<WireEvent>> {
+  async list(view: SessionView, query: Query): Promise<Page<WireEvent>> {
+    const { id: sessionId, workspaceId } = view;
     const order: Order = query.choice('order', ['asc', 'desc']) ?? 'asc';
     const limit = query.limit(DEFAULT_PAGE, LIMITS.eventListLimitMax);
     const types = query.many('types');
@@ -176,8 +178,9 @@ export class EventReader {
     const values: unknown[] = [];
     const bind = (value: unknown): string => `$${values.push(value)}`;
     const on = order === 'asc' ? '>' : '<';
+    const from = await this.#source(view, bind);
     const stamped = [
-      `stream_id = ${bind(streamOf('session', sessionId))}`,
+      ...from.where,
       `type = any (${bind(STAMPED_TYPES)})`,
       ...range.map(([bound, at]) => `recorded_at ${OPERATORS[bound as keyof TimeRange]} ${bind(at)}::timestamptz`),
     ];
@@ -189,7 +192,8 @@ export class EventReader {
     if (types.length > 0) {
       const wanted = bind(types);
       stamped.push(
-        `case when type = 'session.message_processed' then data->'message'->>'type' else type end = any (${wanted})`,
+        `case type when 'session.message_processed' then data->'message'->>'type'
+          when 'session.forked' then 'session.updated' else type end = any (${wanted})`,
       );
       waiting.push(`type = any (${wanted})`);
     }
@@ -203,11 +207,11 @@ export class EventReader {
       );
     }
     const part = (name: keyof EventPlace, where: string[]): string =>
-      `(select '${name}' as part, ${EVENT_COLUMNS} from events where ${where.join(' and ')}
-        order by version ${order} limit ${limit + 1})`;
+      `select '${name}' as part, ${EVENT_COLUMNS} from events where ${where.join(' and ')}
+        order by version ${order} limit ${limit + 1}`;
     // One statement, so that both parts see the same moment. 'p' sorts before 's'.
     const { rows } = await this.#pool.query<Row>(
-      `select * from (${part('s', stamped)} union all ${part('p', waiting)}) as page
+      `select * from (${from.each(part('s', stamped))} union all (${part('p', waiting)})) as page
        order by part ${order === 'asc' ? 'desc' : 'asc'}, version ${order} limit ${limit + 1}`,
       values,
     );
@@ -230,6 +234,31 @@ export class EventReader {
     };
   }
 
+  /**
+   * What finds a session's events in SQL: a condition, and what a sorted and limited selection of them is to be wrapped in.
+   * A fork's lie in several streams; of each so many are read as the whole may give.
+   */
+  async #source(
+    view: SessionView,
+    bind: (value: unknown) => string,
+  ): Promise<{ readonly where: readonly string[]; each(selection: string): string }> {
+    const streamId = streamOf('session', view.id);
+    if (view.forkedFrom === undefined)
+      return { where: [`stream_id = ${bind(streamId)}`], each: (selection) => `(${selection})` };
+    const ranges = await this.#log.ranges(streamId);
+    const column = (name: keyof StreamRange, type: string): string =>
+      `${bind(ranges.map((range) => range[name]))}::${type}[]`;
+    const parts = `unnest(${column('source', 'text')}, ${column('after', 'integer')}, ${column('through', 'integer')})`;
+    return {
+      where: [
+        'stream_id = range.source',
+        'events.version > range.after_version and events.version <= range.through_version',
+      ],
+      each: (selection) =>
+        `(select shared.* from ${parts} as range (source, after_version, through_version) cross join lateral (${selection}) as shared)`,
+    };
+  }
+
   /** A page token of ours, or the id of an event to go on after. */
   async #place(sessionId: string, page: string | undefined, order: Order): Promise<EventPlace> {
     if (page === undefined) return {};
@@ -239,12 +268,8 @@ export class EventReader {
 
   /** The first version of one of this session's events. @throws AppError `event.not-in-session` */
   async versionOf(sessionId: string, eventId: string): Promise<number> {
-    const { rows } = await this.#pool.query<{ version: number }>(
-      'select version from events where id = $1 and stream_id = $2',
-      [eventId, streamOf('session', sessionId)],
-    );
-    const version = rows[0]?.version;
-    if (version === undefined)
+    const version = await this.#log.versionOf(streamOf('session', sessionId), eventId);
+    if (version === null)
       throw new AppError('invalid', 'event.not-in-session', `The session has no event ${eventId.slice(0, 100)}.`);
     return version;
   }

@@ -43,6 +43,7 @@ export class GatewayService {
   readonly #config: GatewayConfig;
   readonly #logger: Logger;
   readonly health = new Health();
+  readonly #draining = new AbortController();
   #parts: { bus: Bus; pool: pg.Pool; streams: StreamHub; stopBeats: () => void; registrations: Registration[] } | null =
     null;
 
@@ -117,7 +118,7 @@ export class GatewayService {
     const callers = new Callers(authenticator, new RateLimit(config.REQUESTS_PER_MINUTE));
     // A form is read by its operation as it arrives; to any other it is no body.
     server.addContentTypeParser('multipart/form-data', (_request, _body, done) => done(null));
-    for (const one of operations) addRoute(server, one, callers);
+    for (const one of operations) addRoute(server, one, callers, this.#draining.signal);
     for (const { name, paths } of NOT_BUILT) for (const path of paths) refuseRoute(server, name, path, callers);
     const document = openApiDocument(operations);
     server.get('/openapi.json', () => document);
@@ -135,9 +136,10 @@ export class GatewayService {
     this.#parts = { bus, pool, streams, stopBeats, registrations };
   }
 
-  /** Ends the streams with an error frame; the server closes afterwards. */
+  /** Ends the streams with an error frame and cuts exports; the server closes afterwards. */
   drain(): void {
     this.health.drain();
+    this.#draining.abort();
     this.#parts?.streams.drain();
   }
 
@@ -183,7 +185,7 @@ function orUnavailable<T>(work: Promise<T>): Promise<T> {
   });
 }
 
-function addRoute(server: FastifyInstance, one: Operation, callers: Callers): void {
+function addRoute(server: FastifyInstance, one: Operation, callers: Callers, draining: AbortSignal): void {
   server.route({
     method: one.method,
     url: one.path,
@@ -197,19 +199,20 @@ function addRoute(server: FastifyInstance, one: Operation, callers: Callers): vo
     handler: async (request: FastifyRequest, reply: FastifyReply) => {
       const body = parseBody(one, request.body) as never;
       const result = await orUnavailable(one.handle(new Exchange(request, reply, callers.of(request), body)));
-      if (one.lines === true) return sendLines(reply, result as AsyncIterable<string>);
+      if (one.lines === true) return sendLines(reply, result as AsyncIterable<string>, draining);
       return one.streams === true ? reply : result;
     },
   });
 }
 
 /**
- * Takes lines as fast as the caller does. One that cannot be made cuts the connection: what is whole has its last line.
+ * Takes lines as fast as the caller does. One that cannot be made cuts the connection, and so does a drain, which waits for
+ * no slow reader: what is whole has its last line.
  */
-function sendLines(reply: FastifyReply, lines: AsyncIterable<string>): FastifyReply {
+function sendLines(reply: FastifyReply, lines: AsyncIterable<string>, draining: AbortSignal): FastifyReply {
   reply.type('application/x-ndjson; charset=utf-8').header('cache-control', 'no-cache, no-transform');
   // Counted in bytes: as objects it would hold sixteen lines, which may be large.
-  return reply.send(Readable.from(lines, { objectMode: false }));
+  return reply.send(Readable.from(lines, { objectMode: false, signal: draining }));
 }
 
 function refuseRoute(server: FastifyInstance, name: string, path: string, callers: Callers): void {

@@ -70,6 +70,10 @@ const QUERY: Readonly<Record<string, object>> = {
   'event_deltas[]': listOf(...EVENT_DELTAS),
   after: { ...text, description: 'A log version or an event id; what follows is sent first. `0` is the start.' },
   at: { ...text, description: 'A log version or an event id: the session as it was right after it.' },
+  x_family: {
+    ...text,
+    description: 'Only this session, what it was forked from, and whatever was forked from any of them.',
+  },
   x_needs_action: { type: 'boolean', description: 'Only sessions that wait for the client.' },
   x_text: { ...text, description: 'Only sessions whose title or id holds this.' },
   lifecycle: { type: 'string', enum: ['active', 'deprecated', 'retired'] },

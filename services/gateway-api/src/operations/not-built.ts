@@ -12,7 +12,6 @@ export const NOT_BUILT: readonly { readonly name: string; readonly paths: readon
   },
   { name: 'self-hosted environments', paths: ['/v1/environments/:id/work', '/v1/environments/:id/work/*'] },
   { name: 'archiving a thread', paths: ['/v1/sessions/:id/threads/:thread/archive'] },
-  { name: 'fork', paths: ['/v1/sessions/:id/fork'] },
   { name: 'the organization API', paths: ['/v1/organizations/*'] },
   { name: 'dreams', paths: ['/v1/dreams', '/v1/dreams/*'] },
   { name: 'tunnels', paths: ['/v1/tunnels', '/v1/tunnels/*'] },

@@ -7,6 +7,7 @@ import {
   eventDeltaFrame,
   eventStartFrame,
   exportLine,
+  forkSessionBody,
   isId,
   LIMITS,
   newId,
@@ -38,6 +39,8 @@ import type { Query } from '../http/query.ts';
 import type { StreamHub } from '../stream/stream-hub.ts';
 import { pathId } from './catalogue.operations.ts';
 import { type Operation, operation } from './operation.ts';
+
+type ForkBody = z.infer<typeof forkSessionBody>;
 
 const DEFAULT_ENVIRONMENT = 'default';
 const CREATED_AT = ['created_at[gt]', 'created_at[gte]', 'created_at[lt]', 'created_at[lte]'];
@@ -80,20 +83,57 @@ export function sessionOperations(parts: {
 }): Operation[] {
   const { reader, events, commands, models, streams, blobs } = parts;
 
-  const create = async (exchange: Exchange, body: ReturnType<typeof createSessionBody.parse>): Promise<Session> => {
-    const overrides = typeof body.agent === 'object' && body.agent.type === 'agent_with_overrides' ? body.agent : null;
+  /** What a new session is made of: its model is offered, and its first messages are as the bus takes them. */
+  const ingredients = async (
+    workspaceId: string,
+    { agent, environment_id, initial_events }: Pick<ForkBody, 'agent' | 'environment_id' | 'initial_events'>,
+  ): Promise<readonly object[]> => {
+    const overrides = typeof agent === 'object' && agent?.type === 'agent_with_overrides' ? agent : null;
     const model = overrides?.model;
     await models.require(typeof model === 'string' ? model : model?.id);
-    const { workspaceId } = exchange.principal;
-    const agentId = typeof body.agent === 'string' ? body.agent : body.agent.id;
-    const initial = await blobs.swap(workspaceId, body.initial_events ?? [], () =>
-      Promise.all([reader.agent(workspaceId, agentId), reader.environment(workspaceId, body.environment_id)]),
+    const agentId = typeof agent === 'string' ? agent : agent?.id;
+    return blobs.swap(workspaceId, initial_events ?? [], () =>
+      Promise.all([
+        agentId === undefined ? null : reader.agent(workspaceId, agentId),
+        environment_id == null ? null : reader.environment(workspaceId, environment_id),
+      ]),
     );
+  };
+
+  const create = async (exchange: Exchange, body: z.infer<typeof createSessionBody>): Promise<Session> => {
+    const { fork_from, ...rest } = body;
+    if (fork_from != null) {
+      const { agent, environment_id, title, metadata, initial_events } = rest;
+      const { session_id, ...place } = fork_from;
+      return fork(exchange, session_id, { ...place, agent, environment_id, title, metadata, initial_events });
+    }
+    const initial = await ingredients(exchange.principal.workspaceId, body);
     return commands.send(
       'session',
       newId('session'),
       'create',
-      exchange.command({ ...body, initial_events: initial }, exchange.idempotency),
+      exchange.command({ ...rest, initial_events: initial }, exchange.idempotency),
+    );
+  };
+
+  const fork = async (
+    exchange: Exchange,
+    sessionId: string,
+    { at_event_id, at_version, ...rest }: ForkBody,
+  ): Promise<Session> => {
+    const { workspaceId } = exchange.principal;
+    const { version: head } = await reader.sessionView(workspaceId, sessionId);
+    const at = at_event_id ?? at_version;
+    const version = at == null ? head : await events.placeOf(sessionId, String(at), head);
+    const initial = await ingredients(workspaceId, rest);
+    return commands.send(
+      'session',
+      newId('session'),
+      'fork',
+      exchange.command(
+        { ...rest, from: { session_id: sessionId, version }, initial_events: initial },
+        exchange.idempotency,
+      ),
     );
   };
 
@@ -117,8 +157,7 @@ export function sessionOperations(parts: {
   const listEvents = async (exchange: Exchange): Promise<unknown> => {
     const { workspaceId } = exchange.principal;
     const id = pathId(exchange, 'session');
-    await reader.sessionView(workspaceId, id);
-    return events.list(workspaceId, id, exchange.query);
+    return events.list(await reader.sessionView(workspaceId, id), exchange.query);
   };
 
   const resourcesOf = async (exchange: Exchange): Promise<readonly SessionFileResource[]> =>
@@ -201,6 +240,7 @@ export function sessionOperations(parts: {
         'limit',
         'page',
         ...CREATED_AT,
+        'x_family',
         'x_needs_action',
         'x_text',
       ],
@@ -253,6 +293,16 @@ export function sessionOperations(parts: {
       answer: deleted('session_deleted'),
       handle: (exchange) =>
         commands.send('session', pathId(exchange, 'session'), 'delete', exchange.command({}, exchange.idempotency)),
+    }),
+    operation({
+      method: 'POST',
+      path: '/v1/sessions/:id/fork',
+      id: 'forkSession',
+      summary: 'A new session that begins with this one’s events up to a point; its workspace is new and empty.',
+      answer: sessionResourceSchema,
+      body: forkSessionBody,
+      takesContent: true,
+      handle: (exchange) => fork(exchange, pathId(exchange, 'session'), exchange.body),
     }),
     operation({
       method: 'POST',

@@ -253,6 +253,7 @@ function commandHandlers(commands: {
   const { catalogue, credentials, files, sessions } = commands;
   return {
     'session.create': (id, command, deadline) => sessions.create(id, command, deadline),
+    'session.fork': (id, command, deadline) => sessions.fork(id, command, deadline),
     'session.send-events': (id, command, deadline) =>
       sessions.sendEvents(id, command as Command<{ events: readonly ClientEventParam[] }>, deadline),
     'session.update': (id, command, deadline) => sessions.update(id, command, deadline),

@@ -131,4 +131,13 @@ alter table sessions add column resources jsonb not null
 create index sessions_with_resources on sessions using gin (resources jsonb_path_ops) where resources <> '[]';
 `,
   },
+  {
+    // The family of a session: its first ancestor, and all that was forked from it and from its forks.
+    name: 'SessionFamilies1764000305000',
+    sql: `
+alter table sessions add column fork_root text
+  generated always as (view->'forkedFrom'->>'root_session_id') stored;
+create index sessions_of_family on sessions (workspace_id, fork_root) where fork_root is not null;
+`,
+  },
 ];

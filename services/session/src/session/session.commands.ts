@@ -7,6 +7,8 @@ import {
   type CreateSessionBody,
   evolveSessionView,
   type FileResourceParam,
+  type ForkSession,
+  isAppError,
   type MountedFile,
   newId,
   resolveModel,
@@ -20,6 +22,7 @@ import {
   sessionResource,
   sessionResourceOf,
   snapshotAgent,
+  streamOf,
   UPLOADS_PATH,
   type UpdateSessionBody,
   type WireEvent,
@@ -38,10 +41,13 @@ import {
   decideClientEvent,
   decideCreate,
   decideDelete,
+  decideFork,
   decideRemoveResource,
   decideUpdate,
+  type Fork,
   foldDrafts,
   type IdSource,
+  noteFork,
 } from './session.decider.ts';
 import type { SessionState } from './session.state.ts';
 import type { Decision, LoadedSession, SessionStore } from './session.store.ts';
@@ -77,22 +83,12 @@ export class SessionCommands {
       command,
       (events) => this.#resource(workspaceId, events[0]?.streamId.slice('session-'.length) ?? id),
       async (claim) => {
-        const [agent, environment, ...resources] = await Promise.all([
+        const [agent, stillThere, ...resources] = await Promise.all([
           this.#agent(workspaceId, body.agent),
-          this.#catalogue.environment(workspaceId, body.environment_id),
+          this.#environment(workspaceId, body.environment_id),
           ...(body.resources ?? []).map((resource) => this.#mounted(workspaceId, resource)),
         ]);
-        if (environment.archived_at !== null) {
-          throw new AppError('invalid', 'environment.archived', `The environment ${environment.id} is archived.`, {
-            details: { errorCode: 'environment_archived' },
-          });
-        }
         const session = this.#store.fresh(workspaceId, id);
-        const stillThere: CompanionStatement = {
-          text: 'select 1 from environments where id = $1 and archived_at is null for share',
-          values: [environment.id],
-          rows: 1,
-        };
         const events = await this.#decide(session, command, deadlineAtMs, [...claim, stillThere], (state, ids) => {
           const created = decideCreate(
             state,
@@ -109,6 +105,60 @@ export class SessionCommands {
           return this.#withClientEvents(state, created, body.initial_events ?? [], ids).decision;
         });
         return resourceOf(events);
+      },
+    );
+  }
+
+  /** A session that begins with another one's events up to a version. */
+  fork(id: string, command: Command<ForkSession>, deadlineAtMs: number): Promise<Session> {
+    const { body, workspaceId } = command;
+    const parentId = body.from.session_id;
+    return this.#idempotent.run(
+      command,
+      (events) => this.#resource(workspaceId, events.find(isForked)?.streamId.slice('session-'.length) ?? id),
+      async (claim) => {
+        const parent = await this.#view(workspaceId, parentId);
+        const origin = { sessionId: parentId, version: body.from.version };
+        if (!(origin.version >= 1 && origin.version <= parent.version))
+          throw new AppError('invalid', 'session.no-such-version', `The session has no version ${origin.version}.`);
+        try {
+          const session = await this.#store.fork(workspaceId, id, origin);
+          const environmentId = body.environment_id ?? session.state.environmentId;
+          const [agent, environment, place] = await Promise.all([
+            body.agent == null ? null : this.#agent(workspaceId, body.agent),
+            this.#environment(workspaceId, environmentId),
+            this.#log.readStream(streamOf('session', parentId), { afterVersion: origin.version - 1, limit: 1 }),
+          ]);
+          const fork: Fork = {
+            from: {
+              session_id: parentId,
+              root_session_id: parent.forkedFrom?.root_session_id ?? parentId,
+              event_id: shownId(place[0]),
+              version: origin.version,
+            },
+            agent,
+            environmentId,
+            title: body.title ?? null,
+            metadata: body.metadata ?? null,
+          };
+          const parentStays: CompanionStatement = {
+            text: 'select 1 from sessions where id = $1 for share',
+            values: [parentId],
+            rows: 1,
+          };
+          const statements = [...claim, environment, parentStays];
+          const events = await this.#decide(session, command, deadlineAtMs, statements, (state, ids) => {
+            const begun = decideFork(state, fork, ids);
+            const noted = noteFork(fork, id, ids);
+            const { decision } = this.#withClientEvents(state, begun, body.initial_events ?? [], ids);
+            return decision && { ...decision, beside: { sessionId: parentId, drafts: [noted] } };
+          });
+          return resourceOf(events);
+        } catch (error) {
+          // Out of time it will be asked for again, and a long prefix is folded by then.
+          if (!isAppError(error) || error.kind !== 'unavailable') this.#store.forget(id);
+          throw error;
+        }
       },
     );
   }
@@ -268,6 +318,21 @@ export class SessionCommands {
     }
   }
 
+  /** Refuses one that is archived; what it gives keeps the environment there until the session is stored. */
+  async #environment(workspaceId: string, id: string): Promise<CompanionStatement> {
+    const environment = await this.#catalogue.environment(workspaceId, id);
+    if (environment.archived_at !== null) {
+      throw new AppError('invalid', 'environment.archived', `The environment ${environment.id} is archived.`, {
+        details: { errorCode: 'environment_archived' },
+      });
+    }
+    return {
+      text: 'select 1 from environments where id = $1 and archived_at is null for share',
+      values: [environment.id],
+      rows: 1,
+    };
+  }
+
   async #mounted(workspaceId: string, { file_id, mount_path }: FileResourceParam): Promise<MountedFile> {
     const { resource, digest } = await this.#catalogue.file(workspaceId, file_id);
     const at = new Date().toISOString();
@@ -309,13 +374,17 @@ export class SessionCommands {
 
   /** The read model's row; it commits with the events, so it is never behind them. */
   async #resource(workspaceId: string, id: string): Promise<Session> {
+    return sessionResource(await this.#view(workspaceId, id), new Date().toISOString());
+  }
+
+  async #view(workspaceId: string, id: string): Promise<SessionView> {
     const { rows } = await this.#pool.query<{ view: SessionView }>(
       'select view from sessions where id = $1 and workspace_id = $2',
       [id, workspaceId],
     );
     const view = rows[0]?.view;
     if (view === undefined) throw new AppError('not-found', 'session.not-found', 'There is no such session.');
-    return sessionResource(view, new Date().toISOString());
+    return view;
   }
 
   async #frames(
@@ -332,6 +401,14 @@ export class SessionCommands {
       return frame === undefined ? [] : [frame];
     });
   }
+}
+
+const isForked = ({ type }: StoredEvent): boolean => type === 'session.forked';
+
+/** The id that the wire shows an event under. */
+function shownId(event: StoredEvent | undefined): string {
+  if (event === undefined) throw new AppError('defect', 'session.no-event', 'The session has no event there.');
+  return wireFrame(event)?.id ?? event.id;
 }
 
 function newestResource(events: readonly StoredEvent[]): SessionFileResource {

@@ -2,6 +2,7 @@ import {
   type AgentSnapshot,
   AppError,
   type ClientEventParam,
+  type ForkPoint,
   type JsonObject,
   LIMITS,
   type ModelUsage,
@@ -85,6 +86,48 @@ export function decideCreate(state: SessionState, command: CreateSession, ids: I
       },
     }),
   ];
+}
+
+export interface Fork {
+  readonly from: ForkPoint;
+  /** What is null is as it was at that point. */
+  readonly agent: AgentSnapshot | null;
+  readonly environmentId: string | null;
+  readonly title: string | null;
+  readonly metadata: Readonly<Record<string, string>> | null;
+}
+const NOT_HERE = 'Not run in this fork: the session was forked before the call was answered.';
+
+/**
+ * The first events of a fork's own, on the state that it shares: whatever it is made of, then the ends of what was open
+ * there, then idle (C5).
+ */
+export function decideFork(state: SessionState, fork: Fork, ids: IdSource): Draft[] {
+  if (state.version !== fork.from.version || state.agent === null)
+    throw new AppError('rejected', 'session.exists', 'A session with this id exists already.');
+  return [
+    draft(ids, {
+      type: 'session.forked',
+      data: {
+        from: fork.from,
+        agent: fork.agent ?? state.agent,
+        environment_id: fork.environmentId ?? state.environmentId,
+        title: fork.title ?? state.title,
+        metadata: { ...(fork.metadata ?? state.metadata) },
+        ...(state.resources.length === 0 ? {} : { resources: [...state.resources] }),
+        dropped_event_ids: state.queue.map(({ id }) => id),
+      },
+    }),
+    ...(state.openRequest === null ? [] : [endLostRequest(state.openRequest.id, ids)]),
+    ...closeCalls(state.calls, NOT_HERE, ids),
+    idle(ids, { type: 'end_turn' }),
+  ];
+}
+
+/** What the session that was forked notes of it, whatever it is doing. */
+export function noteFork(fork: Fork, forkSessionId: string, ids: IdSource): Draft {
+  const { event_id, version } = fork.from;
+  return draft(ids, { type: 'session.fork_created', data: { fork_session_id: forkSessionId, event_id, version } });
 }
 
 /** What a client's answer to a call met: a fresh answer, or the one that was stored before. */

@@ -322,8 +322,30 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         calls: state.calls.map((call) => (call.journalId === null ? { ...call, journalId } : call)),
       };
     }
+    case 'session.forked':
+      // Leases and sandboxes are the other session's; what is open is closed by the events that follow.
+      return {
+        ...next,
+        lifecycle: 'open',
+        status: 'idle',
+        agent: event.data.agent,
+        environmentId: event.data.environment_id,
+        contextKey: null,
+        resources: event.data.resources ?? [],
+        title: event.data.title,
+        metadata: event.data.metadata,
+        generation: 0,
+        queue: [],
+        turn: null,
+        interruptPending: false,
+        retry: null,
+        stopReason: null,
+        sandbox: null,
+        owesStep: false,
+      };
     case 'agent.message':
     case 'agent.thinking':
+    case 'session.fork_created':
       return next;
     default:
       return unreachable(event);

@@ -1,5 +1,11 @@
 import { AppError, type JsonObject, newId, type SessionEvent, type StoredEvent, streamOf } from '@holdfast/contracts';
-import { type CompanionStatement, derivedEventId, type EventLog, type StreamAppend } from '@holdfast/event-store';
+import {
+  type CompanionStatement,
+  derivedEventId,
+  type EventLog,
+  type NewEvent,
+  type StreamAppend,
+} from '@holdfast/event-store';
 import { Conversation } from '../turn/conversation.ts';
 import type { Draft, IdSource } from './session.decider.ts';
 import { evolve, initialState, type SessionState } from './session.state.ts';
@@ -11,6 +17,13 @@ export interface Decision {
   readonly generation?: number;
   readonly lease?: { readonly owner: string; readonly ttlMs: number };
   readonly releaseLease?: boolean;
+  /** Events of another session that commit with these or not at all, at whatever version it is. */
+  readonly beside?: { readonly sessionId: string; readonly drafts: readonly Draft[] };
+}
+/** The session whose events up to a version another one begins with. */
+export interface Origin {
+  readonly sessionId: string;
+  readonly version: number;
 }
 export interface CommitContext {
   readonly commandId: string;
@@ -20,6 +33,17 @@ export interface CommitContext {
 }
 
 const SESSION_SCHEMA_VERSION = 1;
+const PAGE_EVENTS = 5_000;
+
+function newEvent({ id, type, data }: Draft, { commandId, metadata }: CommitContext): NewEvent {
+  return {
+    id,
+    type,
+    schemaVersion: SESSION_SCHEMA_VERSION,
+    data: data as unknown as JsonObject,
+    metadata: { ...metadata, command_id: commandId },
+  };
+}
 
 /** How much of the log is kept folded in memory; a dropped session is read again from the log. */
 export interface CacheBounds {
@@ -40,17 +64,19 @@ export class LoadedSession {
   workspaceId: string | null;
   readonly conversation = new Conversation();
   readonly #log: EventLog;
+  readonly #origin: Origin | null;
   #opened: Promise<void> | null;
   #tail: Promise<unknown> = Promise.resolve();
   #listeners = new Set<() => void>();
 
-  /** With a workspace it is a session that does not exist yet. */
-  constructor(id: string, log: EventLog, workspaceId: string | null = null) {
+  /** With a workspace it is a session that does not exist yet, with an origin one that will be a fork of it. */
+  constructor(id: string, log: EventLog, workspaceId: string | null = null, origin: Origin | null = null) {
     this.id = id;
     this.streamId = streamOf('session', id);
     this.workspaceId = workspaceId;
     this.#log = log;
-    this.#opened = workspaceId === null ? null : Promise.resolve();
+    this.#origin = origin;
+    this.#opened = workspaceId === null || origin !== null ? null : Promise.resolve();
   }
 
   /** Folded at least once. */
@@ -100,20 +126,27 @@ export class LoadedSession {
           streamId: this.streamId,
           workspaceId: this.workspaceId ?? '',
           expectedVersion: this.state.version,
-          events: decision.drafts.map(({ id, type, data }) => ({
-            id,
-            type,
-            schemaVersion: SESSION_SCHEMA_VERSION,
-            data: data as unknown as JsonObject,
-            metadata: { ...context.metadata, command_id: context.commandId },
-          })),
+          ...(this.#shared === null ? {} : { forkOf: streamOf('session', this.#shared.sessionId) }),
+          events: decision.drafts.map((draft) => newEvent(draft, context)),
           ...(decision.generation === undefined ? {} : { generation: decision.generation }),
           ...(decision.lease === undefined ? {} : { lease: decision.lease }),
           ...(decision.releaseLease === undefined ? {} : { releaseLease: decision.releaseLease }),
         };
+        const { beside } = decision;
         try {
           const result = await this.#log.append({
-            appends: [append],
+            appends: [
+              append,
+              ...(beside === undefined
+                ? []
+                : [
+                    {
+                      streamId: streamOf('session', beside.sessionId),
+                      workspaceId: append.workspaceId,
+                      events: beside.drafts.map((draft) => newEvent(draft, context)),
+                    },
+                  ]),
+            ],
             ...(context.statements === undefined ? {} : { statements: context.statements }),
             ...(context.deadlineAtMs === undefined ? {} : { deadlineAtMs: context.deadlineAtMs }),
           });
@@ -134,12 +167,26 @@ export class LoadedSession {
     return result;
   }
 
+  /** The origin while no event of this session's own was folded: until then it may not exist. */
+  get #shared(): Origin | null {
+    return this.#origin !== null && this.state.version <= this.#origin.version ? this.#origin : null;
+  }
+
   /** True when there was something new. */
   async #catchUp(): Promise<boolean> {
-    for (const before = this.state.version; ; ) {
-      const events = await this.#log.readStream(this.streamId, { afterVersion: this.state.version, limit: 5_000 });
+    const before = this.state.version;
+    const shared = this.#shared;
+    if (shared !== null) await this.#read(streamOf('session', shared.sessionId), shared.version);
+    await this.#read(this.streamId);
+    return this.state.version > before;
+  }
+
+  async #read(streamId: string, throughVersion?: number): Promise<void> {
+    for (;;) {
+      const page = { afterVersion: this.state.version, throughVersion, limit: PAGE_EVENTS };
+      const events = await this.#log.readStream(streamId, page);
       this.#fold(events);
-      if (events.length < 5_000) return this.state.version > before;
+      if (events.length < PAGE_EVENTS) return;
     }
   }
 
@@ -196,6 +243,16 @@ export class SessionStore {
   /** A session that does not exist yet. */
   fresh(workspaceId: string, id: string): LoadedSession {
     return this.#keep(new LoadedSession(id, this.#log, workspaceId));
+  }
+
+  /**
+   * One that does not exist yet and will begin with the origin's events, folded up to there. Asked for again it is not
+   * folded again; forget it when it will not come to be.
+   */
+  async fork(workspaceId: string, id: string, origin: Origin): Promise<LoadedSession> {
+    const session = this.#keep(this.#sessions.get(id) ?? new LoadedSession(id, this.#log, workspaceId, origin));
+    await session.opened();
+    return session;
   }
 
   forget(id: string): void {

@@ -25,6 +25,11 @@ export function isSigned(block: StoredBlock | ThinkingBlock): block is ThinkingB
 
 type Assistant = Extract<ConversationItem, { role: 'assistant' }>;
 
+const FORKED =
+  'This session was forked from another one. The conversation so far took place there; from here on it is independent. ' +
+  'Your workspace is not the one of that session: it is new and empty. Files that you made or read before are not in it, ' +
+  'and no process that you started runs here. Make again what you need of them.';
+
 /** The conversation of one session, folded in place: logs are long and every step would copy all of it otherwise. */
 export class Conversation {
   #items: ConversationItem[] = [];
@@ -33,6 +38,8 @@ export class Conversation {
   #lastUser: Extract<ConversationItem, { role: 'user' }> | null = null;
   #model = '';
   #chars = 0;
+  /** True until the model is told that it goes on in another session: with its next message. */
+  #isForked = false;
 
   /** About how much text it holds. */
   get chars(): number {
@@ -48,6 +55,8 @@ export class Conversation {
     switch (event.type) {
       case 'session.message_processed': {
         const { message } = event.data;
+        if (this.#isForked) this.#add({ role: 'system', text: FORKED });
+        this.#isForked = false;
         if (message.type === 'system.message') {
           this.#add({ role: 'system', text: message.content.map((block) => block.text).join('\n') });
         } else {
@@ -56,6 +65,10 @@ export class Conversation {
         }
         return;
       }
+      case 'session.forked':
+        // Not yet: results of the calls that are open here come first.
+        this.#isForked = true;
+        return;
       case 'span.model_request_start':
         this.#step = null;
         this.#model = event.data.model;
