@@ -382,6 +382,53 @@ describe('a chat', () => {
     await page.getByRole('link', { name: 'Chat' }).click();
   });
 
+  it('is forked from any message by one click; both go on, and each shows the other', async () => {
+    const parent = sessionId();
+    const address = page.url().replace(/\/timeline$/, '');
+    await page.goto(address);
+    await say('what both know');
+    await expectSeen(log().getByText('You said: what both know'));
+    await say('what only the first knows');
+    await expectSeen(log().getByText('You said: what only the first knows'));
+    const shared = log().getByRole('article', { name: 'agent' }).filter({ hasText: 'You said: what both know' });
+    await shared.hover();
+    await picture('fork-message');
+    await shared.getByRole('button', { name: 'Fork from this message' }).click();
+    await page.waitForURL((url) => /sesn_/.test(url.pathname) && !url.pathname.includes(parent));
+    const fork = sessionId();
+    await expectSeen(log().getByRole('separator', { name: 'Forked here' }));
+    await expectSeen(log().getByText('You said: what both know'));
+    expect(await log().getByText('what only the first knows').count()).toBe(0);
+    await say('what only the fork knows');
+    await expectSeen(log().getByText('You said: what only the fork knows'));
+    await pictures('fork');
+    // A fork of the fork, from its timeline; then all three as a tree.
+    await page.getByRole('link', { name: 'Timeline' }).click();
+    await page.getByLabel('Filter events').fill('session.forked');
+    await page.getByText('session.forked', { exact: true }).click();
+    await expectSeen(page.getByRole('link', { name: 'Open what it was forked from' }));
+    await pictures('fork-timeline');
+    await page.getByRole('button', { name: 'Fork here' }).click();
+    await page.waitForURL((url) => /sesn_/.test(url.pathname) && !/timeline/.test(url.pathname));
+    expect(sessionId()).not.toBe(fork);
+    await page.getByRole('button', { name: /forked from .* · 3 in the family/ }).click();
+    const members = page.getByRole('dialog', { name: 'Forks' }).getByRole('listitem');
+    await expect(members.count()).resolves.toBe(3);
+    await expectSeen(members.nth(0).getByText('not a fork'));
+    await expectSeen(members.nth(2).getByText('(this one)'));
+    await pictures('fork-tree');
+    await members.nth(0).getByRole('link').click();
+    await page.waitForURL(address);
+    await expectSeen(log().getByText('You said: what only the first knows'));
+    expect(await log().getByText('what only the fork knows').count()).toBe(0);
+    await page.getByRole('link', { name: 'Timeline' }).click();
+    await page.getByLabel('Filter events').fill('fork_created');
+    await page.getByText('session.fork_created', { exact: true }).click();
+    await page.getByRole('link', { name: 'Open the fork' }).click();
+    await page.waitForURL(new RegExp(`${fork}$`));
+    await page.goto(address);
+  });
+
   it('is archived', async () => {
     await page.getByRole('button', { name: 'More actions' }).click();
     await page.getByRole('menuitem', { name: 'Archive' }).click();

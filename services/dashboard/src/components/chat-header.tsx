@@ -7,9 +7,11 @@ import { DropdownMenu } from 'radix-ui';
 import { useState } from 'react';
 import { toast } from 'sonner';
 import { api, messageOf, type Page } from '../lib/api.ts';
+import { useFork } from '../lib/forks.ts';
 import { compact, dateTime, dollars, number, seconds } from '../lib/format.ts';
 import { LAUNCHES, placeOf, reasonTone, reasonWords, TONE_TEXT } from '../lib/sandboxes.ts';
 import type { Connection } from '../lib/session-stream.ts';
+import { Family } from './family.tsx';
 import { MenuContent, MenuItem } from './menu.tsx';
 import { Snippets, sessionSnippets } from './snippets.tsx';
 import { SandboxBadge, StatusBadge } from './status-badge.tsx';
@@ -32,6 +34,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
     },
     onError: (error) => toast.error(messageOf(error)),
   });
+  const { fork } = useFork(view.id);
   const isRunning = view.status === 'running' || view.status === 'rescheduling';
   const sandbox = useSandbox(chat);
   const { usage } = view;
@@ -65,6 +68,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
           </DropdownMenu.Trigger>
           <MenuContent>
             <MenuItem onSelect={() => setOpen('details')}>Details and API</MenuItem>
+            <MenuItem onSelect={() => fork({ at_version: view.version })}>Fork</MenuItem>
             <MenuItem onSelect={() => setOpen('rename')} disabled={view.archivedAt !== null || isRunning}>
               Rename
             </MenuItem>
@@ -89,6 +93,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
           {usage.x_cost_usd === undefined ? '' : ` · ${dollars(usage.x_cost_usd)}`}
         </p>
         {sandbox === null ? null : <Whereabouts sandbox={sandbox} />}
+        <Family view={view} />
       </div>
       <Modal
         open={open === 'details'}

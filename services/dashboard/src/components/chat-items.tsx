@@ -9,11 +9,14 @@ import {
   CircleDashed,
   Clock,
   FileText,
+  GitFork,
   Hourglass,
   Loader2,
   X,
 } from 'lucide-react';
+import Link from 'next/link';
 import { memo, type ReactNode, useId, useState } from 'react';
+import type { ForkPlace } from '../lib/forks.ts';
 import { bytes, dateTime, seconds, timeOfDay } from '../lib/format.ts';
 import { reasonWords } from '../lib/sandboxes.ts';
 import { COMPOSER_ID } from './composer.tsx';
@@ -34,19 +37,23 @@ export const ChatEntry = memo(function ChatEntry(props: {
   /** The platform waits for the client's word about this call. */
   awaited: boolean;
   send: SendEvents;
+  /** Absent where the session cannot be forked yet: a message that waits. */
+  onFork?: ((place: ForkPlace) => void) | undefined;
 }) {
   const { item } = props;
   switch (item.kind) {
     case 'thinking':
       return <Thinking text={item.text} />;
     case 'message':
-      return <Message item={item} />;
+      return <Message item={item} onFork={props.onFork} />;
     case 'tool':
       return <Tool item={item} awaited={props.awaited} running={props.sessionStatus === 'running'} send={props.send} />;
     case 'error':
       return <Failed item={item} />;
     case 'note':
       return <Note text={NOTES[item.note]} />;
+    case 'forked':
+      return <Forked item={item} />;
     case 'waited':
       return <Note text={waited(item)} />;
   }
@@ -58,6 +65,28 @@ const NOTES = {
   archived: 'The session was archived',
   refused: 'The model refused to answer',
 };
+
+/** What is above it is the other session's too. */
+function Forked({ item: { at, from } }: { item: Extract<ChatItem, { kind: 'forked' }> }) {
+  return (
+    <div
+      role="separator"
+      aria-label="Forked here"
+      className="flex items-center gap-3 text-xs text-accent before:h-px before:flex-1 before:bg-accent/40 after:h-px after:flex-1 after:bg-accent/40"
+    >
+      <span className="flex items-center gap-1.5">
+        <GitFork className="size-3.5" aria-hidden />
+        <span>
+          Forked from{' '}
+          <Link className="underline" href={`/sessions/${from.session_id}`}>
+            another session
+          </Link>
+          {at === null ? '' : ` at ${timeOfDay(at)}`}; the workspace is new from here on
+        </span>
+      </span>
+    </div>
+  );
+}
 
 export function Note({ text }: { text: string }) {
   return (
@@ -154,7 +183,11 @@ function Elapsed({ since }: { since: string }) {
   );
 }
 
-function Message({ item }: { item: Extract<ChatItem, { kind: 'message' }> }) {
+function Message(props: {
+  item: Extract<ChatItem, { kind: 'message' }>;
+  onFork: ((place: ForkPlace) => void) | undefined;
+}) {
+  const { item, onFork } = props;
   const mine = item.from !== 'agent';
   const text = item.content.flatMap((block) => (block.type === 'text' ? [block.text] : [])).join('\n\n');
   return (
@@ -179,6 +212,18 @@ function Message({ item }: { item: Extract<ChatItem, { kind: 'message' }> }) {
               label="Copy the message"
               className="opacity-0 group-hover/message:opacity-100 focus-visible:opacity-100"
             />
+          )}
+          {onFork === undefined ? null : (
+            <Button
+              size="icon"
+              look="ghost"
+              className="size-6 text-soft opacity-0 group-hover/message:opacity-100 focus-visible:opacity-100"
+              aria-label="Fork from this message"
+              title="Fork from this message"
+              onClick={() => onFork({ at_event_id: item.id })}
+            >
+              <GitFork className="size-3.5" aria-hidden />
+            </Button>
           )}
         </div>
       )}

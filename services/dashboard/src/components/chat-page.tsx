@@ -13,6 +13,7 @@ import {
 } from 'react';
 import { toast } from 'sonner';
 import { apiPersistent, messageOf } from '../lib/api.ts';
+import { useFork } from '../lib/forks.ts';
 import { number } from '../lib/format.ts';
 import { SessionStream } from '../lib/session-stream.ts';
 import { ChatHeader } from './chat-header.tsx';
@@ -107,6 +108,7 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
   const [from, setFrom] = useState<number | null>(null);
   const heldFromEnd = useRef<number | null>(null);
   const { view } = chat;
+  const { fork } = useFork(view.id);
   const awaited = view.stopReason?.type === 'requires_action' ? view.stopReason.event_ids : [];
   const newest = Math.max(0, chat.items.length - WINDOW);
   const hidden = from ?? newest;
@@ -182,6 +184,7 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
               sessionStatus={item.kind === 'tool' && item.result === null ? view.status : ''}
               awaited={awaited.includes(item.id)}
               send={send}
+              onFork={fork}
             />
           ))}
           {chat.thinking === null ? null : <Thinking open text={chat.thinking.text} />}

@@ -1,6 +1,6 @@
 'use client';
 import type { Agent, Session } from '@holdfast/contracts';
-import { MessagesSquare, Plus, Search } from 'lucide-react';
+import { GitFork, MessagesSquare, Plus, Search } from 'lucide-react';
 import Link from 'next/link';
 import { useEffect, useEffectEvent, useRef, useState } from 'react';
 import { useAddress } from '../lib/address.ts';
@@ -143,6 +143,11 @@ function SessionRow({ session }: { session: Session }) {
         </Link>
         <span className="hidden items-center text-xs text-soft lg:flex">
           <Id id={session.id} className="relative" />
+          {session.forked_from === null ? null : (
+            <span className="ml-2 flex items-center gap-1" title={`Forked from ${session.forked_from.session_id}`}>
+              <GitFork className="size-3" aria-hidden /> fork
+            </span>
+          )}
         </span>
         <span className="block truncate text-xs text-soft lg:hidden">
           {session.agent.name} · {compact(tokens)} tokens · <Time at={session.updated_at} />

@@ -1,11 +1,12 @@
 'use client';
 import type { TimelinePage as LogPage, TimelineEntry } from '@holdfast/contracts';
 import { type InfiniteData, useInfiniteQuery, useQueryClient } from '@tanstack/react-query';
-import { ArrowLeft, ChevronRight, Download, Search } from 'lucide-react';
+import { ArrowLeft, ChevronRight, Download, GitFork, Search } from 'lucide-react';
 import Link from 'next/link';
 import { memo, type ReactNode, useDeferredValue, useEffect, useMemo, useState } from 'react';
 import { toast } from 'sonner';
 import { api, messageOf } from '../lib/api.ts';
+import { type ForkPlace, useFork } from '../lib/forks.ts';
 import { dateTime, number, offset } from '../lib/format.ts';
 import {
   Badge,
@@ -39,6 +40,7 @@ export function TimelinePage({ id }: { id: string }) {
     [entries, wanted],
   );
   const download = useDownload(id, path, query);
+  const { fork } = useFork(id);
   const startedAt = entries[0]?.recorded_at;
   if (query.isError && entries.length === 0)
     return (
@@ -88,6 +90,7 @@ export function TimelinePage({ id }: { id: string }) {
           query={query}
           shown={shown}
           startedAt={startedAt}
+          onFork={fork}
           empty={
             <Empty icon={<Search />} title="No event matches">
               {query.hasNextPage ? <p>There are more events than were loaded.</p> : null}
@@ -105,6 +108,8 @@ export function LogEntries(props: {
   shown: readonly TimelineEntry[];
   startedAt: string | undefined;
   empty: ReactNode;
+  /** Absent where the log is none of a session. */
+  onFork?: ((place: ForkPlace) => void) | undefined;
 }) {
   const { query, shown } = props;
   if (query.isPending) return <Loading />;
@@ -115,7 +120,12 @@ export function LogEntries(props: {
       ) : (
         <ol className="divide-y">
           {shown.map((entry) => (
-            <Entry key={entry.id} entry={entry} startedAt={props.startedAt ?? entry.recorded_at} />
+            <Entry
+              key={entry.id}
+              entry={entry}
+              startedAt={props.startedAt ?? entry.recorded_at}
+              onFork={props.onFork}
+            />
           ))}
         </ol>
       )}
@@ -130,8 +140,14 @@ export function LogEntries(props: {
   );
 }
 
-const Entry = memo(function Entry({ entry, startedAt }: { entry: TimelineEntry; startedAt: string }) {
+const Entry = memo(function Entry(props: {
+  entry: TimelineEntry;
+  startedAt: string;
+  onFork: ((place: ForkPlace) => void) | undefined;
+}) {
+  const { entry, startedAt, onFork } = props;
   const [open, setOpen] = useState(false);
+  const other = otherSession(entry);
   return (
     <li className="[contain-intrinsic-size:auto_2.25rem] [content-visibility:auto]">
       <details onToggle={(event) => setOpen(event.currentTarget.open)}>
@@ -158,11 +174,19 @@ const Entry = memo(function Entry({ entry, startedAt }: { entry: TimelineEntry; 
             <Verbatim className="max-h-[32rem] overflow-auto border-t bg-raised/60 px-4 py-3 font-mono text-xs break-all whitespace-pre-wrap">
               {JSON.stringify(entry, null, 2)}
             </Verbatim>
-            <CopyButton
-              text={JSON.stringify(entry, null, 2)}
-              label="Copy the event"
-              className="absolute top-2 right-2 bg-panel"
-            />
+            <div className="absolute top-2 right-2 flex items-center gap-2">
+              {other === undefined ? null : (
+                <Link className={buttonClass('plain', 'small')} href={`/sessions/${other.id}`}>
+                  {other.text}
+                </Link>
+              )}
+              {onFork === undefined ? null : (
+                <Button size="small" onClick={() => onFork({ at_version: entry.version })}>
+                  <GitFork className="size-3.5" aria-hidden /> Fork here
+                </Button>
+              )}
+              <CopyButton text={JSON.stringify(entry, null, 2)} label="Copy the event" className="bg-panel" />
+            </div>
           </div>
         ) : null}
       </details>
@@ -234,12 +258,23 @@ function useDownload(id: string, path: string, query: ReturnType<typeof useLog>[
   return { busy, start };
 }
 
+/** The session at the other end of a fork. */
+function otherSession({ type, data }: TimelineEntry): { id: string; text: string } | undefined {
+  const { fork_session_id: fork, from } = data as { fork_session_id?: string; from?: { session_id: string } };
+  if (type === 'session.fork_created' && fork !== undefined) return { id: fork, text: 'Open the fork' };
+  if (type === 'session.forked' && from !== undefined)
+    return { id: from.session_id, text: 'Open what it was forked from' };
+  return undefined;
+}
+
 function preview(data: unknown): string {
   const text = JSON.stringify(data);
   return text === '{}' ? '' : text.slice(0, 200);
 }
 const TONES: Readonly<Record<string, 'good' | 'warn' | 'bad'>> = {
   'session.error': 'bad',
+  'session.forked': 'good',
+  'session.fork_created': 'good',
   'sandbox.ready': 'good',
   'sandbox.waiting': 'warn',
   'sandbox.lost': 'warn',
