@@ -6,21 +6,35 @@ import { accumulateManagedAgentsEvent as accumulate } from '@anthropic-ai/sdk/li
 import {
   type Frame,
   type RequestOptions,
+  startMcpServer,
   startPlatform,
   TestClient,
+  type TestMcpServer,
   type TestPlatform,
   userMessage,
 } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import Anthropic0 from 'anthropic-sdk-0';
 import { accumulateManagedAgentsEvent as accumulate0 } from 'anthropic-sdk-0/lib/sessions/accumulate';
+import { z } from 'zod';
 
 let platform: TestPlatform;
+let tracker: TestMcpServer;
 beforeAll(async () => {
-  platform = await startPlatform();
+  tracker = await startMcpServer((server) => {
+    const inputSchema = z.object({ question: z.string() });
+    server.registerTool('find', { description: 'finds tickets', inputSchema }, () => ({
+      content: [
+        { type: 'text', text: 'TICKET-7' },
+        { type: 'image', mimeType: 'image/png', data: 'A'.repeat(100_000) },
+      ],
+    }));
+  });
+  platform = await startPlatform({ MCP_ALLOW_PRIVATE: tracker.host });
 }, 240_000);
 afterAll(async () => {
   await platform.stop();
+  await tracker.stop();
 }, 60_000);
 
 const api: TestClient['api'] = (path, options) => new TestClient(platform).api(path, options);
@@ -57,6 +71,53 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
     environment = await beta.environments.create({ name: `env-${agent.id}` });
     const ids = { agent: agent.id, environment_id: environment.id };
     session = await beta.sessions.create({ ...ids, title: 't', metadata: { k: 'v' } });
+  });
+
+  it('has an agent use a tool of an MCP server once it allowed that, and sees all of the result', async () => {
+    const owner = await beta.agents.create({
+      name: 'mcp',
+      model: 'demo',
+      mcp_servers: [{ type: 'url', name: 'tracker', url: tracker.url }],
+      tools: [{ type: 'mcp_toolset', mcp_server_name: 'tracker' }],
+    });
+    expect(owner.tools).toMatchObject([{ default_config: { permission_policy: { type: 'always_ask' } }, configs: [] }]);
+    const at = await beta.sessions.create({ agent: owner.id, environment_id: environment.id });
+    const stream = await beta.sessions.events.stream(at.id);
+    await beta.sessions.events.send(at.id, { events: [userMessage('ASK[mcp__tracker__find]')] });
+    const [use] = ofType(await untilIdle(stream), 'agent.mcp_tool_use');
+    expect(use).toMatchObject({ mcp_server_name: 'tracker', name: 'find', evaluated_permission: 'ask' });
+    const rest = await beta.sessions.events.stream(at.id);
+    await beta.sessions.events.send(at.id, {
+      events: [{ type: 'user.tool_confirmation', tool_use_id: use?.id ?? '', result: 'allow' }],
+    });
+    const events = await untilIdle(rest);
+    expect(ofType(events, 'agent.mcp_tool_result')).toMatchObject([
+      {
+        mcp_tool_use_id: use?.id,
+        is_error: false,
+        content: [{ text: 'TICKET-7' }, { source: { type: 'base64', data: expect.stringMatching(/^A{100000}$/) } }],
+      },
+    ]);
+    expect(words(ofType(events, 'agent.message')[0])).toContain('TICKET-7');
+    const listed = await beta.sessions.events.list(at.id, { types: ['agent.mcp_tool_use', 'agent.mcp_tool_result'] });
+    expect(listed.data.map((event) => event.type)).toEqual(['agent.mcp_tool_use', 'agent.mcp_tool_result']);
+  });
+
+  it('sees that the model thinks, without a word of it where it did not ask for ours', async () => {
+    const owner = await beta.agents.create({ name: 'thinker', model: 'demo-thinking' });
+    const at = await beta.sessions.create({ agent: owner.id, environment_id: environment.id });
+    const wanted: ('agent.message' | 'agent.thinking')[] = ['agent.message', 'agent.thinking'];
+    const stream = await beta.sessions.events.stream(at.id, { event_deltas: wanted });
+    await beta.sessions.events.send(at.id, { events: [userMessage('THINK[step by step] SLOW[3]')] });
+    const events = await untilIdle(stream);
+    const thought = ofType(events, 'agent.thinking')[0];
+    const began = ofType(events, 'event_start').map(({ event }) => event);
+    expect(began.find(({ type }) => type === 'agent.thinking')?.id).toBe(thought?.id);
+    const told = ofType(events, 'event_delta').map((delta) => delta.event_id);
+    expect(told).not.toContain(thought?.id);
+    let folded: ReturnType<typeof fold>;
+    for (const event of events) folded = fold(folded, event);
+    expect(words(folded as SdkEvent)).toBe('word1 word2 word3');
   });
 
   const send = (...events: Anthropic.Beta.Sessions.EventSendParams['events']) =>

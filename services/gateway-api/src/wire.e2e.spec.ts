@@ -462,8 +462,6 @@ describe('what is known and not built', () => {
     ['web_search', '/v1/agents', toolset({ name: 'web_search', enabled: true })],
     ['url_sources', '/v1/agents', toolset({ name: 'web_fetch', url_sources: { type: 'all' } })],
     ['auto', '/v1/agents', toolset({ name: 'bash', permission_policy: { type: 'auto' } })],
-    ['mcp_toolset', '/v1/agents', { tools: [{ type: 'mcp_toolset', mcp_server_name: 'x' }] }],
-    ['mcp_servers', '/v1/agents', { mcp_servers: [{ type: 'url', name: 'x', url: 'https://x' }] }],
     ['skills', '/v1/agents', { skills: [{ type: 'anthropic', skill_id: 'xlsx' }] }],
     ['multiagent', '/v1/agents', { multiagent: { type: 'coordinator', agents: ['self'] } }],
     ['aws_role', '/v1/agents', { execution_identity: { type: 'aws_role', role_arn: 'arn' } }],

@@ -41,5 +41,13 @@ export const sessionConfig = z.object({
   WEB_FETCH_MAX_BYTES: positive(8 * 1024 * 1024),
   /** `host:port,…` that web_fetch may reach although they are not public; for operators with an internal mirror. */
   WEB_FETCH_ALLOW_PRIVATE: z.string().default(''),
+  /** How long an MCP server may take to be connected to, and then to list its tools. */
+  MCP_CONNECT_MS: positive(10_000),
+  /** Of one answer of an MCP server. */
+  MCP_MAX_BYTES: positive(8 * 1024 * 1024),
+  /** A server that lists more is not used. */
+  MCP_MAX_TOOLS: positive(128),
+  /** `host:port,…` of MCP servers that may be reached although they are not public. */
+  MCP_ALLOW_PRIVATE: z.string().default(''),
 });
 export type SessionConfig = z.infer<typeof sessionConfig>;

@@ -61,6 +61,8 @@ export interface ToolItem {
   readonly at: string | null;
   readonly name: string;
   readonly input: Readonly<Record<string, unknown>>;
+  /** The MCP server whose tool it is; null for any other. */
+  readonly server: string | null;
   /** True when the client runs it. */
   readonly custom: boolean;
   readonly permission: 'allow' | 'ask' | 'deny';
@@ -161,6 +163,7 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
       draft.items.push({ kind: 'thinking', id, at, text: (event['x_text'] ?? '') as string });
       return;
     case 'agent.tool_use':
+    case 'agent.mcp_tool_use':
     case 'agent.custom_tool_use':
       draft.items.push({
         kind: 'tool',
@@ -168,6 +171,7 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
         at,
         name: event['name'] as string,
         input: event['input'] as Record<string, unknown>,
+        server: (event['mcp_server_name'] ?? null) as string | null,
         custom: event.type === 'agent.custom_tool_use',
         permission: (event['evaluated_permission'] ?? 'allow') as ToolItem['permission'],
         confirmed: null,
@@ -180,6 +184,9 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
     case 'agent.tool_result':
       changeTool(draft, event['tool_use_id'], { result: { at, content, isError: event['is_error'] === true } });
       if (isSandboxCall(draft, event['tool_use_id'])) settleWait(draft, at);
+      return;
+    case 'agent.mcp_tool_result':
+      changeTool(draft, event['mcp_tool_use_id'], { result: { at, content, isError: event['is_error'] === true } });
       return;
     case 'user.custom_tool_result':
       changeTool(draft, event['custom_tool_use_id'], { result: { at, content, isError: event['is_error'] === true } });
@@ -249,7 +256,7 @@ function addError(draft: Draft, id: string, at: string | null, error: SessionErr
 /** What the platform runs by itself goes on without a sandbox. */
 function isSandboxCall(draft: Draft, id: unknown): boolean {
   const call = draft.items.findLast((item) => item.id === id);
-  return call?.kind === 'tool' && SANDBOX_TOOLS.some((name) => name === call.name);
+  return call?.kind === 'tool' && call.server === null && SANDBOX_TOOLS.some((name) => name === call.name);
 }
 
 function changeTool(draft: Draft, id: unknown, change: Partial<ToolItem>): void {

@@ -294,6 +294,37 @@ export const AgentToolResult = durableEvent({
   wire: (event) =>
     shown(event, { tool_use_id: event.data.tool_use_id, content: event.data.content, is_error: event.data.is_error }),
 });
+export const AgentMcpToolUse = durableEvent({
+  type: 'agent.mcp_tool_use',
+  schemaVersion,
+  aggregate,
+  summary: 'The agent calls a tool of an MCP server, which the platform does for it.',
+  data: z.object({
+    mcp_server_name: z.string(),
+    name: z.string(),
+    input: jsonObject,
+    evaluated_permission: z.enum(['allow', 'ask', 'deny']),
+  }),
+  wire: (event) => shown(event, { ...event.data, ...evaluationOf(event.data.evaluated_permission) }),
+});
+export const AgentMcpToolResult = durableEvent({
+  type: 'agent.mcp_tool_result',
+  schemaVersion,
+  aggregate,
+  summary: 'The result of a call to an MCP server. One that a lost worker may have begun is `unknown`, never repeated.',
+  data: z.object({
+    mcp_tool_use_id: z.string(),
+    content: blocks,
+    is_error: z.boolean(),
+    outcome: z.enum(TOOL_OUTCOMES),
+  }),
+  wire: (event) =>
+    shown(event, {
+      mcp_tool_use_id: event.data.mcp_tool_use_id,
+      content: event.data.content,
+      is_error: event.data.is_error,
+    }),
+});
 export const AgentCustomToolUse = durableEvent({
   type: 'agent.custom_tool_use',
   schemaVersion,
@@ -395,6 +426,8 @@ export const sessionEvents = Object.freeze([
   AgentThinking,
   AgentToolUse,
   AgentToolResult,
+  AgentMcpToolUse,
+  AgentMcpToolResult,
   AgentCustomToolUse,
   ContextCompacted,
   SandboxAttached,

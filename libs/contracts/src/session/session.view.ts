@@ -146,6 +146,8 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
     case 'agent.thinking':
     case 'agent.tool_use':
     case 'agent.tool_result':
+    case 'agent.mcp_tool_use':
+    case 'agent.mcp_tool_result':
     case 'agent.custom_tool_use':
     case 'session.sandbox_attached':
       return next;

@@ -62,6 +62,65 @@ const agentToolset = z.strictObject({
     .nullish(),
 });
 
+const serverName = text(LIMITS.mcpServerNameChars, 1);
+const mcpToolset = z.strictObject({
+  type: z.literal('mcp_toolset'),
+  mcp_server_name: serverName,
+  default_config: z
+    .strictObject({ enabled: z.boolean().nullish(), permission_policy: permissionPolicy.nullish() })
+    .nullish(),
+  configs: z
+    .array(
+      z.strictObject({
+        name: text(LIMITS.toolNameChars, 1),
+        enabled: z.boolean().nullish(),
+        permission_policy: permissionPolicy.nullish(),
+      }),
+    )
+    .max(LIMITS.tools)
+    .refine((configs) => new Set(configs.map(({ name }) => name)).size === configs.length, 'names a tool twice')
+    .nullish(),
+});
+
+/** Where the platform finds an MCP server. It is not asked before a session needs it. */
+const mcpServer = z.strictObject({
+  type: z.literal('url'),
+  name: serverName,
+  url: z
+    .url({ protocol: /^https?$/ })
+    .max(2_048)
+    .refine((url) => {
+      const parsed = URL.parse(url);
+      return parsed === null || (parsed.username === '' && parsed.password === '');
+    }, 'must not hold credentials; those of MCP servers come from vaults, which are not supported yet'),
+});
+export type McpServer = DeepReadonly<z.infer<typeof mcpServer>>;
+export const mcpServers = z
+  .array(mcpServer)
+  .max(LIMITS.mcpServers)
+  .refine((servers) => new Set(servers.map(({ name }) => name)).size === servers.length, 'names a server twice');
+
+/**
+ * What is wrong with the servers and the tools of one agent together: every server has its toolset and every toolset its
+ * server. Undefined when nothing is.
+ */
+export function mcpFault(
+  toolList: readonly { readonly type: string; readonly mcp_server_name?: string }[],
+  servers: readonly { readonly name: string }[],
+): string | undefined {
+  const used = toolList.flatMap(({ mcp_server_name: name }) => (name === undefined ? [] : [name]));
+  const dangling = used.find((name) => !servers.some((server) => server.name === name));
+  if (dangling !== undefined) return `tools: no MCP server of the agent is named "${dangling}"`;
+  const twice = used.find((name, at) => used.indexOf(name) !== at);
+  if (twice !== undefined) return `tools: the MCP server "${twice}" has two toolsets`;
+  const unused = servers.find(({ name }) => !used.includes(name));
+  return unused === undefined
+    ? undefined
+    : `mcp_servers: "${unused.name}" is used by no mcp_toolset among the agent's tools`;
+}
+/** Tools of MCP servers are offered to the model under names that begin with this. */
+export const MCP_TOOL_PREFIX = 'mcp__';
+
 const customTool = z.strictObject({
   type: z.literal('custom'),
   name: z.string().regex(/^[A-Za-z0-9_-]{1,128}$/, 'must be 1 to 128 of A-Z a-z 0-9 _ -'),
@@ -69,7 +128,7 @@ const customTool = z.strictObject({
   input_schema: z.looseObject({ type: z.literal('object') }),
 });
 
-export const toolParam = z.discriminatedUnion('type', [agentToolset, customTool], { error: naming('mcp_toolset') });
+export const toolParam = z.discriminatedUnion('type', [agentToolset, mcpToolset, customTool]);
 export type ToolParam = z.infer<typeof toolParam>;
 
 export const tools = z
@@ -86,6 +145,13 @@ export const tools = z
     for (const name of names) {
       if (names.indexOf(name) !== names.lastIndexOf(name) || (BUILTIN_TOOLS as readonly string[]).includes(name)) {
         context.addIssue({ code: 'custom', message: `the tool name "${name}" is used twice` });
+        return;
+      }
+      if (name.startsWith(MCP_TOOL_PREFIX) && list.some((tool) => tool.type === 'mcp_toolset')) {
+        context.addIssue({
+          code: 'custom',
+          message: `"${name}": names that begin with ${MCP_TOOL_PREFIX} are those of MCP tools`,
+        });
         return;
       }
     }
@@ -136,6 +202,12 @@ const resolvedTool = z.discriminatedUnion('type', [
     configs: z.array(resolvedToolConfig),
   }),
   z.strictObject({
+    type: z.literal('mcp_toolset'),
+    mcp_server_name: z.string(),
+    default_config: z.strictObject({ enabled: z.boolean(), permission_policy: permissionPolicy }),
+    configs: z.array(z.strictObject({ name: z.string(), enabled: z.boolean(), permission_policy: permissionPolicy })),
+  }),
+  z.strictObject({
     type: z.literal('custom'),
     name: z.string(),
     description: z.string(),
@@ -152,6 +224,19 @@ export function resolveTools(list: readonly ToolParam[]): ResolvedTool[] {
   return list.map((tool) => {
     if (tool.type === 'custom') return tool;
     const enabled = tool.default_config?.enabled ?? true;
+    if (tool.type === 'mcp_toolset') {
+      const policy = tool.default_config?.permission_policy ?? { type: 'always_ask' as const };
+      return {
+        type: tool.type,
+        mcp_server_name: tool.mcp_server_name,
+        default_config: { enabled, permission_policy: policy },
+        configs: (tool.configs ?? []).map((own) => ({
+          name: own.name,
+          enabled: own.enabled ?? enabled,
+          permission_policy: own.permission_policy ?? policy,
+        })),
+      };
+    }
     const policy = tool.default_config?.permission_policy ?? { type: 'always_allow' as const };
     return {
       type: tool.type,
@@ -186,7 +271,7 @@ export const createAgentBody = z.strictObject({
   description: text(LIMITS.descriptionChars).nullish(),
   system: text(LIMITS.systemChars).nullish(),
   tools: tools.nullish(),
-  mcp_servers: emptyYet('mcp_servers'),
+  mcp_servers: mcpServers.nullish(),
   skills: emptyYet('skills'),
   multiagent: notYet('multiagent'),
   execution_identity: executionIdentity,
@@ -202,7 +287,7 @@ export const updateAgentBody = z.strictObject({
   description: text(LIMITS.descriptionChars).nullish(),
   system: text(LIMITS.systemChars).nullish(),
   tools: tools.nullish(),
-  mcp_servers: emptyYet('mcp_servers'),
+  mcp_servers: mcpServers.nullish(),
   skills: emptyYet('skills'),
   multiagent: notYet('multiagent'),
   execution_identity: executionIdentity,
@@ -220,7 +305,7 @@ export const agentResource = z.strictObject({
   system: z.string().nullable(),
   model: modelConfig,
   tools: z.array(resolvedTool),
-  mcp_servers: z.array(z.never()),
+  mcp_servers: z.array(mcpServer),
   skills: z.array(z.never()),
   multiagent: z.null(),
   execution_identity: z.strictObject({ type: z.literal('service_account') }),
@@ -262,7 +347,7 @@ export const agentReference = z.union([
     model: modelParam.optional(),
     system: text(LIMITS.systemChars).nullish(),
     tools: tools.nullish(),
-    mcp_servers: emptyYet('mcp_servers'),
+    mcp_servers: mcpServers.nullish(),
     skills: emptyYet('skills'),
   }),
 ]);

@@ -208,3 +208,12 @@ export const environmentResource = z.strictObject({
   archived_at: timestamp.nullable(),
 });
 export type Environment = DeepReadonly<z.infer<typeof environmentResource>>;
+
+/** `example.com` allows itself, `*.example.com` its subdomains and not the apex, as the wire contract has it. */
+export function hostAllowed(host: string, allowed: readonly string[]): boolean {
+  const name = host.toLowerCase().replace(/\.$/, '');
+  return allowed.some((entry) => {
+    const rule = entry.toLowerCase();
+    return rule.startsWith('*.') ? name.endsWith(rule.slice(1)) && name.length > rule.length - 1 : name === rule;
+  });
+}

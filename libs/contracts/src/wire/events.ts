@@ -165,6 +165,8 @@ export const SESSION_ERROR_TYPES = [
   'model_rate_limited_error',
   'model_request_failed_error',
   'billing_error',
+  'mcp_connection_failed_error',
+  'mcp_authentication_failed_error',
   'tool_use_limit_reached_error',
   'compaction_limit_reached_error',
 ] as const;
@@ -172,6 +174,8 @@ export const sessionError = z.strictObject({
   type: z.enum(SESSION_ERROR_TYPES),
   message: z.string(),
   retry_status: z.strictObject({ type: z.enum(['retrying', 'exhausted', 'terminal']) }),
+  /** Of the errors that an MCP server caused. */
+  mcp_server_name: z.string().optional(),
   /** Our addition: what a session waits for, one of {@link SANDBOX_REASONS}. */
   x_reason: z.enum(SANDBOX_REASONS).optional(),
 });
@@ -228,6 +232,18 @@ export const sessionEventResource = z.discriminatedUnion('type', [
     evaluation: evaluation.optional(),
   }),
   frame('agent.tool_result', { tool_use_id: z.string(), content: z.array(contentBlock), is_error: z.boolean() }),
+  frame('agent.mcp_tool_use', {
+    mcp_server_name: z.string(),
+    name: z.string(),
+    input: jsonObject,
+    evaluated_permission: z.enum(['allow', 'ask', 'deny']),
+    evaluation: evaluation.optional(),
+  }),
+  frame('agent.mcp_tool_result', {
+    mcp_tool_use_id: z.string(),
+    content: z.array(contentBlock),
+    is_error: z.boolean(),
+  }),
   frame('agent.custom_tool_use', { name: z.string(), input: jsonObject }),
   frame('agent.thread_context_compacted', { x_model_usage: modelUsage, x_cost_usd: costUsd.optional() }),
   frame('session.status_running', {}),

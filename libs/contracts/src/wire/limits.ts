@@ -24,6 +24,8 @@ export const LIMITS = {
   metadataValueChars: 512,
   tools: 256,
   toolNameChars: 128,
+  mcpServers: 20,
+  mcpServerNameChars: 255,
   allowedHosts: 256,
   contextKeyChars: 128,
   nodeSelectors: 16,

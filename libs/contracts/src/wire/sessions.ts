@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { ID_PREFIXES, idSchema } from '../ids.ts';
 import type { DeepReadonly } from '../json.ts';
-import { agentReference, agentSnapshot, tools } from './agents.ts';
+import { agentReference, agentSnapshot, mcpServers, tools } from './agents.ts';
 import { emptyYet, metadata, metadataPatch, notYet, text, timestamp } from './common.ts';
 import { type ClientEventParam, clientEventParam, clientEvents, forkedFrom, stopReason } from './events.ts';
 import { LIMITS } from './limits.ts';
@@ -88,7 +88,7 @@ export const quickSessionBody = z.strictObject({
 export const updateSessionBody = z.strictObject({
   title: text(LIMITS.nameChars).nullish(),
   metadata: metadataPatch.nullish(),
-  agent: z.strictObject({ tools: tools.optional(), mcp_servers: emptyYet('mcp_servers') }).optional(),
+  agent: z.strictObject({ tools: tools.optional(), mcp_servers: mcpServers.optional() }).optional(),
   budget: notYet('budget'),
   vault_ids: z.never({ error: 'vault_ids cannot be changed' }).optional(),
 });

@@ -43,10 +43,18 @@ function permissionsOf(agent: Agent | undefined): Record<string, Permission> {
   );
 }
 
+/** The toolsets of MCP servers, which the form does not show. */
+function mcpToolsetsOf(agent: Agent | undefined): ToolParam[] {
+  return (agent?.tools ?? []).flatMap((tool) =>
+    tool.type === 'mcp_toolset' ? [{ ...tool, configs: [...tool.configs] }] : [],
+  );
+}
+
 /** Fields that the form does not show (a tool's domains) are kept as they are. */
 function toolsOf(agent: Agent | undefined, permissions: Record<string, Permission>, custom: ToolParam[]): ToolParam[] {
   const before = agent?.tools.find((tool) => tool.type === 'agent_toolset_20260401');
-  if (OFFERED.every((name) => permissions[name] === 'off')) return custom;
+  const others = [...mcpToolsetsOf(agent), ...custom];
+  if (OFFERED.every((name) => permissions[name] === 'off')) return others;
   return [
     {
       type: 'agent_toolset_20260401',
@@ -65,7 +73,7 @@ function toolsOf(agent: Agent | undefined, permissions: Record<string, Permissio
         };
       }),
     },
-    ...custom,
+    ...others,
   ];
 }
 

@@ -302,7 +302,9 @@ function Tool(props: { item: ToolItem; awaited: boolean; running: boolean; send:
             aria-hidden
           />
           <ToolState item={item} waits={asks || asksResult} running={runs} />
-          <code className="font-mono text-xs font-semibold">{item.name}</code>
+          <code className="font-mono text-xs font-semibold">
+            {item.server === null ? item.name : `${item.server} › ${item.name}`}
+          </code>
           <span className="min-w-0 flex-1 truncate font-mono text-xs text-soft">{summary(item)}</span>
           <span className="shrink-0 text-xs text-soft tabular-nums">
             {runs && item.at !== null ? <Elapsed since={item.at} /> : duration(item)}
@@ -363,7 +365,7 @@ function ToolInput({ item }: { item: ToolItem }) {
       title={name.replaceAll('_', ' ')}
       text={typeof value === 'string' ? value : JSON.stringify(value, null, 2)}
       className={
-        item.name === 'edit' && !item.custom
+        item.name === 'edit' && !item.custom && item.server === null
           ? name === 'old_string'
             ? 'bg-bad-soft'
             : name === 'new_string'

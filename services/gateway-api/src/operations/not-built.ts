@@ -22,7 +22,7 @@ export const NOT_BUILT: readonly { readonly name: string; readonly paths: readon
 export const NOT_BUILT_FIELDS = [
   'web_search',
   'resources of other types than file',
-  'mcp_servers',
+  'credentials of MCP servers',
   'multiagent',
   'environment packages',
   'budgets',

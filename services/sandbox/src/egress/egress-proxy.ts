@@ -8,10 +8,10 @@ import {
 } from 'node:http';
 import { connect, isIP, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
-import type { ResolvedNetworking } from '@holdfast/contracts';
+import { hostAllowed, type ResolvedNetworking } from '@holdfast/contracts';
 import { isPublicAddress } from '@holdfast/platform';
 import { listenIn } from '../link-socket.ts';
-import { hostAllowed, PACKAGE_HOSTS } from './allowed-hosts.ts';
+import { PACKAGE_HOSTS } from './allowed-hosts.ts';
 
 const IDLE_MS = 120_000;
 const MAX_CONNECTIONS = 128;

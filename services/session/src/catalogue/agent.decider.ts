@@ -3,23 +3,27 @@ import {
   AppError,
   type CreateAgentBody,
   LIMITS,
+  type McpServer,
+  mcpFault,
   patchMetadata,
+  type ResolvedTool,
   resolveModel,
   resolveTools,
   sameJson,
+  type ToolParam,
   type UpdateAgentBody,
 } from '@holdfast/contracts';
 
-/** A new agent, version 1. */
+/** A new agent, version 1. @throws AppError `agent.mcp` */
 export function createAgent(id: string, body: CreateAgentBody, at: string): Agent {
-  return {
+  const agent: Agent = {
     id,
     type: 'agent',
     name: body.name,
     description: emptyToNull(body.description),
     system: emptyToNull(body.system),
     model: resolveModel(body.model),
-    tools: resolveTools(body.tools ?? []),
+    tools: [],
     mcp_servers: [],
     skills: [],
     multiagent: null,
@@ -31,6 +35,24 @@ export function createAgent(id: string, body: CreateAgentBody, at: string): Agen
     updated_at: at,
     archived_at: null,
   };
+  return withTools(agent, body.tools, body.mcp_servers);
+}
+
+/**
+ * The agent with other tools, other MCP servers, or both; what is undefined stays, null is none.
+ * @throws AppError `agent.mcp` when they do not go together
+ */
+export function withTools<
+  A extends { readonly tools: readonly ResolvedTool[]; readonly mcp_servers: readonly McpServer[] },
+>(agent: A, tools: readonly ToolParam[] | null | undefined, servers: readonly McpServer[] | null | undefined): A {
+  const changed = {
+    ...agent,
+    ...(tools === undefined ? {} : { tools: resolveTools(tools ?? []) }),
+    ...(servers === undefined ? {} : { mcp_servers: servers ?? [] }),
+  };
+  const fault = mcpFault(changed.tools, changed.mcp_servers);
+  if (fault !== undefined) throw new AppError('invalid', 'agent.mcp', `${fault}.`);
+  return changed;
 }
 
 function emptyToNull(text: string | null | undefined): string | null {
@@ -57,12 +79,11 @@ export function updateAgent(agent: Agent, body: UpdateAgentBody, at: string): Ag
     throw new AppError('invalid', 'agent.metadata', `metadata must have at most ${LIMITS.metadataPairs} pairs.`);
   }
   const changed: Agent = {
-    ...agent,
+    ...withTools(agent, body.tools, body.mcp_servers),
     ...(body.name === undefined ? {} : { name: body.name }),
     ...(body.description === undefined ? {} : { description: emptyToNull(body.description) }),
     ...(body.system === undefined ? {} : { system: emptyToNull(body.system) }),
     ...(body.model === undefined ? {} : { model: resolveModel(body.model, agent.model) }),
-    ...(body.tools === undefined ? {} : { tools: resolveTools(body.tools ?? []) }),
     metadata,
   };
   if (sameJson(changed, agent)) return agent;

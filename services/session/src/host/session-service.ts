@@ -41,8 +41,10 @@ import { PostgresRelaySource } from '../relay/relay-source.ts';
 import { SessionCommands } from '../session/session.commands.ts';
 import { sessionProjection } from '../session/session.projection.ts';
 import { SessionStore } from '../session/session.store.ts';
+import { McpServers } from '../tools/mcp-servers.ts';
+import { PublicNetwork, privateAllowList } from '../tools/public-network.ts';
 import { WebFetch } from '../tools/web-fetch.ts';
-import { inlineBlobs } from '../turn/inline-blobs.ts';
+import { inlineBlobs, outlineBlobs } from '../turn/inline-blobs.ts';
 import { SandboxClient } from '../turn/sandbox-client.ts';
 import { TurnWorker } from '../turn/turn-worker.ts';
 
@@ -69,6 +71,7 @@ export class SessionService {
     turns: TurnWorker;
     relay: Relay;
     model: HttpModelGateway;
+    outward: { close(): Promise<void> }[];
     server: Server | null;
     stops: (() => void)[];
   } | null = null;
@@ -123,6 +126,12 @@ export class SessionService {
       silenceMs: config.MODEL_SILENCE_MS,
       mannerOf: (name) => modelInfo.mannerOf(name),
     });
+    const webNetwork = new PublicNetwork(privateAllowList(config.WEB_FETCH_ALLOW_PRIVATE));
+    const mcpNetwork = new PublicNetwork(privateAllowList(config.MCP_ALLOW_PRIVATE));
+    const mcp = new McpServers(
+      { connectMs: config.MCP_CONNECT_MS, maxBytes: config.MCP_MAX_BYTES, maxTools: config.MCP_MAX_TOOLS },
+      mcpNetwork,
+    );
     const turns = new TurnWorker({
       owner: `${instance}:${randomUUID()}`,
       log,
@@ -140,8 +149,10 @@ export class SessionService {
             maxRedirects: 5,
             maxTextChars: 100_000,
           },
-          new Set(config.WEB_FETCH_ALLOW_PRIVATE.split(',').filter((entry) => entry !== '')),
+          webNetwork,
         ),
+        mcp,
+        outline: outlineBlobs(blobs),
         inline: inlineBlobs(blobs),
         environment: async (workspaceId, id) => (await catalogue.environment(workspaceId, id)).config,
         settings: {
@@ -215,6 +226,7 @@ export class SessionService {
       turns,
       relay,
       model,
+      outward: [mcp, mcpNetwork, webNetwork],
       server,
       stops: [stopBeats, () => clearInterval(cleaning)],
     };
@@ -232,6 +244,7 @@ export class SessionService {
     await parts.bus.close();
     await parts.log.close();
     await parts.model.close();
+    for (const one of parts.outward) await one.close();
     await parts.source.destroy();
     await parts.pool.end();
     parts.server?.close();

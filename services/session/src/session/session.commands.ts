@@ -12,7 +12,6 @@ import {
   type MountedFile,
   newId,
   resolveModel,
-  resolveTools,
   type SendEventsReply,
   type Session,
   type SessionEvent,
@@ -30,6 +29,7 @@ import {
 } from '@holdfast/contracts';
 import type { CompanionStatement, EventLog } from '@holdfast/event-store';
 import type pg from 'pg';
+import { withTools } from '../catalogue/agent.decider.ts';
 import type { Catalogue } from '../catalogue/catalogue.ts';
 import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
 import type { TurnWorker } from '../turn/turn-worker.ts';
@@ -365,10 +365,9 @@ export class SessionCommands {
     const snapshot = snapshotAgent(agent);
     if (wanted.type === 'agent') return snapshot;
     return {
-      ...snapshot,
+      ...withTools(snapshot, wanted.tools, wanted.mcp_servers),
       ...(wanted.model === undefined ? {} : { model: resolveModel(wanted.model) }),
       ...(wanted.system === undefined ? {} : { system: wanted.system ?? null }),
-      ...(wanted.tools === undefined ? {} : { tools: resolveTools(wanted.tools ?? []) }),
     };
   }
 

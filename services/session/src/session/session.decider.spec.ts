@@ -619,6 +619,40 @@ describe('a takeover', () => {
       });
   });
 
+  it('closes as unknown what a lost worker may have begun at an MCP server, and nothing else (T4)', () => {
+    const mcp = (id: string, permission: 'allow' | 'ask' = 'allow'): Past => ({
+      id,
+      type: 'agent.mcp_tool_use',
+      data: { mcp_server_name: 'tracker', name: 'find', input: {}, evaluated_permission: permission },
+    });
+    const word = (id: string, answer: 'allow' | 'deny'): Past => ({
+      id: `sevt_${answer}_${id}`,
+      type: 'user.tool_confirmation',
+      data: { tool_use_id: id, result: answer, deny_message: null },
+    });
+    const takeOver = (state: SessionState) =>
+      startTurn(state, { generation: 2, worker: 'w2', contextLimitTokens: CONTEXT }, ids());
+    given(...asking, answered(), mcp('run'), mcp('ask', 'ask'), mcp('no', 'ask'), word('no', 'deny'), use('bash'))
+      .when(takeOver)
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.turn_started', 'agent.mcp_tool_result']);
+        expect(drafts[1]?.data).toMatchObject({ mcp_tool_use_id: 'run', is_error: true, outcome: 'unknown' });
+        expect(state.calls.map(({ id }) => id)).toEqual(['ask', 'no', 'bash']);
+      });
+    // A turn for which no worker had room began nothing.
+    const roomless: Past = {
+      id: 'sevt_roomless',
+      type: 'session.turn_started',
+      data: { turn_id: 'turn_b', generation: 1, worker: 'none', takeover: false },
+    };
+    given(...asking, answered(), mcp('ask', 'ask'), idle(['ask']), word('ask', 'allow'), roomless, running)
+      .when(takeOver)
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.turn_started']);
+        expect(step(state)).toMatchObject({ kind: 'tools', calls: [{ id: 'ask', server: 'tracker' }] });
+      });
+  });
+
   it('knows under which journal each open call may have been sent first', () => {
     given(...asking, answered(), use('one'), use('two'), attached('J1'), use('three'), attached('J2'))
       .when(() => [])

@@ -9,18 +9,27 @@ import {
   type MountedFile,
   patchMetadata,
   type Refusal,
-  resolveTools,
   type SandboxReason,
   type SessionDraft,
   type SessionError,
   type SessionEvent,
   type StopReason,
+  type StoredBlock,
   type ThinkingBlock,
   type TurnLimit,
   type UpdateSessionBody,
   WAITING_PREFIX,
 } from '@holdfast/contracts';
-import { answerText, blockedCalls, evolve, type OpenCall, runnableCalls, type SessionState } from './session.state.ts';
+import { withTools } from '../catalogue/agent.decider.ts';
+import {
+  answerText,
+  blockedCalls,
+  evolve,
+  type OpenCall,
+  runnableCalls,
+  type SessionState,
+  unrememberedCalls,
+} from './session.state.ts';
 
 /** An event with the id it will be stored under. */
 export type Draft = SessionDraft & { readonly id: string };
@@ -136,7 +145,7 @@ export type Answered = { readonly stored: Draft } | { readonly repeated: string 
 function answerCall(
   state: SessionState,
   callId: string,
-  kind: OpenCall['kind'],
+  answered: 'confirmation' | 'result',
   data: object,
 ): OpenCall | { repeated: string } {
   const earlier = state.answers[callId];
@@ -148,12 +157,12 @@ function answerCall(
       `The call ${callId} was answered before, with something else.`,
     );
   }
-  const call = state.calls.find((open) => open.id === callId && open.kind === kind);
-  if (call === undefined || (kind === 'builtin' && call.permission !== 'ask')) {
+  const call = state.calls.find((open) => open.id === callId && (open.kind === 'custom') === (answered === 'result'));
+  if (call === undefined || (answered === 'confirmation' && call.permission !== 'ask')) {
     throw new AppError(
       'invalid',
       'session.call-not-waiting',
-      `No call ${callId} of this session waits for a ${kind === 'custom' ? 'result' : 'confirmation'}.`,
+      `No call ${callId} of this session waits for a ${answered}.`,
     );
   }
   return call;
@@ -193,7 +202,7 @@ export function decideClientEvent(state: SessionState, event: ClientEventParam, 
         result: event.result,
         deny_message: event.deny_message ?? null,
       };
-      const met = answerCall(state, event.tool_use_id, 'builtin', data);
+      const met = answerCall(state, event.tool_use_id, 'confirmation', data);
       return 'repeated' in met ? met : { stored: draft(ids, { type: 'user.tool_confirmation', data }) };
     }
     case 'user.custom_tool_result': {
@@ -202,7 +211,7 @@ export function decideClientEvent(state: SessionState, event: ClientEventParam, 
         content: event.content ?? [],
         is_error: event.is_error ?? false,
       };
-      const met = answerCall(state, event.custom_tool_use_id, 'custom', data);
+      const met = answerCall(state, event.custom_tool_use_id, 'result', data);
       return 'repeated' in met ? met : { stored: draft(ids, { type: 'user.custom_tool_result', data }) };
     }
   }
@@ -214,12 +223,17 @@ export function closeCalls(calls: readonly OpenCall[], reason: string, ids: IdSo
   return calls.map((call) =>
     call.kind === 'custom'
       ? draft(ids, { type: 'user.custom_tool_result', data: { custom_tool_use_id: call.id, content, is_error: true } })
-      : draft(ids, {
-          type: 'agent.tool_result',
-          data: { tool_use_id: call.id, content, is_error: true, outcome: 'cancelled', full_output: null },
-        }),
+      : recordToolResult(call, { text: reason, isError: true, outcome: 'cancelled', fullOutput: null }, ids),
   );
 }
+
+/** A call that a lost worker may have begun, with nothing to ask what came of it (T4). */
+const LOST_CALL: ToolResult = {
+  text: 'Outcome unknown: the worker that made this call was lost while it ran. Find out before doing it again.',
+  isError: true,
+  outcome: 'unknown',
+  fullOutput: null,
+};
 
 function turnIdOf(ids: IdSource): string {
   return ids().replace(/^[a-z]+_/, 'turn_');
@@ -282,7 +296,10 @@ export function startTurn(
     type: 'session.turn_started',
     data: { turn_id: turnIdOf(ids), generation: turn.generation, worker: turn.worker, takeover },
   });
-  if (takeover) return [started];
+  if (takeover) {
+    const begun = state.worker === 'none' ? [] : unrememberedCalls(state);
+    return [started, ...begun.map((call) => recordToolResult(call, LOST_CALL, ids))];
+  }
   const fits = state.calls.length === 0 && state.contextTokens < turn.contextLimitTokens;
   return [
     started,
@@ -417,7 +434,7 @@ export function cutTurn(
   const drafts: Draft[] = [];
   if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
   drafts.push(...closed);
-  const done = new Set(closed.map((event) => (event.type === 'agent.tool_result' ? event.data.tool_use_id : '')));
+  const done = new Set(closed.map(closedCall));
   drafts.push(
     ...closeCalls(
       state.calls.filter((call) => !done.has(call.id)),
@@ -428,6 +445,12 @@ export function cutTurn(
   if (cut.error !== null) drafts.push(draft(ids, { type: 'session.error', data: { error: cut.error } }));
   drafts.push(...giveUp(state, { type: cut.error === null ? 'end_turn' : 'retries_exhausted' }, worker, ids));
   return drafts;
+}
+
+/** The call that an event closes. */
+function closedCall(event: Draft): string {
+  if (event.type === 'agent.tool_result') return event.data.tool_use_id;
+  return event.type === 'agent.mcp_tool_result' ? event.data.mcp_tool_use_id : '';
 }
 
 /** Ends a turn that was cut. The message that it did not get to is taken up all the same, or it would begin again for ever. */
@@ -489,7 +512,8 @@ export interface ModelAnswer {
   readonly calls: readonly {
     readonly name: string;
     readonly input: JsonObject;
-    readonly kind: 'builtin' | 'custom';
+    readonly kind: OpenCall['kind'];
+    readonly server: string | null;
     readonly permission: 'allow' | 'ask' | 'deny';
   }[];
   readonly usage: ModelUsage;
@@ -521,14 +545,16 @@ export function answerModelRequest(state: SessionState, answer: ModelAnswer, ids
       },
     }),
   );
-  for (const call of answer.calls) {
+  for (const { name, input, server, permission, kind } of answer.calls) {
     drafts.push(
-      call.kind === 'custom'
-        ? draft(ids, { type: 'agent.custom_tool_use', data: { name: call.name, input: call.input } })
-        : draft(ids, {
-            type: 'agent.tool_use',
-            data: { name: call.name, input: call.input, evaluated_permission: call.permission },
-          }),
+      kind === 'custom'
+        ? draft(ids, { type: 'agent.custom_tool_use', data: { name, input } })
+        : server === null
+          ? draft(ids, { type: 'agent.tool_use', data: { name, input, evaluated_permission: permission } })
+          : draft(ids, {
+              type: 'agent.mcp_tool_use',
+              data: { mcp_server_name: server, name, input, evaluated_permission: permission },
+            }),
     );
   }
   return drafts;
@@ -569,17 +595,25 @@ export function failModelRequest(
 /** The result of one tool call. */
 export interface ToolResult {
   readonly text: string;
+  /** What stands in place of the text where it is more than that. */
+  readonly content?: readonly StoredBlock[];
   readonly isError: boolean;
   readonly outcome: 'completed' | 'denied' | 'cancelled' | 'unknown' | 'unavailable';
   readonly fullOutput: { readonly digest: string; readonly sizeBytes: number } | null;
 }
 
-export function recordToolResult(callId: string, result: ToolResult, ids: IdSource): Draft {
+export function recordToolResult(call: Pick<OpenCall, 'id' | 'kind'>, result: ToolResult, ids: IdSource): Draft {
+  const content = [...(result.content ?? [{ type: 'text' as const, text: result.text || '(no output)' }])];
+  if (call.kind === 'mcp')
+    return draft(ids, {
+      type: 'agent.mcp_tool_result',
+      data: { mcp_tool_use_id: call.id, content, is_error: result.isError, outcome: result.outcome },
+    });
   return draft(ids, {
     type: 'agent.tool_result',
     data: {
-      tool_use_id: callId,
-      content: result.text === '' ? [{ type: 'text', text: '(no output)' }] : [{ type: 'text', text: result.text }],
+      tool_use_id: call.id,
+      content,
       is_error: result.isError,
       outcome: result.outcome,
       full_output:
@@ -607,6 +641,24 @@ export function reportWaiting(reason: SandboxReason, ids: IdSource): Draft {
         message: WAITING_PREFIX + reason.message,
         retry_status: { type: 'retrying' },
         x_reason: reason.code,
+      },
+    },
+  });
+}
+
+/** An MCP server cannot be used; the turn goes on without its tools, and the next one asks it again. */
+export function reportMcpFailure(
+  failure: { readonly type: SessionError['type']; readonly server: string; readonly message: string },
+  ids: IdSource,
+): Draft {
+  return draft(ids, {
+    type: 'session.error',
+    data: {
+      error: {
+        type: failure.type,
+        message: failure.message,
+        retry_status: { type: 'retrying' },
+        mcp_server_name: failure.server,
       },
     },
   });
@@ -640,9 +692,8 @@ export function decideUpdate(state: SessionState, body: UpdateSessionBody, ids: 
     }
     if (JSON.stringify(metadata) !== JSON.stringify(state.metadata)) change.metadata = metadata;
   }
-  if (body.agent?.tools !== undefined) {
-    change.agent = { ...agent, tools: resolveTools(body.agent.tools) };
-  }
+  if (body.agent?.tools !== undefined || body.agent?.mcp_servers !== undefined)
+    change.agent = withTools(agent, body.agent.tools, body.agent.mcp_servers);
   return Object.keys(change).length === 0 ? [] : [draft(ids, { type: 'session.updated', data: change })];
 }
 

@@ -24,8 +24,10 @@ export interface QueuedMessage {
 /** A tool call whose result the log does not hold yet. */
 export interface OpenCall {
   readonly id: string;
-  readonly kind: 'builtin' | 'custom';
+  readonly kind: 'builtin' | 'mcp' | 'custom';
   readonly name: string;
+  /** The MCP server whose tool it is; null for any other. */
+  readonly server: string | null;
   readonly input: JsonObject;
   readonly permission: 'allow' | 'ask' | 'deny';
   readonly confirmation: { readonly result: 'allow' | 'deny'; readonly denyMessage: string | null } | null;
@@ -60,6 +62,8 @@ export interface SessionState {
   readonly metadata: Readonly<Record<string, string>>;
   /** Generation of the newest lease, as the last `session.turn_started` recorded it. */
   readonly generation: number;
+  /** Whose lease that was; `none` when no worker had room. */
+  readonly worker: string;
   readonly queue: readonly QueuedMessage[];
   readonly turn: TurnSpending | null;
   readonly openRequest: { readonly id: string; readonly messageId: string; readonly at: string } | null;
@@ -90,6 +94,7 @@ export const initialState: SessionState = {
   title: null,
   metadata: {},
   generation: 0,
+  worker: 'none',
   queue: [],
   turn: null,
   openRequest: null,
@@ -194,6 +199,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return {
         ...next,
         generation: event.data.generation,
+        worker: event.data.worker,
         ...(event.data.takeover
           ? {}
           : {
@@ -277,11 +283,30 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             id: event.id,
             kind: 'builtin',
             name: event.data.name,
+            server: null,
             input: event.data.input,
             permission: event.data.evaluated_permission,
             confirmation: null,
             readySince: event.recordedAt,
             journalId: state.sandbox?.journalId ?? null,
+          },
+        ],
+      };
+    case 'agent.mcp_tool_use':
+      return {
+        ...next,
+        calls: [
+          ...state.calls,
+          {
+            id: event.id,
+            kind: 'mcp',
+            name: event.data.name,
+            server: event.data.mcp_server_name,
+            input: event.data.input,
+            permission: event.data.evaluated_permission,
+            confirmation: null,
+            readySince: event.recordedAt,
+            journalId: null,
           },
         ],
       };
@@ -294,6 +319,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             id: event.id,
             kind: 'custom',
             name: event.data.name,
+            server: null,
             input: event.data.input,
             permission: 'allow',
             confirmation: null,
@@ -302,12 +328,14 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
           },
         ],
       };
-    case 'agent.tool_result': {
-      const call = state.calls.find((open) => open.id === event.data.tool_use_id);
+    case 'agent.tool_result':
+    case 'agent.mcp_tool_result': {
+      const id = event.type === 'agent.tool_result' ? event.data.tool_use_id : event.data.mcp_tool_use_id;
+      const call = state.calls.find((open) => open.id === id);
       const spentMs = call === undefined ? 0 : Math.max(0, Date.parse(event.recordedAt) - Date.parse(call.readySince));
       return {
         ...next,
-        ...closeCall(state, event.data.tool_use_id),
+        ...closeCall(state, id),
         owesStep: true,
         turn: state.turn === null ? null : { ...state.turn, toolMs: state.turn.toolMs + spentMs },
       };
@@ -362,6 +390,13 @@ export function blockedCalls(state: SessionState): readonly OpenCall[] {
 /** The calls that the platform can act on now. */
 export function runnableCalls(state: SessionState): readonly OpenCall[] {
   return state.calls.filter(
-    (call) => call.kind === 'builtin' && !(call.permission === 'ask' && call.confirmation === null),
+    (call) => call.kind !== 'custom' && !(call.permission === 'ask' && call.confirmation === null),
+  );
+}
+
+/** The runnable calls that nothing remembers but the worker that ran them: whoever comes after it cannot know their outcome. */
+export function unrememberedCalls(state: SessionState): readonly OpenCall[] {
+  return runnableCalls(state).filter(
+    (call) => call.kind === 'mcp' && call.permission !== 'deny' && call.confirmation?.result !== 'deny',
   );
 }

@@ -1,4 +1,11 @@
-import type { AgentSnapshot, BuiltinTool, PermissionPolicy, ResolvedToolConfig } from '@holdfast/contracts';
+import { createHash } from 'node:crypto';
+import {
+  type AgentSnapshot,
+  type BuiltinTool,
+  MCP_TOOL_PREFIX,
+  type PermissionPolicy,
+  type ResolvedToolConfig,
+} from '@holdfast/contracts';
 import type { ToolDefinition } from '../model/model.port.ts';
 
 const object = (properties: Record<string, unknown>, required: string[]) => ({
@@ -84,33 +91,74 @@ const BUILTINS: Readonly<Record<Exclude<BuiltinTool, 'web_search'>, ToolDefiniti
   },
 };
 
-/** The tools that an agent offers its model: the enabled built-ins and its custom ones. */
-export function offeredTools(agent: AgentSnapshot): ToolDefinition[] {
-  const offered: ToolDefinition[] = [];
-  for (const tool of agent.tools) {
-    if (tool.type === 'custom') {
-      offered.push({ name: tool.name, description: tool.description, inputSchema: tool.input_schema });
-      continue;
-    }
-    for (const config of tool.configs) {
-      if (config.enabled && config.name !== 'web_search') offered.push(BUILTINS[config.name]);
-    }
-  }
-  return offered;
+/** A tool of an MCP server, as the server lists it. */
+export interface McpTool {
+  readonly name: string;
+  readonly description: string;
+  readonly inputSchema: Readonly<Record<string, unknown>>;
+}
+/** What the MCP servers of an agent list, by the server's name; a server that could not be asked is not there. */
+export type McpTools = ReadonlyMap<string, readonly McpTool[]>;
+
+/** Providers take no other characters in a tool's name, and none longer. */
+const MAX_TOOL_NAME_CHARS = 64;
+
+/**
+ * The name under which a model is offered a tool of an MCP server: always the same, never that of another tool. Where
+ * the two names do not fit as they are, a hash of them makes up for what is left out.
+ */
+export function mcpToolName(server: string, tool: string): string {
+  const plain = `${MCP_TOOL_PREFIX}${server}__${tool}`;
+  if (/^[A-Za-z0-9_-]+$/.test(plain) && plain.length <= MAX_TOOL_NAME_CHARS && !server.includes('__')) return plain;
+  const hash = createHash('sha256')
+    .update(JSON.stringify([server, tool]))
+    .digest('hex')
+    .slice(0, 8);
+  const kept = plain.replaceAll(/[^A-Za-z0-9_-]/g, '_').slice(0, MAX_TOOL_NAME_CHARS - hash.length - 1);
+  return `${kept}_${hash}`;
 }
 
-/** How a call by that name is run: a custom tool, an enabled built-in with its policy, or nothing the agent has. */
-export function resolveCall(
-  agent: AgentSnapshot,
-  name: string,
-): { kind: 'custom' } | { kind: 'builtin'; policy: PermissionPolicy; config: ResolvedToolConfig } | null {
+/** The tools that an agent offers its model: the enabled built-ins and MCP tools, and its custom ones. */
+export function offeredTools(agent: AgentSnapshot, mcp: McpTools): ToolDefinition[] {
+  return agent.tools.flatMap((tool): ToolDefinition[] => {
+    if (tool.type === 'custom')
+      return [{ name: tool.name, description: tool.description, inputSchema: tool.input_schema }];
+    if (tool.type === 'mcp_toolset')
+      return (mcp.get(tool.mcp_server_name) ?? [])
+        .filter(({ name }) => mcpToolConfig(tool, name).enabled)
+        .map(({ name, ...definition }) => ({ name: mcpToolName(tool.mcp_server_name, name), ...definition }));
+    return tool.configs.flatMap((config) =>
+      config.enabled && config.name !== 'web_search' ? [BUILTINS[config.name]] : [],
+    );
+  });
+}
+
+type McpToolset = Extract<AgentSnapshot['tools'][number], { type: 'mcp_toolset' }>;
+function mcpToolConfig(toolset: McpToolset, name: string): McpToolset['default_config'] {
+  return toolset.configs.find((config) => config.name === name) ?? toolset.default_config;
+}
+
+/** How a call is run. */
+export type ResolvedCall =
+  | { readonly kind: 'custom' }
+  | { readonly kind: 'builtin'; readonly policy: PermissionPolicy; readonly config: ResolvedToolConfig }
+  | { readonly kind: 'mcp'; readonly policy: PermissionPolicy; readonly server: string; readonly tool: string };
+
+/** How a call by the name that the model was offered is run; null for nothing that the agent has. */
+export function resolveCall(agent: AgentSnapshot, name: string, mcp: McpTools): ResolvedCall | null {
   for (const tool of agent.tools) {
     if (tool.type === 'custom') {
       if (tool.name === name) return { kind: 'custom' };
-      continue;
+    } else if (tool.type === 'mcp_toolset') {
+      const server = tool.mcp_server_name;
+      const found = mcp.get(server)?.find((one) => mcpToolName(server, one.name) === name);
+      if (found === undefined) continue;
+      const { enabled, permission_policy: policy } = mcpToolConfig(tool, found.name);
+      if (enabled) return { kind: 'mcp', policy, server, tool: found.name };
+    } else {
+      const config = tool.configs.find((one) => one.name === name && one.enabled);
+      if (config !== undefined) return { kind: 'builtin', policy: config.permission_policy, config };
     }
-    const config = tool.configs.find((one) => one.name === name && one.enabled);
-    if (config !== undefined) return { kind: 'builtin', policy: config.permission_policy, config };
   }
   return null;
 }

@@ -1,10 +1,9 @@
-import { lookup } from 'node:dns/promises';
 import { AppError, isAppError, type JsonObject, storableText } from '@holdfast/contracts';
-import { isPublicAddress } from '@holdfast/platform';
 import { convert } from 'html-to-text';
-import { Agent, request as httpRequest } from 'undici';
+import { request as httpRequest } from 'undici';
 import { z } from 'zod';
 import type { ToolResult } from '../session/session.decider.ts';
+import type { PublicNetwork } from './public-network.ts';
 
 const input = z.object({ url: z.string().max(8_192) });
 
@@ -15,31 +14,8 @@ export interface WebFetchBounds {
   readonly maxTextChars: number;
 }
 
-/** `host:port` pairs that the operator allows although they are not public; empty in production. */
-export type PrivateAllowList = ReadonlySet<string>;
-
 function refused(message: string): AppError {
   return new AppError('forbidden', 'web-fetch.refused', message);
-}
-
-/** Resolves once and returns an address that may be dialled; the caller dials exactly that one (no rebinding). */
-async function checkedAddress(url: URL, allow: PrivateAllowList): Promise<{ address: string; family: number }> {
-  if (url.protocol !== 'http:' && url.protocol !== 'https:') throw refused('Only http and https URLs can be fetched.');
-  if (url.username !== '' || url.password !== '') throw refused('URLs with credentials are not fetched.');
-  const host = url.hostname.replace(/^\[|\]$/g, '');
-  const port = url.port === '' ? (url.protocol === 'https:' ? '443' : '80') : url.port;
-  const found = await lookup(host, { all: true }).catch((cause: unknown) => {
-    throw new AppError('unavailable', 'web-fetch.unresolved', `The host ${host} could not be resolved.`, { cause });
-  });
-  const first = found[0];
-  if (first === undefined)
-    throw new AppError('unavailable', 'web-fetch.unresolved', `The host ${host} has no address.`);
-  if (allow.has(`${host}:${port}`)) return first;
-  // One private address among public ones is how rebinding looks: all must be public.
-  if (found.some(({ address }) => !isPublicAddress(address))) {
-    throw refused(`The host ${host} is not on the public internet; only public addresses can be fetched.`);
-  }
-  return first;
 }
 
 function domainAllowed(
@@ -66,16 +42,15 @@ function asText(bytes: Uint8Array, contentType: string): string {
 }
 
 /**
- * `web_fetch`: GET of a public page, run in the platform. Every hop's address is resolved once, checked and dialled as
- * checked; redirects are checked again. Errors become error results for the model; it never throws for a bad page.
+ * `web_fetch`: GET of a public page, run in the platform; every redirect is checked as the first address is. Errors become error results for the model; it never throws for a bad page.
  */
 export class WebFetch {
   readonly #bounds: WebFetchBounds;
-  readonly #allow: PrivateAllowList;
+  readonly #network: PublicNetwork;
 
-  constructor(bounds: WebFetchBounds, allow: PrivateAllowList) {
+  constructor(bounds: WebFetchBounds, network: PublicNetwork) {
     this.#bounds = bounds;
-    this.#allow = allow;
+    this.#network = network;
   }
 
   async run(
@@ -117,42 +92,29 @@ export class WebFetch {
     for (let hop = 0; hop <= this.#bounds.maxRedirects; hop++) {
       if (!domainAllowed(url.hostname.toLowerCase(), domains))
         throw refused(`The agent may not fetch from ${url.hostname}.`);
-      const address = await checkedAddress(url, this.#allow);
-      const dispatcher = new Agent({
-        connect: {
-          timeout: 10_000,
-          lookup: (_host, options, callback) => {
-            if (options.all) callback(null, [{ address: address.address, family: address.family }]);
-            else callback(null, address.address, address.family);
-          },
+      this.#network.requireUrl(url);
+      const response = await httpRequest(url, {
+        dispatcher: this.#network.dispatcher,
+        signal,
+        method: 'GET',
+        headers: {
+          'user-agent': 'Holdfast/0.1 (+web_fetch)',
+          accept: 'text/html,text/*;q=0.9,application/json;q=0.9,*/*;q=0.1',
         },
       });
-      try {
-        const response = await httpRequest(url, {
-          dispatcher,
-          signal,
-          method: 'GET',
-          headers: {
-            'user-agent': 'Holdfast/0.1 (+web_fetch)',
-            accept: 'text/html,text/*;q=0.9,application/json;q=0.9,*/*;q=0.1',
-          },
-        });
-        const location = response.headers.location;
-        if (response.statusCode >= 300 && response.statusCode < 400 && typeof location === 'string') {
-          response.body.destroy();
-          url = new URL(location, url);
-          continue;
-        }
-        const bytes = await readBounded(response.body, this.#bounds.maxBytes);
-        const type = response.headers['content-type'];
-        return {
-          url: url.href,
-          status: response.statusCode,
-          text: asText(bytes, Array.isArray(type) ? (type[0] ?? '') : (type ?? '')),
-        };
-      } finally {
-        await dispatcher.destroy();
+      const location = response.headers.location;
+      if (response.statusCode >= 300 && response.statusCode < 400 && typeof location === 'string') {
+        response.body.destroy();
+        url = new URL(location, url);
+        continue;
       }
+      const bytes = await readBounded(response.body, this.#bounds.maxBytes);
+      const type = response.headers['content-type'];
+      return {
+        url: url.href,
+        status: response.statusCode,
+        text: asText(bytes, Array.isArray(type) ? (type[0] ?? '') : (type ?? '')),
+      };
     }
     throw refused(`The page redirects more than ${this.#bounds.maxRedirects} times.`);
   }

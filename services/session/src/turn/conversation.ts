@@ -1,4 +1,5 @@
 import type { JsonObject, SessionEvent, StoredBlock, ThinkingBlock } from '@holdfast/contracts';
+import { mcpToolName } from '../tools/tool-definitions.ts';
 
 /** What the model has been told and has said, in order: the part of the log that a request is built from. */
 export type ConversationItem =
@@ -80,13 +81,20 @@ export class Conversation {
         // The progress of a model that shows nothing of its thinking.
         if (event.data.blocks !== undefined) this.#say(event.data.blocks);
         return;
+      case 'agent.mcp_tool_use': {
+        const { mcp_server_name: server, name, input } = event.data;
+        this.#call(event.id, mcpToolName(server, name), input);
+        return;
+      }
       case 'agent.tool_use':
       case 'agent.custom_tool_use':
-        this.#chars += JSON.stringify(event.data.input).length;
-        this.#open().calls = [...this.#open().calls, { id: event.id, name: event.data.name, input: event.data.input }];
+        this.#call(event.id, event.data.name, event.data.input);
         return;
       case 'agent.tool_result':
         this.#add(toolItem(event.data.tool_use_id, event.data));
+        return;
+      case 'agent.mcp_tool_result':
+        this.#add(toolItem(event.data.mcp_tool_use_id, event.data));
         return;
       case 'user.custom_tool_result':
         this.#add(toolItem(event.data.custom_tool_use_id, event.data));
@@ -115,6 +123,11 @@ export class Conversation {
   #say(blocks: Assistant['content']): void {
     this.#chars += charsOf(blocks);
     this.#open().content = [...this.#open().content, ...blocks];
+  }
+
+  #call(id: string, name: string, input: JsonObject): void {
+    this.#chars += JSON.stringify(input).length;
+    this.#open().calls = [...this.#open().calls, { id, name, input }];
   }
 
   #open(): { -readonly [K in keyof Assistant]: Assistant[K] } {

@@ -1,4 +1,4 @@
-import type { StoredBlock } from '@holdfast/contracts';
+import { type ContentBlock, LIMITS, type StoredBlock } from '@holdfast/contracts';
 import type { BlobStore } from '@holdfast/event-store';
 import type { ConversationItem } from './conversation.ts';
 
@@ -18,5 +18,21 @@ export function inlineBlobs(blobs: BlobStore) {
           : item,
       ),
     );
+  };
+}
+
+/** Moves the largest blocks into blobs until the rest fits into an event (B4). */
+export function outlineBlobs(blobs: BlobStore) {
+  return async (workspaceId: string, blocks: readonly ContentBlock[]): Promise<readonly StoredBlock[]> => {
+    const sized = blocks.map((block) => ({ block, bytes: Buffer.from(JSON.stringify(block)) }));
+    let size = sized.reduce((sum, { bytes }) => sum + bytes.length, 0);
+    const stored = new Map<ContentBlock, StoredBlock>();
+    for (const { block, bytes } of sized.toSorted((one, other) => other.bytes.length - one.bytes.length)) {
+      if (size <= LIMITS.inlineBytes) break;
+      const { digest, sizeBytes } = await blobs.put(workspaceId, bytes);
+      stored.set(block, { type: 'x_blob', digest, size_bytes: sizeBytes });
+      size -= bytes.length;
+    }
+    return blocks.map((block) => stored.get(block) ?? block);
   };
 }

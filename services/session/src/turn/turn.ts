@@ -2,17 +2,21 @@ import type { Bus, Registration } from '@holdfast/bus';
 import {
   type AgentSnapshot,
   AppError,
+  type ContentBlock,
   deltaSubject,
   type EnsureSandboxReply,
   type EnvironmentConfig,
+  hostAllowed,
   isAppError,
   type LiveDelta,
+  type McpServer,
   newId,
   type OpenPreview,
   openPreviewSubject,
   SANDBOX_TOOLS,
   type SandboxTool,
   type SessionError,
+  type StoredBlock,
   storableText,
   type ThinkingBlock,
 } from '@holdfast/contracts';
@@ -40,13 +44,15 @@ import {
   nextStep,
   recordCompaction,
   recordToolResult,
+  reportMcpFailure,
   reportWaiting,
   type ToolResult,
   type TurnBounds,
 } from '../session/session.decider.ts';
 import { type OpenCall, runnableCalls, type SessionState } from '../session/session.state.ts';
 import { type Decision, type LoadedSession, workerCommand } from '../session/session.store.ts';
-import { offeredTools, resolveCall } from '../tools/tool-definitions.ts';
+import type { McpServers } from '../tools/mcp-servers.ts';
+import { type McpTool, type McpTools, offeredTools, resolveCall } from '../tools/tool-definitions.ts';
 import type { WebFetch } from '../tools/web-fetch.ts';
 import type { ConversationItem } from './conversation.ts';
 import type { SandboxClient } from './sandbox-client.ts';
@@ -56,6 +62,9 @@ export interface TurnTools {
   readonly model: ModelGateway;
   readonly sandboxes: SandboxClient;
   readonly webFetch: WebFetch;
+  readonly mcp: McpServers;
+  /** Moves blocks that are too large for an event into blobs. */
+  readonly outline: (workspaceId: string, blocks: readonly ContentBlock[]) => Promise<readonly StoredBlock[]>;
   /** Puts blobs' content back into a conversation. */
   readonly inline: (workspaceId: string, items: readonly ConversationItem[]) => Promise<readonly ConversationItem[]>;
   readonly environment: (workspaceId: string, environmentId: string) => Promise<EnvironmentConfig>;
@@ -113,6 +122,12 @@ export class Turn {
   readonly #inFlight = new Map<string, AbortController>();
   /** Journals that open calls may have been sent under, as far as this worker can know. */
   readonly #sentUnder = new Map<string, string>();
+  /** What the agent's MCP servers listed when the model was last asked. */
+  #mcp: McpTools = new Map();
+  /** Those that could not be used in a turn: they are told of, and asked, once in it. */
+  #mcpDown: { readonly turnId: string; readonly servers: Set<string> } = { turnId: '', servers: new Set() };
+  /** Calls that were sent to an MCP server. */
+  readonly #sent = new Set<string>();
   #failure: unknown;
   #changed: () => void = () => undefined;
   #preview: LiveDelta | null = null;
@@ -269,14 +284,17 @@ export class Turn {
     const unwatch = this.session.onChange(watch);
     try {
       watch();
-      const conversation = await inline(this.session.workspaceId ?? '', request.conversation);
+      const [conversation] = await Promise.all([
+        inline(this.session.workspaceId ?? '', request.conversation),
+        this.#listMcpTools(signal),
+      ]);
       return await model.stream(
         {
           model: agent.model.id,
           system: agent.system,
           effort: agent.model.effort.type,
           maxOutputTokens: settings.maxOutputTokens,
-          tools: offeredTools(agent),
+          tools: offeredTools(agent, this.#mcp),
           ...request,
           conversation,
         },
@@ -289,6 +307,49 @@ export class Turn {
     } finally {
       unwatch();
     }
+  }
+
+  /** Asks every MCP server of the agent for its tools, side by side; the turn goes on without those that do not answer. */
+  async #listMcpTools(signal: AbortSignal): Promise<void> {
+    const servers = this.#agent.mcp_servers;
+    const turnId = this.session.state.turn?.turnId ?? '';
+    if (this.#mcpDown.turnId !== turnId) this.#mcpDown = { turnId, servers: new Set() };
+    const down = this.#mcpDown.servers;
+    const listed = await Promise.all(
+      servers
+        .filter(({ name }) => !down.has(name))
+        .map(async (server): Promise<[string, readonly McpTool[]] | null> => {
+          try {
+            await this.#requireReachable(server);
+            return [server.name, await this.#options.tools.mcp.tools(this.session.id, server, signal)];
+          } catch (error) {
+            if (!(error instanceof AppError)) throw error;
+            down.add(server.name);
+            const type =
+              error.code === 'mcp.authentication-failed'
+                ? 'mcp_authentication_failed_error'
+                : 'mcp_connection_failed_error';
+            const failure = { type, server: server.name, message: error.message } as const;
+            await this.#commit((_state, ids) => ({ drafts: [reportMcpFailure(failure, ids)] }));
+            return null;
+          }
+        }),
+    );
+    this.#mcp = new Map(listed.filter((one) => one !== null));
+  }
+
+  /** Refuses a server that the session's environment does not allow. @throws AppError `mcp.not-allowed` */
+  async #requireReachable(server: McpServer): Promise<void> {
+    const workspaceId = this.session.workspaceId ?? '';
+    const { networking } = await this.#options.tools.environment(workspaceId, this.session.state.environmentId);
+    if (networking.type === 'unrestricted' || networking.allow_mcp_servers) return;
+    const { hostname } = new URL(server.url);
+    if (hostAllowed(hostname, networking.allowed_hosts)) return;
+    throw new AppError(
+      'forbidden',
+      'mcp.not-allowed',
+      `The MCP server ${server.name} cannot be used: the environment allows neither MCP servers nor the host ${hostname}.`,
+    );
   }
 
   async #callModel(request: { id: string; messageId: string }): Promise<void> {
@@ -324,7 +385,7 @@ export class Turn {
         return await this.#modelFailed(reply, reply.errorType);
       }
       step.publish('model.answered');
-      const answer = answerOf(agent, reply, ids);
+      const answer = answerOf(agent, this.#mcp, reply, ids);
       await this.#commit((state, newIds) => {
         // An interrupt that came first wins: a cut call yields no message.
         if (state.openRequest?.id !== request.id || state.interruptPending) return null;
@@ -411,7 +472,7 @@ export class Turn {
       step.publish('tool.done');
       await this.#commit((state, ids) =>
         state.calls.some((open) => open.id === call.id)
-          ? this.#goOn(state, [recordToolResult(call.id, result, ids)], ids)
+          ? this.#goOn(state, [recordToolResult(call, result, ids)], ids)
           : null,
       );
     })()
@@ -429,8 +490,9 @@ export class Turn {
       const why = call.confirmation.denyMessage === null ? '' : `: ${call.confirmation.denyMessage}`;
       return failed(`The user denied this call${why}.`, 'denied');
     }
-    const resolved = resolveCall(this.#agent, call.name);
-    if (call.permission === 'deny' || resolved === null || resolved.kind === 'custom') {
+    if (call.server !== null && call.permission !== 'deny') return this.#runInMcpServer(call, call.server, signal);
+    const resolved = resolveCall(this.#agent, call.name, this.#mcp);
+    if (call.permission === 'deny' || resolved?.kind !== 'builtin') {
       return failed(
         '_invalid_arguments' in call.input
           ? `The arguments of ${call.name} are not a JSON object; call it again with valid JSON.`
@@ -454,6 +516,28 @@ export class Turn {
     return tool === undefined
       ? failed(`There is no tool named ${call.name}.`, 'completed')
       : this.#runInSandbox(call, tool, signal);
+  }
+
+  async #runInMcpServer(call: OpenCall, name: string, signal: AbortSignal): Promise<ToolResult> {
+    const { mcp, settings, outline } = this.#options.tools;
+    const server = this.#agent.mcp_servers.find((one) => one.name === name);
+    if (server === undefined) return failed(`The agent has no MCP server named ${name} any more.`, 'unavailable');
+    try {
+      await this.#requireReachable(server);
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'mcp.not-allowed') return failed(error.message, 'unavailable');
+      throw error;
+    }
+    const result = await mcp.call(this.session.id, server, call.name, call.input, {
+      signal,
+      timeoutMs: settings.toolDefaultTimeoutMs,
+      onSent: () => {
+        this.#sent.add(call.id);
+        step.publish('tool.sent');
+      },
+    });
+    if (result.content === undefined) return result;
+    return { ...result, content: await outline(this.session.workspaceId ?? '', result.content as ContentBlock[]) };
   }
 
   async #runInSandbox(call: OpenCall, tool: SandboxTool, signal: AbortSignal): Promise<ToolResult> {
@@ -527,13 +611,13 @@ export class Turn {
   async #cut(cut: Cut): Promise<void> {
     const { state } = this.session;
     const closed = await Promise.all(
-      runnableCalls(state).map(async (call) => ({ callId: call.id, result: await this.#stopCall(call, state) })),
+      runnableCalls(state).map(async (call) => ({ call, result: await this.#stopCall(call, state) })),
     );
     await this.#commit((now, ids) => {
       if (cut === INTERRUPTED && !now.interruptPending) return null;
       const drafts = closed
-        .filter(({ callId }) => now.calls.some((call) => call.id === callId))
-        .map(({ callId, result }) => recordToolResult(callId, result, ids));
+        .filter(({ call }) => now.calls.some(({ id }) => id === call.id))
+        .map(({ call, result }) => recordToolResult(call, result, ids));
       return this.#goOn(now, cutTurn(now, drafts, cut, this.#options.advance.worker, ids), ids);
     });
   }
@@ -550,7 +634,7 @@ export class Turn {
     // Nothing is sent after this; whether it was sent before is known only now.
     this.#inFlight.get(call.id)?.abort(new Error('cut'));
     if (outcome !== null) return { ...outcome, text: storableText(outcome.text) };
-    return this.#sentUnder.has(call.id)
+    return this.#sentUnder.has(call.id) || this.#sent.has(call.id)
       ? failed('Interrupted while it ran; its outcome is unknown.', 'unknown')
       : failed('Interrupted before it ran.', 'cancelled');
   }
@@ -594,7 +678,7 @@ function storableThinking(block: ThinkingBlock): ThinkingBlock {
 }
 
 /** What the model wants, judged by what the agent has and allows. A model that refused calls nothing. */
-function answerOf(agent: AgentSnapshot, reply: ModelReply, ids: PartIds): ModelAnswer {
+function answerOf(agent: AgentSnapshot, mcp: McpTools, reply: ModelReply, ids: PartIds): ModelAnswer {
   const calls = reply.refusal === null ? reply.calls : [];
   return {
     content: reply.content.map((part, at) =>
@@ -603,18 +687,18 @@ function answerOf(agent: AgentSnapshot, reply: ModelReply, ids: PartIds): ModelA
         : { type: part.type, id: ids.of(at, part.type), blocks: part.blocks.map(storableThinking) },
     ),
     calls: calls.map(({ name, input, rawInput }) => {
-      const resolved = resolveCall(agent, name);
+      const resolved = resolveCall(agent, name, mcp);
+      const plain = { name, input: input ?? {}, server: null };
       if (input === null) {
-        return {
-          name,
-          input: { _invalid_arguments: storableText(rawInput.slice(0, 10_000)) },
-          kind: 'builtin',
-          permission: 'deny',
-        };
+        const written = { _invalid_arguments: storableText(rawInput.slice(0, 10_000)) };
+        return { ...plain, input: written, kind: 'builtin', permission: 'deny' };
       }
-      if (resolved === null) return { name, input, kind: 'builtin', permission: 'deny' };
-      if (resolved.kind === 'custom') return { name, input, kind: 'custom', permission: 'allow' };
-      return { name, input, kind: 'builtin', permission: resolved.policy.type === 'always_ask' ? 'ask' : 'allow' };
+      if (resolved === null) return { ...plain, kind: 'builtin', permission: 'deny' };
+      if (resolved.kind === 'custom') return { ...plain, kind: 'custom', permission: 'allow' };
+      const permission = resolved.policy.type === 'always_ask' ? 'ask' : 'allow';
+      return resolved.kind === 'mcp'
+        ? { name: resolved.tool, input, server: resolved.server, kind: 'mcp', permission }
+        : { ...plain, kind: 'builtin', permission };
     }),
     usage: reply.usage,
     costUsd: reply.costUsd,
