@@ -255,6 +255,34 @@ describe('the chat fold', () => {
     });
   });
 
+  it('draws the failures of two MCP servers as two, and calls of their tools with the server’s name', () => {
+    const down = (mcp_server_name: string): [string, object] => [
+      'session.error',
+      {
+        error: {
+          type: 'mcp_connection_failed_error',
+          message: `${mcp_server_name} is down`,
+          retry_status: { type: 'retrying' },
+          mcp_server_name,
+        },
+      },
+    ];
+    const use = { mcp_server_name: 'wiki', name: 'find', input: { at: 1 }, evaluated_permission: 'ask' };
+    const answer = { content: text('found'), is_error: false, outcome: 'completed' };
+    const all = log(
+      ['session.created', events[0]?.data ?? {}],
+      down('tracker'),
+      down('files'),
+      ['agent.mcp_tool_use', use],
+      ['agent.mcp_tool_result', { ...answer, mcp_tool_use_id: 'sevt_4' }],
+    );
+    expect(foldChat(start(), framesOf(all)).items).toMatchObject([
+      { kind: 'error', attempts: 1, error: { mcp_server_name: 'tracker' } },
+      { kind: 'error', attempts: 1, error: { mcp_server_name: 'files' } },
+      { kind: 'tool', id: 'sevt_4', name: 'find', server: 'wiki', permission: 'ask', result: { isError: false } },
+    ]);
+  });
+
   it('passes over types that it does not know', () => {
     const chat = foldChat(start(), [
       { version: 40, event: { id: 'sevt_x', type: 'session.novelty', processed_at: null } },

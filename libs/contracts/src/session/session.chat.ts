@@ -248,7 +248,11 @@ function settleWait(draft: Draft, until: string | null): void {
 /** Attempts that the platform repeats by itself are one entry: the newest failure, and how many there were. */
 function addError(draft: Draft, id: string, at: string | null, error: SessionError): void {
   const last = draft.items.at(-1);
-  if (last?.kind === 'error' && last.error.retry_status.type === 'retrying')
+  if (
+    last?.kind === 'error' &&
+    last.error.retry_status.type === 'retrying' &&
+    last.error.mcp_server_name === error.mcp_server_name
+  )
     draft.items[draft.items.length - 1] = { ...last, at, error, attempts: last.attempts + 1 };
   else draft.items.push({ kind: 'error', id, at, error, attempts: 1 });
 }

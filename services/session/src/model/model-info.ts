@@ -84,7 +84,8 @@ export class ModelInfo {
       this.#asking ??= this.#ask().finally(() => {
         this.#asking = null;
       });
-      await this.#asking;
+      // What was known goes on to count while it is asked anew.
+      if (this.#known.untilMs === 0) await this.#asking;
     }
     const { entries } = this.#known;
     const exact = entries.filter((entry) => entry.model_name === model);

@@ -87,7 +87,7 @@ export class McpServers {
     try {
       connection = await this.#connection(sessionId, server, signal);
     } catch (error) {
-      if (error instanceof AppError) return failed(error.message, 'unavailable');
+      if (error instanceof AppError && error.code.startsWith('mcp.')) return failed(error.message, 'unavailable');
       throw error;
     }
     try {
@@ -164,7 +164,7 @@ export class McpServers {
     } catch (error) {
       await client.close();
       signal.throwIfAborted();
-      if (error instanceof AppError) throw error;
+      if (error instanceof AppError && error.code.startsWith('mcp.')) throw error;
       if (refusal?.code.startsWith('mcp.') === true) throw refusal;
       const why = refusal?.message ?? `It gave no answer that could be used within ${this.#bounds.connectMs} ms.`;
       throw new AppError(

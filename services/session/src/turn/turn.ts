@@ -323,7 +323,7 @@ export class Turn {
             await this.#requireReachable(server);
             return [server.name, await this.#options.tools.mcp.tools(this.session.id, server, signal)];
           } catch (error) {
-            if (!(error instanceof AppError)) throw error;
+            if (!(error instanceof AppError) || !error.code.startsWith('mcp.')) throw error;
             down.add(server.name);
             const type =
               error.code === 'mcp.authentication-failed'
