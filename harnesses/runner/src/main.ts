@@ -5,9 +5,10 @@ import { join } from 'node:path';
 import { carryToHub, carryToSocket, startEgressRelay } from './egress-relay.ts';
 import { HubPlace, type HubPlaceOptions, pinnedAgent } from './hub-place.ts';
 import { Journal } from './journal.ts';
+import { Outputs } from './outputs.ts';
 import { Runner } from './runner.ts';
 import { Tools } from './tools.ts';
-import { linkSession, Uploads } from './uploads.ts';
+import { linkSession, makeSession, Uploads } from './uploads.ts';
 
 /** The first program of a sandbox. Settings come from its environment; on one machine it is handed two open files. */
 const TOKEN_FILE = 3;
@@ -27,9 +28,11 @@ const setting = (name: string): string | undefined => process.env[`HOLDFAST_${na
 const hubUrl = setting('HUB_URL');
 const workspace = setting('WORKSPACE') ?? '/workspace';
 const home = process.env['HOME'] ?? '/home/agent';
+const session = join(home, '.session');
 const proxyPort = Number(setting('PROXY_PORT') ?? 3128);
 
 process.umask(Number.parseInt(setting('UMASK') ?? '022', 8));
+makeSession(session);
 const proxy = `http://127.0.0.1:${proxyPort}`;
 const network: Record<string, string> =
   proxyPort === 0
@@ -52,7 +55,8 @@ const runner = new Runner({
   aloneMs,
   journal,
   tools: new Tools({ workspace, home, scratch: join(home, '.holdfast'), alone: setting('ALONE') === '1' }),
-  uploads: new Uploads(join(home, '.session')),
+  uploads: new Uploads(session),
+  outputs: new Outputs(join(session, 'outputs')),
   defaults: { LANG: 'C.UTF-8', TERM: 'dumb' },
   fixed: { PATH: process.env['PATH'] ?? '/usr/local/bin:/usr/bin:/bin', HOME: home, ...network },
   leave: (code) => process.exit(code),
@@ -84,7 +88,7 @@ function inPod(url: string): Surroundings {
   // No name leads there any more: nothing but the runner can reach it.
   unlinkSync(path);
   process.chdir('/');
-  linkSession(join(home, '.session'));
+  linkSession(session);
   return {
     journal: new Journal(file, false),
     hub: {

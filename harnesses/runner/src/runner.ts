@@ -6,6 +6,7 @@ import { WebSocket } from 'ws';
 import type { HubPlace } from './hub-place.ts';
 import type { Journal } from './journal.ts';
 import { MAX_WHOLE_BYTES } from './output.ts';
+import type { Outputs } from './outputs.ts';
 import type { Tools } from './tools.ts';
 import type { Uploads } from './uploads.ts';
 
@@ -29,6 +30,7 @@ export interface RunnerOptions {
   readonly journal: Journal;
   readonly tools: Tools;
   readonly uploads: Uploads;
+  readonly outputs: Outputs;
   /** What every call's environment has where the platform says nothing else. */
   readonly defaults: Readonly<Record<string, string>>;
   /** What every call's environment has whatever the platform says. */
@@ -168,6 +170,18 @@ export class Runner {
         void this.#options.uploads
           .take(message)
           .then((fault) => this.#send({ type: 'uploaded', id: message.id, fault }));
+        return;
+      case 'outputs':
+        void this.#options.outputs
+          .list(message.limit)
+          .then((found) => this.#send({ type: 'outputs-found', id: message.id, ...found }));
+        return;
+      case 'read-output':
+        void this.#options.outputs
+          .read(message.file, message.at, message.bytes)
+          .then((bytes) =>
+            this.#send({ type: 'output-read', id: message.id, data: bytes?.toString('base64') ?? null }),
+          );
         return;
       case 'over-limit':
         for (const controller of this.#running.values()) controller.abort(message.text);

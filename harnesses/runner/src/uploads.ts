@@ -1,4 +1,4 @@
-import { symlinkSync } from 'node:fs';
+import { mkdirSync, symlinkSync } from 'node:fs';
 import { type FileHandle, mkdir, open, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { HubMessage, UploadedFile } from '@holdfast/contracts';
@@ -8,7 +8,17 @@ const SESSION_PATH = '/mnt/session';
 
 type Piece = Extract<HubMessage, { type: 'upload' }>;
 
-/** Makes the folder reachable under its name, where that can be done and was not before. */
+/** Makes the folders that every session has. */
+export function makeSession(folder: string): void {
+  try {
+    for (const name of ['uploads', 'outputs']) mkdirSync(join(folder, name), { recursive: true });
+  } catch (error) {
+    // The agent owns its home, and may have put something else there.
+    process.stderr.write(`${folder} could not be made: ${(error as Error).message}\n`);
+  }
+}
+
+/** Makes the session's folder reachable under its name, where that can be done and was not before. */
 export function linkSession(folder: string): void {
   try {
     symlinkSync(folder, SESSION_PATH);
@@ -32,10 +42,8 @@ export class Uploads {
     this.#notes = join(folder, '.uploaded.json');
   }
 
-  /** The paths of those that were not put here yet. Makes the folders that the session always has. */
+  /** The paths of those that were not put here yet. */
   async missing(files: readonly UploadedFile[]): Promise<string[]> {
-    for (const name of ['uploads', 'outputs'])
-      await mkdir(join(this.#folder, name), { recursive: true }).catch(() => undefined);
     const put = await this.#read();
     return files.filter(({ path, digest }) => put[path] !== digest).map(({ path }) => path);
   }

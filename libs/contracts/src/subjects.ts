@@ -55,7 +55,7 @@ export function openPreviewSubject(sessionId: string): string {
  * Commands that only the service holding a runner's link may answer, by the sandbox's id, or by the pod's UID while
  * nobody has claimed the pod.
  */
-export function sandboxLinkSubject(id: string, verb: 'exec' | 'cancel' | 'claim' | 'bind'): string {
+export function sandboxLinkSubject(id: string, verb: 'exec' | 'cancel' | 'claim' | 'bind' | 'harvest'): string {
   return `cmd.sandbox.${id}.link.${verb}`;
 }
 

@@ -229,6 +229,26 @@ describe('files', () => {
     });
   }, 90_000);
 
+  it('that a session leaves in its outputs folder are its files when it is idle', async () => {
+    const id = await client.session();
+    const run = async (command: string) => {
+      await client.json(`/v1/sessions/${id}/events`, { json: { events: [userMessage(`RUN[${command}]`)] } });
+      await client.untilIdle(id, 60_000);
+      return (await client.json<{ data: FileResource[] }>(`/v1/files?scope_id=${id}`)).data;
+    };
+    expect(await run('true')).toEqual([]);
+    const [report] = await run('mkdir -p /mnt/session/outputs/a && echo done > /mnt/session/outputs/a/report.txt');
+    expect(report).toMatchObject({ filename: 'report.txt', x_path: 'a/report.txt', scope: { type: 'session', id } });
+    expect(await (await client.api(`/v1/files/${report?.id}/content`)).text()).toBe('done\n');
+    expect(await run('cat /mnt/session/outputs/a/report.txt')).toEqual([report]);
+    const all = await run('seq 8000000 > /mnt/session/outputs/big.txt; ln -s /etc/passwd /mnt/session/outputs/link');
+    expect(all.map(({ x_path }) => x_path)).toEqual(['big.txt', 'a/report.txt']);
+    const big = Buffer.from(await (await client.api(`/v1/files/${all[0]?.id}/content`)).arrayBuffer());
+    expect(big.length).toBe(all[0]?.size_bytes);
+    expect(big.toString('utf8', big.length - 8)).toBe('8000000\n');
+    expect(await stranger.json(`/v1/files?scope_id=${id}`)).toMatchObject({ data: [] });
+  }, 120_000);
+
   it('are held in no memory, however large: uploaded, downloaded, too large, and cut off', async () => {
     const pid = platform.pid('gateway-api');
     // A first one, so that what any upload loads is loaded.

@@ -35,6 +35,8 @@ export const sessionConfig = z.object({
   MODEL_MAX_OUTPUT_TOKENS: positive(16_384),
   /** Context above so many tokens is compacted before the next model call. */
   MODEL_CONTEXT_TOKENS: positive(150_000),
+  /** Largest output of a session that is kept as a file. */
+  FILE_MAX_BYTES: positive(500 * 1024 ** 2),
   /** What the files of one workspace may hold together. */
   FILE_QUOTA_BYTES: positive(500 * 1024 ** 3),
   WEB_FETCH_TIMEOUT_MS: positive(30_000),

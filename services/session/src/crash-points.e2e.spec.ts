@@ -121,6 +121,20 @@ describe('a process that dies', () => {
     60_000,
   );
 
+  it.each(['outputs.found', 'outputs.kept'])(
+    'at %s makes one file of what a session left, and the turn ends',
+    async (step) => {
+      const id = await client.session();
+      await converse(id, 'RUN[true]');
+      arm(step);
+      await converse(id, 'RUN[echo out > /mnt/session/outputs/out.txt]');
+      await expectReached(step);
+      const { data } = await client.json<{ data: object[] }>(`/v1/files?scope_id=${id}`);
+      expect(data).toMatchObject([{ filename: 'out.txt', size_bytes: 4 }]);
+    },
+    90_000,
+  );
+
   it('at the first tool call, between the sandbox that was made and the call', async () => {
     const id = await client.session();
     arm('tool.attached');

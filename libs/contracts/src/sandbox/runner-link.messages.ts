@@ -39,6 +39,10 @@ export type RunnerOutcome = z.infer<typeof outcome>;
 const upload = z.object({ path: z.string(), digest: z.string() });
 export type UploadedFile = z.infer<typeof upload>;
 
+/** A file in the outputs folder; another stamp is another content. */
+const output = z.object({ path: z.string().max(1_024), bytes: z.int().min(0), stamp: z.string().max(128) });
+export type OutputFile = z.infer<typeof output>;
+
 export const hubMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('challenge'), nonce: z.string() }),
   /** The key is bound: from now on it is the proof, the token is not asked for again. A `welcome` follows with the claim. */
@@ -67,6 +71,10 @@ export const hubMessage = z.discriminatedUnion('type', [
     data: z.string(),
     last: z.boolean(),
   }),
+  /** What lies in the outputs folder? */
+  z.object({ type: z.literal('outputs'), id: z.string(), limit: z.int() }),
+  /** The bytes of one of them from a place on. */
+  z.object({ type: z.literal('read-output'), id: z.string(), file: output, at: z.int().min(0), bytes: z.int().min(1) }),
   /** The workspace is above its bound: everything that may write is killed. */
   z.object({ type: z.literal('over-limit'), text: z.string() }),
 ]);
@@ -95,6 +103,10 @@ export const runnerMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('missing'), id: z.string(), paths: z.array(z.string()) }),
   /** Answer to upload; why it cannot be put there, else null. */
   z.object({ type: z.literal('uploaded'), id: z.string(), fault: z.string().max(1_000).nullable() }),
+  /** Answer to outputs, in the order of their paths; `more` = there are more than were asked for. */
+  z.object({ type: z.literal('outputs-found'), id: z.string(), files: z.array(output).max(10_000), more: z.boolean() }),
+  /** Answer to read-output, base64; null = it is not as it was any more. */
+  z.object({ type: z.literal('output-read'), id: z.string(), data: z.string().nullable() }),
   /** Answer to measure; null = more files than can be counted in time. */
   z.object({ type: z.literal('measured'), id: z.string(), bytes: z.int().min(0).nullable() }),
 ]);

@@ -105,6 +105,30 @@ export const EXEC_ALIVE_MS = 1_000;
 /** What a tool result shows of its output; the rest is kept in a file of the sandbox and as a blob. */
 export const TOOL_OUTPUT_CHARS = 30_000;
 
+/** `…link.harvest`: puts what lies in the session's outputs folder into the blob store. Replies as exec's; `found` is the last. */
+export interface HarvestBody {
+  readonly sessionId: string;
+  readonly generation: number;
+  /** A larger file is left out. */
+  readonly maxFileBytes: number;
+}
+export interface FoundOutput {
+  /** Below the outputs folder. */
+  readonly path: string;
+  readonly digest: string;
+  readonly sizeBytes: number;
+}
+/** What could not be had, and why. */
+export interface LeftOutOutput {
+  readonly path: string;
+  readonly reason: string;
+}
+export interface FoundOutputs {
+  readonly files: readonly FoundOutput[];
+  readonly leftOut: readonly LeftOutOutput[];
+}
+export type HarvestUpdate = { readonly kind: 'alive' } | ({ readonly kind: 'found' } & FoundOutputs);
+
 /** `…link.cancel`: kills the call's process tree, or leaves a tombstone when it never started. Answers its outcome. */
 export const cancelBody = z.object({ sessionId: z.string(), callId: z.string(), generation: z.int() });
 export type CancelBody = z.infer<typeof cancelBody>;

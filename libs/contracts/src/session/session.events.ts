@@ -402,6 +402,18 @@ export const ForkCreated = durableEvent({
   data: z.object({ fork_session_id: z.string(), event_id: z.string(), version: z.int() }),
 });
 
+export const OutputsKept = durableEvent({
+  type: 'session.outputs_kept',
+  schemaVersion,
+  aggregate,
+  summary:
+    'Of the outputs folder these became files since the last time; `left_out` is all that could not, and is told once as an error.',
+  data: z.object({
+    files: z.array(z.object({ file_id: z.string(), path: z.string(), digest: z.string(), size_bytes: z.int() })),
+    left_out: z.array(z.object({ path: z.string(), reason: z.string() })),
+  }),
+});
+
 /** Every event of a session, in one frozen list; everything else about them is derived from it. */
 export const sessionEvents = Object.freeze([
   SessionCreated,
@@ -433,6 +445,7 @@ export const sessionEvents = Object.freeze([
   SandboxAttached,
   SessionForked,
   ForkCreated,
+  OutputsKept,
 ] as const);
 
 /** A stored session event, discriminated by `type`. */

@@ -114,6 +114,7 @@ describe('wire frames', () => {
     expect(internal.sort()).toEqual([
       'session.created',
       'session.fork_created',
+      'session.outputs_kept',
       'session.resources_changed',
       'session.sandbox_attached',
       'session.turn_started',

@@ -150,6 +150,7 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
     case 'agent.mcp_tool_result':
     case 'agent.custom_tool_use':
     case 'session.sandbox_attached':
+    case 'session.outputs_kept':
       return next;
     default:
       return unreachable(event);

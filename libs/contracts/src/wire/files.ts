@@ -29,6 +29,8 @@ export const fileResource = z.strictObject({
   expires_at: timestamp.nullable(),
   /** The session that made it; null = uploaded. */
   scope: z.strictObject({ id: z.string(), type: z.literal('session') }).nullable(),
+  /** Additive: where below the outputs folder the session left it; absent of what was uploaded. */
+  x_path: z.string().optional(),
 });
 export type FileResource = DeepReadonly<z.infer<typeof fileResource>>;
 
@@ -50,8 +52,8 @@ export interface CreateFileBody {
   readonly digest: string;
   readonly sizeBytes: number;
   readonly expiresInSeconds: number | null;
-  /** The session that made it; null = uploaded. */
-  readonly sessionId: string | null;
+  /** The session that made it, and where below its outputs folder; null = uploaded. */
+  readonly output: { readonly sessionId: string; readonly path: string } | null;
 }
 
 const EXTENSIONS: Readonly<Record<string, string>> = {
@@ -67,6 +69,13 @@ const EXTENSIONS: Readonly<Record<string, string>> = {
   'text/markdown': '.md',
   'text/plain': '.txt',
 };
+
+/** A file's name from any path: its last component without what no name may hold. */
+export function nameOfPath(path: string): string {
+  const last = path.slice(path.lastIndexOf('/') + 1);
+  const name = last.replace(/[<>:"|?*\\\p{Cc}]/gu, '_').slice(0, LIMITS.fileNameChars);
+  return fileName.safeParse(name).success ? name : 'unnamed';
+}
 
 /** The name of a file that came without one. */
 export function unnamedFile(type: string): string {

@@ -40,6 +40,8 @@ export const LIMITS = {
   /** Files that one list may be asked for by their ids. */
   fileIds: 100,
   sessionResources: 100,
+  /** Files that are kept of one session's outputs folder. */
+  sessionOutputs: 1_000,
   mountPathChars: 512,
   fileExpirySecondsMin: 3_600,
   fileExpirySecondsMax: 90 * 86_400,

@@ -6,6 +6,7 @@ import { LIMITS } from './limits.ts';
 
 /** Where a session's files lie in its sandbox, and where the agent leaves what shall be kept of its work. */
 export const UPLOADS_PATH = '/mnt/session/uploads';
+export const OUTPUTS_PATH = '/mnt/session/outputs';
 
 /**
  * Where in a sandbox a file is put: always below {@link UPLOADS_PATH}, however it is written (`/data.csv`, `data.csv`, or in

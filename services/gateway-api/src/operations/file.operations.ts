@@ -45,7 +45,7 @@ export function fileOperations(parts: {
           digest: kept.digest,
           sizeBytes: kept.sizeBytes,
           expiresInSeconds: fields.expires_in_seconds ?? null,
-          sessionId: null,
+          output: null,
         };
         return commands.send<FileResource>(
           'file',

@@ -8,7 +8,13 @@ import {
   EXEC_ALIVE_MS,
   type ExecBody,
   type ExecReply,
+  type FoundOutput,
+  type FoundOutputs,
+  type HarvestBody,
+  type HarvestUpdate,
   isAppError,
+  type LeftOutOutput,
+  LIMITS,
   sandboxLinkSubject,
   TOOL_OUTPUT_CHARS,
   type ToolOutcome,
@@ -33,6 +39,8 @@ export class LinkedSandbox {
   #link: RunnerLink | null = null;
   #registrations: Registration[] = [];
   #retired = false;
+  /** Outputs that are in the blob store, by path and stamp. */
+  #harvested: ReadonlyMap<string, FoundOutput> = new Map();
   /** Which files were put there over which link, and whoever waits for that. */
   #uploads: { readonly link: RunnerLink; readonly files: string; readonly done: Promise<string | null> } | null = null;
 
@@ -109,6 +117,9 @@ export class LinkedSandbox {
       bus.replyMany<ExecBody, ExecReply>(sandboxLinkSubject(id, 'exec'), {}, (body, _context, send) =>
         this.#exec(body, send),
       ),
+      bus.replyMany<HarvestBody, HarvestUpdate>(sandboxLinkSubject(id, 'harvest'), {}, (body, _context, send) =>
+        this.#harvest(body, send),
+      ),
       bus.reply<CancelBody, ToolOutcome>(sandboxLinkSubject(id, 'cancel'), {}, async ({ callId, generation }) => ({
         ...(await this.link.cancel(callId, generation)),
         fullOutput: null,
@@ -130,6 +141,50 @@ export class LinkedSandbox {
       clearInterval(alive);
       this.lastUsedMs = Date.now();
     }
+  }
+
+  async #harvest({ generation, maxFileBytes }: HarvestBody, send: (reply: HarvestUpdate) => void): Promise<void> {
+    const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
+    try {
+      await this.claim(generation);
+      send({ kind: 'found', ...(await this.#outputs(maxFileBytes)) });
+    } finally {
+      clearInterval(alive);
+      this.lastUsedMs = Date.now();
+    }
+  }
+
+  /** Puts what lies in the outputs folder into the blob store, unless it was there before. */
+  async #outputs(maxFileBytes: number): Promise<FoundOutputs> {
+    const { link } = this;
+    const found = await link.outputs(LIMITS.sessionOutputs);
+    const files: FoundOutput[] = [];
+    const leftOut: LeftOutOutput[] = found.more
+      ? [{ path: '', reason: `only ${LIMITS.sessionOutputs} files are kept` }]
+      : [];
+    const known = new Map<string, FoundOutput>();
+    for (const file of found.files) {
+      const key = `${file.path} ${file.stamp}`;
+      const before = this.#harvested.get(key);
+      if (before === undefined && file.bytes > maxFileBytes) {
+        leftOut.push({ path: file.path, reason: `it is larger than ${maxFileBytes} bytes` });
+        continue;
+      }
+      try {
+        const { fileBlobs } = this.#parts;
+        const kept = before ?? {
+          path: file.path,
+          ...(await fileBlobs.put(this.row.workspace_id, link.readOutput(file))),
+        };
+        known.set(key, kept);
+        files.push(kept);
+      } catch (error) {
+        if (!isAppError(error) || error.code !== 'sandbox.output-changed') throw error;
+        leftOut.push({ path: file.path, reason: 'it was being written' });
+      }
+    }
+    this.#harvested = known;
+    return { files, leftOut };
   }
 
   /** Puts the session's files there, once for each link; why that cannot be done, else null. */

@@ -137,6 +137,54 @@ describe('files of a session', () => {
   }
 });
 
+describe('outputs', () => {
+  const MIB = 1024 * 1024;
+  /** Plays a runner whose outputs are these. */
+  function leaving(
+    contents: Record<string, Buffer>,
+    pieceOf: (path: string, piece: Buffer) => Buffer | null = (_, b) => b,
+  ) {
+    runner.socket.on('message', (data) => {
+      const message = JSON.parse(String(data as Buffer)) as (typeof runner.heard)[number];
+      if (message.type === 'outputs') {
+        const files = Object.entries(contents).map(([path, { length }]) => ({ path, bytes: length, stamp: 's' }));
+        runner.say({ type: 'outputs-found', id: message.id, files: files.slice(0, message.limit), more: false });
+      }
+      if (message.type !== 'read-output') return;
+      const { file, at, bytes, id } = message;
+      const piece = pieceOf(file.path, contents[file.path]?.subarray(at, at + bytes) ?? Buffer.alloc(0));
+      runner.say({ type: 'output-read', id, data: piece?.toString('base64') ?? null });
+    });
+  }
+  const bytesOf = async (pieces: AsyncIterable<Buffer>): Promise<Buffer> => {
+    const all: Buffer[] = [];
+    for await (const piece of pieces) all.push(piece);
+    return Buffer.concat(all);
+  };
+
+  it('are listed and read, whatever their size', async () => {
+    await welcome();
+    const contents = Object.fromEntries([0, 1, MIB, 3 * MIB + 1].map((size) => [`${size}`, Buffer.alloc(size, 'x')]));
+    leaving(contents);
+    const { files } = await link.outputs(10);
+    expect(files.map(({ path }) => path)).toEqual(Object.keys(contents));
+    for (const file of files)
+      expect((await bytesOf(link.readOutput(file))).equals(contents[file.path] as Buffer)).toBe(true);
+  });
+
+  it.each([
+    ['that was changed meanwhile', () => null],
+    ['that is shorter than it was said to be', () => Buffer.alloc(0)],
+    ['that is longer than it was said to be', () => Buffer.alloc(20)],
+  ])('one %s is not taken for whole', async (_name, pieceOf) => {
+    await welcome();
+    leaving({ a: Buffer.alloc(10) }, pieceOf);
+    const [file] = (await link.outputs(1)).files;
+    if (file === undefined) throw new Error('not listed');
+    await expect(bytesOf(link.readOutput(file))).rejects.toMatchObject({ code: 'sandbox.output-changed' });
+  });
+});
+
 describe('a call', () => {
   it('waits for the welcome; whoever asks before is told so', async () => {
     for (const early of [link.exec(call), link.claim(1), link.cancel('c1', 1)])

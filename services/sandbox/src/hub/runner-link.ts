@@ -5,6 +5,7 @@ import {
   type ExecBody,
   type HubMessage,
   LINK_SILENCE_MS,
+  type OutputFile,
   RUNNER_LEFT,
   type RunnerMessage,
   type RunnerOutcome,
@@ -186,6 +187,25 @@ export class RunnerLink {
     }
   }
 
+  /** What lies in the outputs folder, at most `limit` files. @throws AppError `sandbox.link-lost` */
+  async outputs(limit: number): Promise<{ readonly files: readonly OutputFile[]; readonly more: boolean }> {
+    return this.#ask('outputs-found', UPLOAD_MS, (id) => ({ type: 'outputs', id, limit }));
+  }
+
+  /** The bytes of one of them. @throws AppError `sandbox.link-lost`, `sandbox.output-changed` */
+  async *readOutput(file: OutputFile): AsyncGenerator<Buffer, void> {
+    for (let at = 0; at < file.bytes; ) {
+      const { data } = await this.#ask('output-read', UPLOAD_MS, (id) => ({
+        ...{ type: 'read-output', id, file, at, bytes: UPLOAD_PIECE_BYTES },
+      }));
+      const piece = Buffer.from(data ?? '', 'base64');
+      if (data === null || piece.length === 0 || piece.length > file.bytes - at)
+        throw new AppError('conflict', 'sandbox.output-changed', 'It was changed while it was read.');
+      yield piece;
+      at += piece.length;
+    }
+  }
+
   /** Kills everything that may write, and says why. */
   overLimit(text: string): void {
     this.#send({ type: 'over-limit', text });
@@ -267,6 +287,8 @@ export class RunnerLink {
       case 'measured':
       case 'missing':
       case 'uploaded':
+      case 'outputs-found':
+      case 'output-read':
         // One that nobody waits for any more came too late.
         this.#questions.get(message.id)?.answer(message);
         return;

@@ -58,7 +58,8 @@ export class FileCommands {
         downloadable: true,
         expires_at:
           body.expiresInSeconds === null ? null : new Date(nowMs + body.expiresInSeconds * 1_000).toISOString(),
-        scope: body.sessionId === null ? null : { id: body.sessionId, type: 'session' },
+        scope: body.output === null ? null : { id: body.output.sessionId, type: 'session' },
+        ...(body.output === null ? {} : { x_path: body.output.path }),
       };
       await appendObject(
         this.#log,
@@ -75,7 +76,7 @@ export class FileCommands {
               JSON.stringify(file),
               body.digest,
               file.size_bytes,
-              body.sessionId,
+              body.output?.sessionId ?? null,
               file.created_at,
               file.expires_at,
             ],

@@ -71,7 +71,7 @@ async function bodyOf(text: string, rest: Partial<CreateFileBody> = {}): Promise
     digest,
     sizeBytes,
     expiresInSeconds: null,
-    sessionId: null,
+    output: null,
     ...rest,
   };
 }
@@ -87,7 +87,7 @@ const isThere = (digest: string): Promise<boolean> =>
 
 describe('a file', () => {
   it('is a row and an audit event with its digest, in one commit', async () => {
-    const made = await make('audited', { expiresInSeconds: 3_600, sessionId: 'sesn_one' });
+    const made = await make('audited', { expiresInSeconds: 3_600, output: { sessionId: 'sesn_one', path: 'a/a.txt' } });
     const { rows } = await pool.query(
       `select e.type, e.data, f.resource, f.digest, f.size_bytes, f.scope_id, f.workspace_id
        from events e join files f on e.stream_id = 'file-' || f.id where f.id = $1`,

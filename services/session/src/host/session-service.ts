@@ -35,6 +35,7 @@ import { Idempotent } from '../commands/idempotent.ts';
 import type { SessionConfig } from '../config.ts';
 import { FileCollector } from '../files/file.collector.ts';
 import { FileCommands } from '../files/file.commands.ts';
+import { OutputKeeper } from '../files/output-keeper.ts';
 import { HttpModelGateway } from '../model/gateway.ts';
 import { ModelInfo } from '../model/model-info.ts';
 import { PostgresRelaySource } from '../relay/relay-source.ts';
@@ -132,6 +133,14 @@ export class SessionService {
       { connectMs: config.MCP_CONNECT_MS, maxBytes: config.MCP_MAX_BYTES, maxTools: config.MCP_MAX_TOOLS },
       mcpNetwork,
     );
+    const files = new FileCommands({
+      log,
+      pool,
+      catalogue,
+      idempotent,
+      blobs: fileBlobs,
+      quotaBytes: config.FILE_QUOTA_BYTES,
+    });
     const turns = new TurnWorker({
       owner: `${instance}:${randomUUID()}`,
       log,
@@ -140,6 +149,7 @@ export class SessionService {
       store,
       logger,
       tools: {
+        outputs: new OutputKeeper(log, files, instance),
         model,
         sandboxes: new SandboxClient(bus),
         webFetch: new WebFetch(
@@ -162,6 +172,7 @@ export class SessionService {
           sandboxWaitMs: config.SANDBOX_WAIT_MS,
           toolTimeoutMs: config.TOOL_TIMEOUT_MS,
           toolDefaultTimeoutMs: config.TOOL_DEFAULT_TIMEOUT_MS,
+          outputMaxBytes: config.FILE_MAX_BYTES,
         },
       },
       bounds: {
@@ -183,14 +194,7 @@ export class SessionService {
     const handlers = commandHandlers({
       catalogue: new CatalogueCommands(log, catalogue, idempotent),
       credentials: new CredentialCommands(log, source, idempotent, onRevoked),
-      files: new FileCommands({
-        log,
-        pool,
-        catalogue,
-        idempotent,
-        blobs: fileBlobs,
-        quotaBytes: config.FILE_QUOTA_BYTES,
-      }),
+      files,
       sessions: new SessionCommands({ store, log, pool, catalogue, idempotent, turns }),
     });
     for (const aggregate of ['session', 'agent', 'environment', 'file', 'api_key'] as const) {

@@ -4,6 +4,7 @@ import {
   type ClientEventParam,
   type ForkPoint,
   type JsonObject,
+  type LeftOutOutput,
   LIMITS,
   type ModelUsage,
   type MountedFile,
@@ -631,6 +632,41 @@ export function attachSandbox(sandbox: { sandboxId: string; journalId: string },
   });
 }
 
+/** New files of the outputs folder; what could not be kept is told once, until it is something else. Empty = nothing new. */
+export function recordOutputs(
+  state: SessionState,
+  files: readonly { fileId: string; path: string; digest: string; sizeBytes: number }[],
+  leftOut: readonly LeftOutOutput[],
+  ids: IdSource,
+): Draft[] {
+  const told = JSON.stringify(leftOut) === state.leftOut;
+  if (files.length === 0 && told) return [];
+  const kept = draft(ids, {
+    type: 'session.outputs_kept',
+    data: {
+      files: files.map(({ fileId, path, digest, sizeBytes }) => ({
+        file_id: fileId,
+        path,
+        digest,
+        size_bytes: sizeBytes,
+      })),
+      left_out: [...leftOut],
+    },
+  });
+  if (told || leftOut.length === 0) return [kept];
+  const named = leftOut.slice(0, 5).map(({ path, reason }) => (path === '' ? reason : `${path}: ${reason}`));
+  if (leftOut.length > named.length) named.push(`and ${leftOut.length - named.length} more`);
+  return [kept, reportUnkept(`Some outputs were not kept as files: ${named.join('; ')}.`, ids)];
+}
+
+/** What of a session's outputs is not kept; it is tried again when a later turn ends. */
+export function reportUnkept(message: string, ids: IdSource): Draft {
+  return draft(ids, {
+    type: 'session.error',
+    data: { error: { type: 'unknown_error', message, retry_status: { type: 'retrying' } } },
+  });
+}
+
 /** A turn waits for its sandbox; it goes on by itself when the cluster can. */
 export function reportWaiting(reason: SandboxReason, ids: IdSource): Draft {
   return draft(ids, {
@@ -776,7 +812,7 @@ export interface Advance {
 export function advance(
   state: SessionState,
   first: readonly Draft[],
-  options: { bounds: TurnBounds; contextLimitTokens: number; nowMs: number; worker: string },
+  options: { bounds: TurnBounds; contextLimitTokens: number; nowMs: number; worker: string; holdEnd?: boolean },
   ids: IdSource,
 ): Advance {
   const drafts = [...first];
@@ -791,6 +827,8 @@ export function advance(
       drafts.push(...beginModelRequest(now, model, ids));
       return { drafts, idle: false };
     }
+    // The turn is over, and something is to be done before the log says so.
+    if (options.holdEnd === true) return { drafts, idle: false };
     if (next.kind === 'interrupted') {
       if (runnableCalls(now).length > 0) return { drafts, idle: false };
       drafts.push(...cutTurn(now, [], INTERRUPTED, options.worker, ids));

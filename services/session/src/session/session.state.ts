@@ -58,6 +58,8 @@ export interface SessionState {
   readonly environmentId: string;
   readonly contextKey: string | null;
   readonly resources: readonly MountedFile[];
+  /** What of the outputs could not be kept and was told, as JSON. */
+  readonly leftOut: string;
   readonly title: string | null;
   readonly metadata: Readonly<Record<string, string>>;
   /** Generation of the newest lease, as the last `session.turn_started` recorded it. */
@@ -91,6 +93,7 @@ export const initialState: SessionState = {
   environmentId: '',
   contextKey: null,
   resources: [],
+  leftOut: '[]',
   title: null,
   metadata: {},
   generation: 0,
@@ -360,6 +363,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         environmentId: event.data.environment_id,
         contextKey: null,
         resources: event.data.resources ?? [],
+        leftOut: '[]',
         title: event.data.title,
         metadata: event.data.metadata,
         generation: 0,
@@ -371,6 +375,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         sandbox: null,
         owesStep: false,
       };
+    case 'session.outputs_kept':
+      return { ...next, leftOut: JSON.stringify(event.data.left_out) };
     case 'agent.message':
     case 'agent.thinking':
     case 'session.fork_created':

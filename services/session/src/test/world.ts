@@ -23,6 +23,9 @@ import {
   type EnsureSandboxUpdate,
   type ExecBody,
   type ExecReply,
+  type FoundOutputs,
+  type HarvestBody,
+  type HarvestUpdate,
   newId,
   type Session,
   type SessionEvent,
@@ -30,9 +33,11 @@ import {
   type ToolOutcome,
 } from '@holdfast/contracts';
 import { createLogPool, EventLog } from '@holdfast/event-store';
+import { type BlobConfig, blobSettings } from '@holdfast/platform';
 import { type NatsServer, startNats, type TestDatabase, testDatabase, testRunDir } from '@holdfast/testing';
 import type pg from 'pg';
 import { pino } from 'pino';
+import { z } from 'zod';
 import { startDemoGateway } from '../../../../bin/src/demo-gateway/server.ts';
 import { sessionConfig } from '../config.ts';
 import { SessionService } from '../host/session-service.ts';
@@ -164,6 +169,10 @@ export class ScriptedSandbox {
     sandboxId: `sbx_${body.sessionId}`,
     journalId: 'journal',
   });
+  /** What lies in its outputs folder; null = it cannot be reached for that. */
+  outputs: FoundOutputs | null = { files: [], leftOut: [] };
+  /** How often it was asked for its outputs. */
+  harvests = 0;
   run: (body: ExecBody) => Promise<string> = async (body) => {
     const line = typeof body.input['command'] === 'string' ? body.input['command'] : '';
     if (line.startsWith('sleep')) await sleep(3_000);
@@ -180,6 +189,12 @@ export class ScriptedSandbox {
       send({ kind: 'alive' });
       const text = await this.run(body);
       send({ kind: 'done', result: { outcome: 'completed', isError: false, text, fullOutput: null } });
+    });
+    bus.replyMany<HarvestBody, HarvestUpdate>('cmd.sandbox.*.link.harvest', {}, async (_body, _context, send) => {
+      this.harvests += 1;
+      if (this.outputs === null) throw new AppError('unavailable', 'sandbox.link-lost', 'The link was lost.');
+      send({ kind: 'alive' });
+      send({ kind: 'found', ...this.outputs });
     });
     bus.reply<CancelBody, ToolOutcome>('cmd.sandbox.*.link.cancel', {}, ({ callId }) => {
       if (!this.reachable) throw new AppError('unavailable', 'sandbox.link-lost', 'The link was lost.');
@@ -230,6 +245,11 @@ export class World {
     await bootstrap(database.url, KEY);
     const [bus, sandboxBus] = await Promise.all([nats.connect('gateway-api'), nats.connect('sandbox')]);
     return new World({ database, nats, model, bus, sandboxBus });
+  }
+
+  /** Where its services have their blobs. */
+  get blobs(): BlobConfig {
+    return z.object(blobSettings).parse({ HOLDFAST_STATE_DIR: join(testRunDir(), this.database.name) });
   }
 
   /** One more replica. */

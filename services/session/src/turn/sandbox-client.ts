@@ -9,6 +9,9 @@ import {
   type EnsureSandboxUpdate,
   type ExecBody,
   type ExecReply,
+  type FoundOutputs,
+  type HarvestBody,
+  type HarvestUpdate,
   isAppError,
   type SandboxReason,
   sandboxLinkSubject,
@@ -19,6 +22,9 @@ import {
 const LINK_SILENCE_MS = 5_000;
 const RETRY_MS = 250;
 const CANCEL_WAIT_MS = 5_000;
+/** Outputs may be many and large; a sandbox that nobody serves for so long has none to give. */
+const HARVEST_WAIT_MS = 10 * 60_000;
+const HARVEST_LOST_MS = 5_000;
 
 /** One tool call on its way to a sandbox. */
 export interface Dispatch {
@@ -129,6 +135,32 @@ export class SandboxClient {
       onAlive();
     }
     throw new AppError('unavailable', 'sandbox.link-ended', 'The sandbox broke off.');
+  }
+
+  /**
+   * Puts the session's outputs into the blob store; null when the sandbox could not be reached for a while.
+   * @throws AppError `sandbox.stale-generation`; the signal's reason
+   */
+  async harvest(sandboxId: string, body: HarvestBody, signal: AbortSignal): Promise<FoundOutputs | null> {
+    const deadlineAtMs = Date.now() + HARVEST_WAIT_MS;
+    for (let heardAtMs = Date.now(); ; ) {
+      signal.throwIfAborted();
+      try {
+        const replies = this.#bus.requestMany<HarvestUpdate>(sandboxLinkSubject(sandboxId, 'harvest'), body, {
+          silenceMs: LINK_SILENCE_MS,
+          deadlineAtMs,
+        });
+        for await (const reply of untilAborted(replies, signal)) {
+          if (reply.kind === 'found') return reply;
+          heardAtMs = Date.now();
+        }
+      } catch (error) {
+        signal.throwIfAborted();
+        if (!isAppError(error) || error.kind !== 'unavailable') throw error;
+      }
+      if (Date.now() + RETRY_MS >= Math.min(deadlineAtMs, heardAtMs + HARVEST_LOST_MS)) return null;
+      await sleep(RETRY_MS);
+    }
   }
 
   /** Stops a call or makes sure that it never starts (a tombstone, T1); null when the sandbox cannot be reached. */

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { newId, type SessionEvent, streamOf } from '@holdfast/contracts';
-import { derivedEventId } from '@holdfast/event-store';
+import { FILE_BLOBS, type FileResource, newId, type SessionEvent, streamOf } from '@holdfast/contracts';
+import { derivedEventId, openBlobStore } from '@holdfast/event-store';
+import { blobPlace } from '@holdfast/platform';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
 import type { SessionService } from '../host/session-service.ts';
 import { DEFAULT_WORKSPACE } from '../migrations/bootstrap.ts';
@@ -31,7 +32,7 @@ beforeAll(() => {
   Object.assign(usual, { ensure: world.sandbox.ensure, run: world.sandbox.run });
 });
 afterEach(() => {
-  Object.assign(world.sandbox, usual, { reachable: true });
+  Object.assign(world.sandbox, usual, { reachable: true, outputs: { files: [], leftOut: [] } });
   world.model.answer = () => false;
 });
 
@@ -55,6 +56,127 @@ const busy = (response: Parameters<World['model']['answer']>[1], headers: Record
   return true;
 };
 const results = (all: readonly SessionEvent[]) => ofType(all, 'agent.tool_result');
+
+describe('outputs', () => {
+  const put = async (path: string, bytes: string) => {
+    const blobs = await openBlobStore(blobPlace(world.blobs, FILE_BLOBS));
+    return { path, ...(await blobs.put(DEFAULT_WORKSPACE, Buffer.from(bytes))) };
+  };
+  const filesOf = async (id: string): Promise<FileResource[]> =>
+    (
+      await world.pool.query<{ resource: FileResource }>(
+        'select resource from files where scope_id = $1 order by created_at, id',
+        [id],
+      )
+    ).rows.map(({ resource }) => resource);
+  const kept = (all: readonly SessionEvent[]) => ofType(all, 'session.outputs_kept').map(({ data }) => data);
+  const last = (all: readonly SessionEvent[], count: number): string[] => types(all).slice(-count);
+
+  it('become files of the session before it is idle, each content at each place once', async () => {
+    const [one, two] = [await put('report.md', '# one'), await put('data/a:b.csv', 'a,b')];
+    world.sandbox.outputs = { files: [one, two], leftOut: [] };
+    const session = await world.createSession();
+    await world.send(session.id, [say('RUN[true]')]);
+    const all = await world.until(session.id, idle());
+    expect(last(all, 2)).toEqual(['session.outputs_kept', 'session.status_idle']);
+    const files = await filesOf(session.id);
+    expect(files).toMatchObject([
+      { filename: 'report.md', mime_type: 'text/markdown', size_bytes: 5, x_path: 'report.md' },
+      { filename: 'a_b.csv', mime_type: 'text/csv', size_bytes: 3, x_path: 'data/a:b.csv' },
+    ]);
+    expect(files.map(({ scope }) => scope)).toEqual(files.map(() => ({ id: session.id, type: 'session' })));
+    expect(kept(all)).toMatchObject([{ files: [{ file_id: files[0]?.id }, { file_id: files[1]?.id }], left_out: [] }]);
+
+    // What is there still is no news, not even when its file was deleted; what changed is.
+    await world.command('file', files[0]?.id ?? '', 'delete', {});
+    const changed = await put('data/a:b.csv', 'a,c');
+    world.sandbox.outputs = { files: [one, changed], leftOut: [] };
+    await world.send(session.id, [say('RUN[true]')]);
+    const more = await world.until(session.id, idle(2));
+    expect(kept(more).slice(1)).toMatchObject([{ files: [{ path: 'data/a:b.csv', digest: changed.digest }] }]);
+    expect((await filesOf(session.id)).map(({ x_path }) => x_path)).toEqual(['data/a:b.csv', 'data/a:b.csv']);
+
+    await world.send(session.id, [say('RUN[true]')]);
+    expect(kept(await world.until(session.id, idle(3)))).toHaveLength(2);
+  });
+
+  it('are asked for when a call ran, also one that waited for the client or was interrupted, and never otherwise', async () => {
+    const session = await world.createSession();
+    const asked = async (message: string, times: number): Promise<number> => {
+      const before = world.sandbox.harvests;
+      await world.send(session.id, [say(message)]);
+      await world.until(session.id, idle(times));
+      return world.sandbox.harvests - before;
+    };
+    expect(await asked('hello', 1)).toBe(0);
+    expect(await asked('RUN[true]', 2)).toBe(1);
+    expect(await asked('ASK[lookup]', 3)).toBe(0);
+    const before = world.sandbox.harvests;
+    await world.send(session.id, [{ type: 'user.interrupt' }]);
+    await world.until(session.id, idle(4));
+    world.sandbox.run = () => sleep(2_000).then(() => 'late');
+    await world.send(session.id, [say('RUN[sleep]')]);
+    await world.until(session.id, () => world.sandbox.executed.size > 0);
+    await sleep(200);
+    await world.send(session.id, [{ type: 'user.interrupt' }]);
+    await world.until(session.id, idle(5));
+    expect(world.sandbox.harvests - before).toBe(1);
+  });
+
+  it('that cannot be kept are told once, and so is a sandbox that cannot be reached', async () => {
+    const leftOut = [{ path: 'huge.bin', reason: 'it is larger than 5 bytes' }];
+    world.sandbox.outputs = { files: [], leftOut };
+    const session = await world.createSession();
+    for (const times of [1, 2]) {
+      await world.send(session.id, [say('RUN[true]')]);
+      await world.until(session.id, idle(times));
+    }
+    world.sandbox.outputs = null;
+    await world.send(session.id, [say('RUN[true]')]);
+    const all = await world.until(session.id, idle(3));
+    expect(ofType(all, 'session.error').map(({ data }) => data.error.message)).toEqual([
+      expect.stringContaining('huge.bin: it is larger'),
+      expect.stringContaining('cannot be reached'),
+    ]);
+    expect(kept(all)).toEqual([{ files: [], left_out: leftOut }]);
+  }, 20_000);
+
+  it('above what a workspace may hold are left out, and the turn ends all the same', async () => {
+    const little = await world.service('session-little', { FILE_QUOTA_BYTES: 1 });
+    await world.stopService(service);
+    try {
+      world.sandbox.outputs = { files: [await put('big.txt', 'too much')], leftOut: [] };
+      const session = await world.createSession();
+      await world.send(session.id, [say('RUN[true]')]);
+      const all = await world.until(session.id, idle());
+      expect(kept(all)).toMatchObject([
+        { files: [], left_out: [{ path: 'big.txt', reason: expect.stringMatching(/1 bytes/) }] },
+      ]);
+      expect(await filesOf(session.id)).toEqual([]);
+    } finally {
+      service = await world.service('session-1');
+      await world.stopService(little);
+    }
+  }, 30_000);
+
+  it('are kept by whoever takes a turn over, and not twice', async () => {
+    const file = await put('over.txt', 'taken over');
+    world.sandbox.outputs = { files: [file], leftOut: [] };
+    world.model.answer = async (call, response) => {
+      if (!call.body.messages.some(({ role }) => role === 'tool')) return false;
+      if (!JSON.stringify(call.body).includes('slow')) return false;
+      await sleep(1_500);
+      return streamAnswer(response, { text: 'done' });
+    };
+    const session = await world.createSession();
+    await world.send(session.id, [say('slow RUN[true]')]);
+    await world.until(session.id, (all) => results(all).length > 0);
+    await world.stealLease(session.id);
+    const all = await world.until(session.id, idle(), 20_000);
+    expect(last(all, 2)).toEqual(['session.outputs_kept', 'session.status_idle']);
+    expect(await filesOf(session.id)).toHaveLength(1);
+  }, 30_000);
+});
 
 describe('parallel calls of one model step', () => {
   const three = ['a', 'b', 'c'].map((name) => ({ name: 'bash', input: { command: `echo ${name}` } }));

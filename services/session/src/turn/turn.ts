@@ -22,6 +22,7 @@ import {
 } from '@holdfast/contracts';
 import { isConnectionLoss, step } from '@holdfast/event-store';
 import type { Logger } from 'pino';
+import type { OutputKeeper } from '../files/output-keeper.ts';
 import {
   ModelFailure,
   type ModelGateway,
@@ -43,8 +44,10 @@ import {
   type ModelAnswer,
   nextStep,
   recordCompaction,
+  recordOutputs,
   recordToolResult,
   reportMcpFailure,
+  reportUnkept,
   reportWaiting,
   type ToolResult,
   type TurnBounds,
@@ -61,6 +64,7 @@ import type { SandboxClient } from './sandbox-client.ts';
 export interface TurnTools {
   readonly model: ModelGateway;
   readonly sandboxes: SandboxClient;
+  readonly outputs: OutputKeeper;
   readonly webFetch: WebFetch;
   readonly mcp: McpServers;
   /** Moves blocks that are too large for an event into blobs. */
@@ -75,6 +79,7 @@ export interface TurnTools {
     readonly sandboxWaitMs: number;
     readonly toolTimeoutMs: number;
     readonly toolDefaultTimeoutMs: number;
+    readonly outputMaxBytes: number;
   };
 }
 
@@ -128,6 +133,8 @@ export class Turn {
   #mcpDown: { readonly turnId: string; readonly servers: Set<string> } = { turnId: '', servers: new Set() };
   /** Calls that were sent to an MCP server. */
   readonly #sent = new Set<string>();
+  /** Whether calls may have left outputs that are no files yet: it must not end before they are (C1). */
+  #harvestDue: boolean;
   #failure: unknown;
   #changed: () => void = () => undefined;
   #preview: LiveDelta | null = null;
@@ -137,8 +144,9 @@ export class Turn {
     this.#options = options;
     this.session = options.session;
     this.generation = options.generation;
-    const { openRequest, calls } = this.session.state;
+    const { openRequest, calls, turn } = this.session.state;
     if (openRequest !== null) this.#mine.add(openRequest.id);
+    this.#harvestDue = options.takeover && (calls.length > 0 || (turn?.toolMs ?? 0) > 0);
     if (!options.takeover) return;
     for (const { id, journalId } of calls) if (journalId !== null) this.#sentUnder.set(id, journalId);
   }
@@ -220,19 +228,26 @@ export class Turn {
         return;
       case 'limit':
       case 'idle':
+        await this.#harvest();
         await this.#commit((now, ids) => this.#goOn(now, [], ids));
     }
   }
 
   /** `drafts` and everything that follows from them by itself. */
   #goOn(state: SessionState, drafts: readonly Draft[], ids: IdSource): Decision {
-    const following = advance(state, drafts, { ...this.#options.advance, nowMs: Date.now() }, ids);
+    const following = advance(
+      state,
+      drafts,
+      { ...this.#options.advance, nowMs: Date.now(), holdEnd: this.#harvestDue },
+      ids,
+    );
     return { drafts: following.drafts, releaseLease: following.idle };
   }
 
   /** Appends under the lease's generation; a model call that the decision opened is this turn's own. */
   async #commit(decide: (state: SessionState, ids: IdSource) => Decision | null): Promise<void> {
     let releases = false;
+    let early = false;
     const events = await this.session.commit(
       {
         commandId: workerCommand(),
@@ -243,6 +258,8 @@ export class Turn {
         if (this.#over.signal.aborted || !this.#holds(state)) return null;
         const decision = decide(state, ids);
         if (decision === null || decision.drafts.length === 0) return null;
+        early = decision.releaseLease === true && this.#harvestDue;
+        if (early) return null;
         releases = decision.releaseLease === true;
         // Before the commit: its listeners run before its caller, and must not take the request for a lost worker's.
         for (const draft of decision.drafts) if (draft.type === 'span.model_request_start') this.#mine.add(draft.id);
@@ -250,6 +267,30 @@ export class Turn {
       },
     );
     if (events.length > 0 && releases) this.released = true;
+    if (!early) return;
+    await this.#harvest();
+    await this.#commit(decide);
+  }
+
+  /** Makes files of what the session left in its outputs folder, once for the calls so far. */
+  async #harvest(): Promise<void> {
+    const { sandboxes, outputs, settings } = this.#options.tools;
+    const { sandbox } = this.session.state;
+    if (!this.#harvestDue) return;
+    this.#harvestDue = false;
+    if (sandbox === null) return;
+    const { id, workspaceId } = this.session;
+    const body = { sessionId: id, generation: this.generation, maxFileBytes: settings.outputMaxBytes };
+    const found = await sandboxes.harvest(sandbox.sandboxId, body, this.#over.signal);
+    if (found === null) {
+      const lost = 'The outputs of this turn are not kept as files yet: the sandbox cannot be reached.';
+      await this.#commit((_state, ids) => ({ drafts: [reportUnkept(lost, ids)] }));
+      return;
+    }
+    step.publish('outputs.found');
+    const { kept, leftOut } = await outputs.keep({ id, workspaceId: workspaceId ?? '' }, found);
+    step.publish('outputs.kept');
+    await this.#commit((state, ids) => ({ drafts: recordOutputs(state, kept, leftOut, ids) }));
   }
 
   #waitForChange(timeoutMs?: number): Promise<void> {
@@ -545,6 +586,7 @@ export class Turn {
     const workspaceId = this.session.workspaceId ?? '';
     const { settings } = tools;
     const { environmentId, contextKey, resources, sandbox } = this.session.state;
+    this.#harvestDue = true;
     const asked = call.input['timeout_ms'];
     const timeoutMs = Math.min(
       settings.toolTimeoutMs,
