@@ -97,7 +97,7 @@ def turn(s, *events):
 @check("models are listed and retrieved")
 def _(s):
     models = [fitting(model) for model in s.client.beta.models.list()]
-    equal([model.id for model in models], ["demo"])
+    equal([model.id for model in models], ["demo", "demo-thinking"])
     equal(fitting(s.client.beta.models.retrieve("demo")), models[0])
 
 

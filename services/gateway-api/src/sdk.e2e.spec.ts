@@ -144,7 +144,7 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
 
   it('lists models, page by page, and retrieves one', async () => {
     const models = await all(beta.models.list({ limit: 1 }));
-    expect(models).toMatchObject([{ id: 'demo', type: 'model', lifecycle: 'active' }]);
+    expect(models).toMatchObject(['demo', 'demo-thinking'].map((id) => ({ id, type: 'model', lifecycle: 'active' })));
     expect(await beta.models.retrieve('demo')).toEqual(models[0]);
   });
 
