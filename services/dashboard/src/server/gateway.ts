@@ -15,7 +15,15 @@ const FORWARDED = [
   'authorization',
 ];
 /** Answer headers that a browser or an SDK needs. */
-const RETURNED = ['content-type', 'cache-control', 'request-id', 'retry-after', 'x-should-retry', 'x-accel-buffering'];
+const RETURNED = [
+  'content-type',
+  'content-disposition',
+  'cache-control',
+  'request-id',
+  'retry-after',
+  'x-should-retry',
+  'x-accel-buffering',
+];
 
 const NO_CREDENTIAL = 'Send an API key, as "x-api-key" or as "Authorization: Bearer", or sign in.';
 /** The browser opens nothing that comes from the API as a page of this origin. */

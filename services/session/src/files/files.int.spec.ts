@@ -16,6 +16,7 @@ import { Idempotent } from '../commands/idempotent.ts';
 import { runMigrations } from '../migrations/run-migrations.ts';
 import { FileCollector } from './file.collector.ts';
 import { FileCommands } from './file.commands.ts';
+import { OutputKeeper } from './output-keeper.ts';
 
 const WORKSPACE = 'wrkspc_files';
 const GRACE_MS = 300;
@@ -26,6 +27,7 @@ let database: TestDatabase;
 let source: DataSource;
 let pool: pg.Pool;
 let blobs: BlobStore;
+let log: EventLog;
 let files: FileCommands;
 let collector: FileCollector;
 beforeAll(async () => {
@@ -35,7 +37,7 @@ beforeAll(async () => {
   pool = createLogPool({ connectionString: database.url, applicationName: 'spec' });
   await pool.query('insert into workspaces (id, name) values ($1, $1), ($2, $2)', [WORKSPACE, 'wrkspc_other']);
   blobs = await openBlobStore({ folder });
-  const log = new EventLog({ pool });
+  log = new EventLog({ pool });
   files = new FileCommands({
     log,
     pool,
@@ -195,6 +197,29 @@ describe('the bytes of files', () => {
       kind: 'unavailable',
       code: 'file.bytes-gone',
     });
+  });
+
+  it('of outputs that were collected meanwhile leave the rest to be kept', async () => {
+    const [here, gone] = await Promise.all([
+      blobs.put(WORKSPACE, Buffer.from('here')),
+      blobs.put(WORKSPACE, Buffer.from('gone')),
+    ]);
+    await blobs.delete(WORKSPACE, gone.digest);
+    const keeper = new OutputKeeper(log, files, 'spec');
+    const found = {
+      files: [
+        { path: 'gone', ...gone },
+        { path: 'here', ...here },
+      ],
+      leftOut: [],
+    };
+    const session = { id: 'sesn_outputs', workspaceId: WORKSPACE };
+    const { kept, leftOut } = await keeper.keep(session, found);
+    expect([kept.map(({ path }) => path), leftOut.map(({ path }) => path)]).toEqual([['here'], ['gone']]);
+    // Two workers at once make one file of it.
+    const same = { files: [{ path: 'again', ...here }], leftOut: [] };
+    const both = await Promise.all([keeper.keep(session, same), keeper.keep(session, same)]);
+    expect(new Set(both.flatMap((one) => one.kept.map(({ fileId }) => fileId))).size).toBe(1);
   });
 
   it('are never missing from a file that was made while collectors ran', async () => {

@@ -71,7 +71,8 @@ export class OutputKeeper {
         await this.#files.create(fileId, command);
         kept.push({ fileId, path, digest, sizeBytes });
       } catch (error) {
-        if (!isAppError(error) || error.kind !== 'invalid') throw error;
+        // Trying again would not help: the sandbox service would find the same.
+        if (!isAppError(error) || (error.kind !== 'invalid' && error.code !== 'file.bytes-gone')) throw error;
         leftOut.push({ path, reason: error.message });
       }
     }
