@@ -247,7 +247,10 @@ function startServices(current: Settings): void {
         DATABASE_URL: roleUrl(current, 'session'),
         ...natsLogin(current, 'session'),
         ...modelEnv,
-        ...namedValues(current, /^(TURN_|MODEL_|MCP_|TOOL_|SANDBOX_WAIT_MS$|WEB_FETCH_|MAX_TURNS$|BLOB_|FILE_)/),
+        ...namedValues(
+          current,
+          /^(TURN_|MODEL_|MCP_|TOOL_|SANDBOX_WAIT_MS$|WEB_FETCH_|WORK_LEASE_MS$|MAX_TURNS$|BLOB_|FILE_)/,
+        ),
         HEALTH_PORT: String(port),
       },
       `http://127.0.0.1:${port}/readyz`,

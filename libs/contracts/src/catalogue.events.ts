@@ -12,7 +12,12 @@ const wholeFile = z.object({
   file: z.custom<FileResource>((value) => typeof value === 'object' && value !== null),
   digest: z.string(),
 });
-const keyFacts = z.object({ name: z.string(), kind: z.enum(['api_key', 'dashboard', 'link']) });
+const keyFacts = z.object({
+  name: z.string(),
+  kind: z.enum(['api_key', 'dashboard', 'link', 'environment_key']),
+  /** The environment that an environment key is for. */
+  environment_id: z.string().optional(),
+});
 
 const declare = <const T extends string, S extends z.ZodType>(
   aggregate: 'agent' | 'environment' | 'file' | 'api_key' | 'workspace',

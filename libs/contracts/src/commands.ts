@@ -3,7 +3,7 @@ import type { WireEvent } from './wire/events.ts';
 
 /** Who does it: stored in every event's metadata and shown by the audit trail. */
 export interface Actor {
-  readonly type: 'api_key' | 'dashboard' | 'service';
+  readonly type: 'api_key' | 'dashboard' | 'environment_key' | 'service';
   readonly id: string;
 }
 

@@ -9,19 +9,21 @@ import { LIMITS } from './wire/limits.ts';
  * (256 random bits). The gateway mints it and shows it once; only its SHA-256 crosses the bus and is stored, so
  * neither Postgres, NATS nor a stored reply ever holds one.
  */
-export const CREDENTIAL_KINDS = ['api_key', 'dashboard', 'link'] as const;
+export const CREDENTIAL_KINDS = ['api_key', 'dashboard', 'link', 'environment_key', 'work_token'] as const;
 export type CredentialKind = (typeof CREDENTIAL_KINDS)[number];
 export const CREDENTIAL_PREFIXES: Readonly<Record<CredentialKind, string>> = {
   api_key: 'hf_',
   dashboard: 'hfs_',
   link: 'hfl_',
+  environment_key: 'hfe_',
+  work_token: 'hfw_',
 };
 /** A one-time sign-in link lives this long. */
 export const LINK_TTL_MS = 10 * 60_000;
 /** A dashboard session lives this long; it also ends with its API key. */
 export const DASHBOARD_SESSION_TTL_MS = 7 * 24 * 3_600_000;
 
-const CREDENTIAL_TEXT = /^(hf_|hfs_|hfl_)[A-Za-z0-9_-]{43}$/;
+const CREDENTIAL_TEXT = /^(hf_|hfs_|hfl_|hfe_|hfw_)[A-Za-z0-9_-]{43}$/;
 
 /** The kind that a credential's text claims to be; undefined when it has not the shape of one. */
 export function credentialKind(credential: string): CredentialKind | undefined {
@@ -38,8 +40,18 @@ export function credentialHint(credential: string): string {
 export const credentialHash = z.string().regex(/^[0-9a-f]{64}$/);
 const minted = z.strictObject({ hash: credentialHash, hint: z.string().min(1).max(32) });
 
+/**
+ * What a worker's token of one work item is good for after that item was last heard of, in milliseconds: it opens the
+ * session for as long as the lease stands, and afterwards only tells its worker that it is over.
+ */
+export const WORK_TOKEN_TTL_MS = 3_600_000;
+
 /** `cmd.api_key.<new id>.create` → {@link ApiKeyResource}; a repeat of the request is refused, see `credential.made-before`. */
-export const createApiKeyCommand = minted.extend({ name: text(LIMITS.nameChars, 1) });
+export const createApiKeyCommand = minted.extend({
+  name: text(LIMITS.nameChars, 1),
+  /** Makes it an environment key: workers poll that environment with it, and it does nothing else. */
+  environment_id: idSchema('environment').optional(),
+});
 export type CreateApiKeyCommand = z.infer<typeof createApiKeyCommand>;
 
 /**
@@ -84,6 +96,12 @@ export const apiKeyResource = z.strictObject({
   last_used_at: z.null(),
 });
 export type ApiKeyResource = DeepReadonly<z.infer<typeof apiKeyResource>>;
+/** The key of an environment's workers. */
+export const environmentKeyResource = apiKeyResource.extend({
+  type: z.literal('environment_key'),
+  environment_id: z.string(),
+});
+export type EnvironmentKeyResource = DeepReadonly<z.infer<typeof environmentKeyResource>>;
 
 /** Body of `CREDENTIAL_REVOKED`: this credential and its children are no longer valid. */
 export interface CredentialRevoked {

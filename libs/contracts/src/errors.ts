@@ -8,6 +8,7 @@ export const ERROR_KINDS = [
   'not-found',
   'forbidden',
   'rejected',
+  'precondition',
   'conflict',
   'exhausted',
   'unavailable',

@@ -13,6 +13,7 @@ export const ID_PREFIXES = {
   turn: 'turn',
   workspace: 'wrkspc',
   apiKey: 'apikey',
+  work: 'work',
   request: 'req',
   command: 'cmd',
 } as const;

@@ -25,3 +25,4 @@ export * from './wire/platform.ts';
 export * from './wire/sandboxes.ts';
 export * from './wire/session-resources.ts';
 export * from './wire/sessions.ts';
+export * from './wire/work.ts';

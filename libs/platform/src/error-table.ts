@@ -31,6 +31,13 @@ export const ERROR_TABLE: Readonly<Record<ErrorKind, ErrorRule>> = {
     verdict: 'term',
     logLevel: 'debug',
   },
+  precondition: {
+    httpStatus: 412,
+    wireType: 'invalid_request_error',
+    retryable: false,
+    verdict: 'term',
+    logLevel: 'debug',
+  },
   // Somebody else was faster: trying again can help.
   conflict: { httpStatus: 409, wireType: 'conflict_error', retryable: true, verdict: 'nak', logLevel: 'info' },
   exhausted: { httpStatus: 429, wireType: 'rate_limit_error', retryable: true, verdict: 'nak', logLevel: 'info' },

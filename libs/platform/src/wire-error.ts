@@ -27,6 +27,7 @@ const TELLING: ReadonlySet<ErrorKind> = new Set([
   'not-found',
   'forbidden',
   'rejected',
+  'precondition',
   'conflict',
   'exhausted',
 ]);

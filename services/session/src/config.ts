@@ -20,6 +20,11 @@ export const sessionConfig = z.object({
   /** Longest a single tool call may run, whatever the model asks for. */
   TOOL_TIMEOUT_MS: positive(600_000),
   TOOL_DEFAULT_TIMEOUT_MS: positive(120_000),
+  /**
+   * An environment worker that is not heard from for so long has lost its session: calls that it may have begun are
+   * closed, the rest goes to the next worker.
+   */
+  WORK_LEASE_MS: positive(30_000),
   /** How long a tool call waits for its sandbox. */
   SANDBOX_WAIT_MS: positive(60_000),
   /** Retries of a failed model call; waits double from the first, ≤ 30 s, unless the gateway names a time. */

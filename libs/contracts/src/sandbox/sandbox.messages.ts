@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { jsonObject } from '../json-schema.ts';
-import type { EnvironmentConfig } from '../wire/environments.ts';
+import type { CloudConfig } from '../wire/environments.ts';
 
 /**
  * Messages between the turn worker (session service) and the sandbox service.
@@ -14,7 +14,7 @@ export const ensureSandboxBody = z.object({
   workspaceId: z.string(),
   sessionId: z.string(),
   environmentId: z.string(),
-  environment: z.custom<EnvironmentConfig>((value) => typeof value === 'object' && value !== null),
+  environment: z.custom<CloudConfig>((value) => typeof value === 'object' && value !== null),
   contextKey: z.string().nullable(),
   generation: z.int(),
 });

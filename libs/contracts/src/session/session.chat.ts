@@ -1,6 +1,6 @@
 import { type SandboxReasonCode, WAITING_PREFIX } from '../sandbox/sandbox.messages.ts';
 import { streamOf } from '../subjects.ts';
-import { SANDBOX_TOOLS } from '../wire/agents.ts';
+import { isSandboxTool } from '../wire/agents.ts';
 import type { ContentBlock, ForkedFrom, SessionError, WireEvent } from '../wire/events.ts';
 import type { Session } from '../wire/sessions.ts';
 import { type SessionEvent, WIRE_LOG_TYPES } from './session.events.ts';
@@ -103,6 +103,7 @@ export function startChat(session: Session): Chat {
       title: session.title,
       metadata: session.metadata,
       context_key: session.x_context_key,
+      self_hosted: session.x_self_hosted,
     },
   };
   const view = evolveSessionView(undefined, created as unknown as SessionEvent);
@@ -181,6 +182,7 @@ function foldDurable(draft: Draft, version: number, event: WireEvent): void {
     case 'user.tool_confirmation':
       changeTool(draft, event['tool_use_id'], { confirmed: event['result'] as 'allow' | 'deny' });
       return;
+    case 'user.tool_result':
     case 'agent.tool_result':
       changeTool(draft, event['tool_use_id'], { result: { at, content, isError: event['is_error'] === true } });
       if (isSandboxCall(draft, event['tool_use_id'])) settleWait(draft, at);
@@ -260,7 +262,7 @@ function addError(draft: Draft, id: string, at: string | null, error: SessionErr
 /** What the platform runs by itself goes on without a sandbox. */
 function isSandboxCall(draft: Draft, id: unknown): boolean {
   const call = draft.items.findLast((item) => item.id === id);
-  return call?.kind === 'tool' && call.server === null && SANDBOX_TOOLS.some((name) => name === call.name);
+  return call?.kind === 'tool' && call.server === null && isSandboxTool(call.name);
 }
 
 function changeTool(draft: Draft, id: unknown, change: Partial<ToolItem>): void {

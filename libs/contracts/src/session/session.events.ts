@@ -67,6 +67,8 @@ export const SessionCreated = durableEvent({
     metadata: metadataMap,
     context_key: z.string().nullable(),
     resources: z.array(mountedFile).optional(),
+    /** True when an environment worker runs the sandbox tools; absent = the platform does. */
+    self_hosted: z.boolean().optional(),
   }),
 });
 export const UserMessage = durableEvent({
@@ -137,6 +139,21 @@ export const UserCustomToolResult = durableEvent({
       content: event.data.content,
       is_error: event.data.is_error,
     }),
+});
+export const UserToolResult = durableEvent({
+  type: 'user.tool_result',
+  schemaVersion,
+  aggregate,
+  summary:
+    'The result of a tool that an environment worker ran, from the worker or from the platform in its place, which then says how the call ended (`outcome`).',
+  data: z.object({
+    tool_use_id: z.string(),
+    content: blocks,
+    is_error: z.boolean(),
+    outcome: z.enum(TOOL_OUTCOMES).optional(),
+  }),
+  wire: (event) =>
+    shown(event, { tool_use_id: event.data.tool_use_id, content: event.data.content, is_error: event.data.is_error }),
 });
 export const TurnStarted = durableEvent({
   type: 'session.turn_started',
@@ -379,6 +396,7 @@ export const SessionForked = durableEvent({
     title: z.string().nullable(),
     metadata: metadataMap,
     resources: z.array(mountedFile).optional(),
+    self_hosted: z.boolean().optional(),
     /** Messages that waited there and that nobody will take here. */
     dropped_event_ids: z.array(z.string()),
   }),
@@ -400,6 +418,21 @@ export const ForkCreated = durableEvent({
   aggregate,
   summary: 'Another session was forked from this one; it has the events up to `version`.',
   data: z.object({ fork_session_id: z.string(), event_id: z.string(), version: z.int() }),
+});
+export const WorkerAttached = durableEvent({
+  type: 'session.worker_attached',
+  schemaVersion,
+  aggregate,
+  summary: 'An environment worker took the session’s work item: calls that wait may begin there from now on.',
+  data: z.object({ work_id: z.string(), worker_id: z.string().nullable() }),
+});
+export const WorkerDetached = durableEvent({
+  type: 'session.worker_detached',
+  schemaVersion,
+  aggregate,
+  summary:
+    'The work item ended: stopped, or its worker was not heard from for the length of its lease. Open calls that may have begun are closed after it.',
+  data: z.object({ work_id: z.string(), reason: z.enum(['stopped', 'lost']) }),
 });
 
 export const OutputsKept = durableEvent({
@@ -423,6 +456,7 @@ export const sessionEvents = Object.freeze([
   UserInterrupt,
   UserToolConfirmation,
   UserCustomToolResult,
+  UserToolResult,
   TurnStarted,
   StatusRunning,
   StatusRescheduled,
@@ -446,6 +480,8 @@ export const sessionEvents = Object.freeze([
   SessionForked,
   ForkCreated,
   OutputsKept,
+  WorkerAttached,
+  WorkerDetached,
 ] as const);
 
 /** A stored session event, discriminated by `type`. */

@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 import { type SessionEvent, sessionEvents, wireFrame } from './session.events.ts';
-import { evolveSessionView, type SessionView, sessionResource } from './session.view.ts';
+import { evolveSessionView, type SessionView, sessionResource, waitsFor } from './session.view.ts';
 
 let version = 0;
 function stored(type: string, data: unknown, recordedAt = '2026-01-01T00:00:00.000Z'): SessionEvent {
@@ -83,6 +83,30 @@ describe('the session read model', () => {
     expect(sessionResource(fold([created()]) as SessionView, forked.recordedAt).forked_from).toBeNull();
   });
 
+  it('knows what a self-hosted session waits for, and no more than that of others', () => {
+    const own = () => stored('session.created', { ...created().data, self_hosted: true });
+    const call = (name: string, permission: string): SessionEvent =>
+      stored('agent.tool_use', { name, input: {}, evaluated_permission: permission }, '2026-01-01T00:00:05.000Z');
+    const idle = (...calls: SessionEvent[]): SessionEvent =>
+      stored('session.status_idle', {
+        stop_reason: { type: 'requires_action', event_ids: calls.map(({ id }) => id) },
+      });
+    const [run, ask, fetch] = [call('bash', 'allow'), call('write', 'ask'), call('web_fetch', 'allow')];
+    const waiting = [own(), run, ask, fetch, idle(run, ask)];
+    const view = fold(waiting) as SessionView;
+    expect(view.worker).toEqual({ calls: [run.id], since: run.recordedAt, unconfirmed: [ask.id] });
+    expect(waitsFor(view)).toBe('client');
+    const allowed = stored('user.tool_confirmation', { tool_use_id: ask.id, result: 'allow', deny_message: null });
+    const both = fold([...waiting, allowed, idle(run, ask)]) as SessionView;
+    expect([both.worker?.calls, waitsFor(both)]).toEqual([[run.id, ask.id], 'worker']);
+    expect(sessionResource(both, both.updatedAt)).toMatchObject({ x_self_hosted: true, x_waits_for: 'worker' });
+    const done = stored('user.tool_result', { tool_use_id: run.id, content: [], is_error: false });
+    const denied = stored('agent.tool_result', { tool_use_id: ask.id, content: [], is_error: true, outcome: 'denied' });
+    expect(fold([...waiting, done, denied])?.worker).toEqual({ calls: [], since: null, unconfirmed: [] });
+    const cloud = fold([created(), run, idle(run)]) as SessionView;
+    expect([cloud.worker, waitsFor(cloud)]).toEqual([undefined, 'client']);
+  });
+
   it('ignores events of a session that was never created', () => {
     expect(fold([stored('session.status_running', {})])).toBeUndefined();
   });
@@ -118,6 +142,8 @@ describe('wire frames', () => {
       'session.resources_changed',
       'session.sandbox_attached',
       'session.turn_started',
+      'session.worker_attached',
+      'session.worker_detached',
     ]);
     expect(wireFrame(created())).toBeUndefined();
     expect(wireFrame(stored('no.such_type', {}))).toBeUndefined();

@@ -1,7 +1,7 @@
 import { unreachable } from '../errors.ts';
 import type { StoredEvent } from '../event-declaration.ts';
 import { eventVersions } from '../event-versions.ts';
-import type { AgentSnapshot } from '../wire/agents.ts';
+import { type AgentSnapshot, isSandboxTool } from '../wire/agents.ts';
 import type { StopReason } from '../wire/events.ts';
 import { type MountedFile, sessionResourceOf } from '../wire/session-resources.ts';
 import type { Session, SessionStatus, SessionUsage } from '../wire/sessions.ts';
@@ -31,12 +31,40 @@ export interface SessionView {
   readonly runningSince: string | null;
   /** Queued messages (log event ids) that no turn has processed yet, in order. */
   readonly pending: readonly string[];
+  /** Of a self-hosted session alone: what an environment worker has to do for it. */
+  readonly worker?: WorkerView;
   readonly createdAt: string;
   readonly updatedAt: string;
   readonly archivedAt: string | null;
   readonly deleted: boolean;
   /** Absent where the session is no fork. */
   readonly forkedFrom?: ForkPoint;
+}
+
+/** The calls of a self-hosted session that an environment worker runs (event ids). */
+export interface WorkerView {
+  /** Those that wait for a result. */
+  readonly calls: readonly string[];
+  /** Since when calls wait; null when none does. */
+  readonly since: string | null;
+  /** Those that the client has not confirmed. */
+  readonly unconfirmed: readonly string[];
+}
+const noWork: WorkerView = { calls: [], since: null, unconfirmed: [] };
+
+/** A call begins to wait for a worker, for its confirmation, or (null) for nothing any more. */
+function moveCall(
+  view: SessionView,
+  id: string,
+  to: 'calls' | 'unconfirmed' | null,
+  at: string,
+): Pick<SessionView, 'worker'> {
+  if (view.worker === undefined) return {};
+  const without = (ids: readonly string[]) => ids.filter((one) => one !== id);
+  const calls = to === 'calls' ? [...without(view.worker.calls), id] : without(view.worker.calls);
+  const unconfirmed = without(view.worker.unconfirmed);
+  if (to === 'unconfirmed') unconfirmed.push(id);
+  return { worker: { calls, since: calls.length === 0 ? null : (view.worker.since ?? at), unconfirmed } };
 }
 
 const noUsage: SessionUsage = {
@@ -84,6 +112,7 @@ function begun(event: Extract<SessionEvent, { type: 'session.created' | 'session
     metadata: event.data.metadata,
     contextKey: event.type === 'session.created' ? event.data.context_key : null,
     ...(event.data.resources === undefined ? {} : { resources: event.data.resources }),
+    ...(event.data.self_hosted === true ? { worker: noWork } : {}),
     stopReason: null,
     usage: noUsage,
     activeMs: 0,
@@ -119,7 +148,13 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
     case 'session.status_idle':
       return { ...next, ...stopRunning(view, at), status: 'idle', stopReason: event.data.stop_reason };
     case 'session.status_terminated':
-      return { ...next, ...stopRunning(view, at), status: 'terminated', archivedAt: at };
+      return {
+        ...next,
+        ...stopRunning(view, at),
+        ...(view.worker === undefined ? {} : { worker: noWork }),
+        status: 'terminated',
+        archivedAt: at,
+      };
     case 'session.deleted':
       return { ...next, ...stopRunning(view, at), deleted: true };
     case 'session.updated':
@@ -136,21 +171,33 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
       return { ...next, usage: addUsage(view.usage, event.data.model_usage, event.data.cost_usd) };
     case 'session.fork_created':
       return { ...view, version: event.version };
+    case 'agent.tool_use': {
+      const { name, evaluated_permission: permission } = event.data;
+      if (!isSandboxTool(name) || permission === 'deny') return next;
+      return { ...next, ...moveCall(view, event.id, permission === 'ask' ? 'unconfirmed' : 'calls', at) };
+    }
+    case 'user.tool_confirmation': {
+      const { tool_use_id: id, result } = event.data;
+      const waits = result === 'allow' && view.worker?.unconfirmed.includes(id) === true;
+      return { ...next, ...moveCall(view, id, waits ? 'calls' : null, at) };
+    }
+    case 'user.tool_result':
+    case 'agent.tool_result':
+      return { ...next, ...moveCall(view, event.data.tool_use_id, null, at) };
     case 'session.turn_started':
     case 'user.interrupt':
-    case 'user.tool_confirmation':
     case 'user.custom_tool_result':
     case 'session.error':
     case 'span.model_request_start':
     case 'agent.message':
     case 'agent.thinking':
-    case 'agent.tool_use':
-    case 'agent.tool_result':
     case 'agent.mcp_tool_use':
     case 'agent.mcp_tool_result':
     case 'agent.custom_tool_use':
     case 'session.sandbox_attached':
     case 'session.outputs_kept':
+    case 'session.worker_attached':
+    case 'session.worker_detached':
       return next;
     default:
       return unreachable(event);
@@ -166,6 +213,12 @@ export function foldSessionView(view: SessionView | undefined, event: StoredEven
   eventVersions.requireReadable(event);
   const next = evolveSessionView(view, event as unknown as SessionEvent);
   return next?.deleted === true ? undefined : next;
+}
+
+/** Whom an idle session waits for: its client, or only the environment's worker; null when for nobody. */
+export function waitsFor({ status, stopReason, worker }: Pick<SessionView, 'status' | 'stopReason' | 'worker'>) {
+  if (status !== 'idle' || stopReason?.type !== 'requires_action') return null;
+  return stopReason.event_ids.every((id) => worker?.calls.includes(id) === true) ? 'worker' : 'client';
 }
 
 /** The wire's session resource. `now` (RFC 3339) dates the durations of a session that still runs. */
@@ -190,6 +243,8 @@ export function sessionResource(view: SessionView, now: string): Session {
     updated_at: view.updatedAt,
     archived_at: view.archivedAt,
     x_context_key: view.contextKey,
+    x_self_hosted: view.worker !== undefined,
+    x_waits_for: waitsFor(view),
     x_stop_reason: view.stopReason,
     forked_from: view.forkedFrom === undefined ? null : forkedFromOf(view.forkedFrom),
   };

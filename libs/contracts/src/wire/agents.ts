@@ -9,6 +9,10 @@ export type BuiltinTool = (typeof BUILTIN_TOOLS)[number];
 /** The tools that run in the sandbox; `web_fetch` runs in the platform, `web_search` is not offered yet. */
 export const SANDBOX_TOOLS = ['bash', 'read', 'write', 'edit', 'glob', 'grep'] as const;
 export type SandboxTool = (typeof SANDBOX_TOOLS)[number];
+/** True for the tools that a sandbox runs, or a self-hosted environment's worker. */
+export function isSandboxTool(name: string): name is SandboxTool {
+  return SANDBOX_TOOLS.some((tool) => tool === name);
+}
 
 export const permissionPolicy = z.strictObject({
   type: z.enum(['always_allow', 'always_ask'], { error: naming('auto') }),

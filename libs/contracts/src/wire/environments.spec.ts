@@ -1,21 +1,16 @@
 import { describe, expect, it } from '@jest/globals';
-import {
-  createEnvironmentBody,
-  DEFAULT_SANDBOX,
-  resolveEnvironmentConfig,
-  updateEnvironmentBody,
-} from './environments.ts';
+import { createEnvironmentBody, DEFAULT_SANDBOX, resolveCloudConfig, updateEnvironmentBody } from './environments.ts';
 
 const given = (x_sandbox: object | null) => ({ type: 'cloud' as const, x_sandbox });
 
 describe('the sandbox settings of an environment', () => {
   it('are the platform’s own where nothing is said', () => {
-    expect(resolveEnvironmentConfig(undefined).x_sandbox).toEqual(DEFAULT_SANDBOX);
-    expect(resolveEnvironmentConfig({ type: 'cloud' }).x_sandbox).toEqual(DEFAULT_SANDBOX);
+    expect(resolveCloudConfig(undefined).x_sandbox).toEqual(DEFAULT_SANDBOX);
+    expect(resolveCloudConfig({ type: 'cloud' }).x_sandbox).toEqual(DEFAULT_SANDBOX);
   });
 
   it('change one by one, each as a whole, and are reset by null', () => {
-    const made = resolveEnvironmentConfig(
+    const made = resolveCloudConfig(
       given({ image: 'python:3.13', pool_size: 5, node_selector: { disk: 'ssd', zone: 'a' } }),
     );
     expect(made.x_sandbox).toEqual({
@@ -25,10 +20,10 @@ describe('the sandbox settings of an environment', () => {
       node_selector: { disk: 'ssd', zone: 'a' },
     });
     for (const nothing of [undefined, { type: 'cloud' as const }, given({})])
-      expect(resolveEnvironmentConfig(nothing, made)).toEqual(made);
-    const changed = resolveEnvironmentConfig(given({ image: null, node_selector: { disk: 'hdd' } }), made);
+      expect(resolveCloudConfig(nothing, made)).toEqual(made);
+    const changed = resolveCloudConfig(given({ image: null, node_selector: { disk: 'hdd' } }), made);
     expect(changed.x_sandbox).toEqual({ ...DEFAULT_SANDBOX, pool_size: 5, node_selector: { disk: 'hdd' } });
-    expect(resolveEnvironmentConfig(given(null), changed).x_sandbox).toEqual(DEFAULT_SANDBOX);
+    expect(resolveCloudConfig(given(null), changed).x_sandbox).toEqual(DEFAULT_SANDBOX);
   });
 
   const labels = (amount: number) => Object.fromEntries(Array.from({ length: amount }, (_, n) => [`label-${n}`, 'x']));

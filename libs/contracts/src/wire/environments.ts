@@ -133,7 +133,7 @@ export const updateEnvironmentBody = z.strictObject({
 });
 export type UpdateEnvironmentBody = z.infer<typeof updateEnvironmentBody>;
 
-const environmentConfig = z.strictObject({
+const resolvedCloudConfig = z.strictObject({
   type: z.literal('cloud'),
   networking: z.discriminatedUnion('type', [
     z.strictObject({ type: z.literal('unrestricted') }),
@@ -155,12 +155,18 @@ const environmentConfig = z.strictObject({
   /** Absent in environments that were stored before it existed. */
   x_sandbox: sandboxConfig.optional(),
 });
-/** A configuration with every member present, as responses have it. */
+/** Of an environment whose sandboxes the platform makes, with every member present, as responses have it. */
+export type CloudConfig = DeepReadonly<z.infer<typeof resolvedCloudConfig>>;
+export type ResolvedNetworking = CloudConfig['networking'];
+/** `self_hosted`: an environment worker runs the tools, and the platform makes nothing. */
+const environmentConfig = z.discriminatedUnion('type', [
+  resolvedCloudConfig,
+  z.strictObject({ type: z.literal('self_hosted') }),
+]);
 export type EnvironmentConfig = DeepReadonly<z.infer<typeof environmentConfig>>;
-export type ResolvedNetworking = EnvironmentConfig['networking'];
 
 /** How sandboxes of an environment are made, with every member. */
-export function sandboxOf(config: EnvironmentConfig): SandboxEnvironment {
+export function sandboxOf(config: CloudConfig): SandboxEnvironment {
   return { ...DEFAULT_SANDBOX, ...config.x_sandbox };
 }
 
@@ -169,10 +175,10 @@ function withDefined<T extends object>(before: T, changes: { readonly [K in keyo
 }
 
 /** What is left out stays as it was, else it is the default: unrestricted; where limited, nothing is allowed. */
-export function resolveEnvironmentConfig(
+export function resolveCloudConfig(
   param: z.infer<typeof cloudConfig> | null | undefined,
-  before?: EnvironmentConfig,
-): EnvironmentConfig {
+  before?: CloudConfig,
+): CloudConfig {
   const given = param?.networking ?? before?.networking ?? { type: 'unrestricted' };
   const old = before?.networking.type === 'limited' ? before.networking : undefined;
   return {

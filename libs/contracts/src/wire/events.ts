@@ -85,6 +85,13 @@ export const clientEventParam = z.discriminatedUnion(
       session_thread_id: threadId,
     }),
     z.strictObject({
+      type: z.literal('user.tool_result'),
+      tool_use_id: idSchema('event'),
+      content: z.array(contentBlock).max(LIMITS.contentBlocks).nullish(),
+      is_error: z.boolean().nullish(),
+      session_thread_id: threadId,
+    }),
+    z.strictObject({
       type: z.literal('system.message'),
       content: z
         .array(textBlock)
@@ -96,7 +103,7 @@ export const clientEventParam = z.discriminatedUnion(
         ),
     }),
   ],
-  { error: naming('user.define_outcome', 'user.tool_result') },
+  { error: naming('user.define_outcome') },
 );
 export type ClientEventParam = z.infer<typeof clientEventParam>;
 
@@ -124,7 +131,8 @@ export const sendEventsBody = z.strictObject({
       } else if (
         systems.length === 1 &&
         before?.type !== 'user.message' &&
-        before?.type !== 'user.custom_tool_result'
+        before?.type !== 'user.custom_tool_result' &&
+        before?.type !== 'user.tool_result'
       ) {
         context.addIssue({ code: 'custom', message: 'system.message must follow a user.message or a tool result' });
       }
@@ -222,6 +230,7 @@ export const sessionEventResource = z.discriminatedUnion('type', [
     content: z.array(contentBlock),
     is_error: z.boolean(),
   }),
+  frame('user.tool_result', { tool_use_id: z.string(), content: z.array(contentBlock), is_error: z.boolean() }),
   frame('agent.message', { content: z.array(textBlock) }),
   /** `x_text` is our addition: what the model showed of its thinking; absent when it showed none. */
   frame('agent.thinking', { x_text: z.string().optional() }),

@@ -124,6 +124,10 @@ export const sessionResourceSchema = z.strictObject({
   updated_at: timestamp,
   archived_at: timestamp.nullable(),
   x_context_key: z.string().nullable(),
+  /** True when an environment worker runs the agent’s sandbox tools. */
+  x_self_hosted: z.boolean(),
+  /** Whom an idle session that requires action waits for. */
+  x_waits_for: z.enum(['client', 'worker']).nullable(),
   x_stop_reason: stopReason.nullable(),
   /** Additive; null for a session that is no fork. */
   forked_from: forkedFrom.nullable(),

@@ -15,6 +15,15 @@ export interface Principal {
   readonly kind: CredentialKind;
   /** The API key that a dashboard session or link hangs on. */
   readonly parentId: string | null;
+  /** What an environment's worker is bound to; null for callers that have their workspace. */
+  readonly bound: Bound | null;
+}
+export interface Bound {
+  readonly environmentId: string;
+  /** The work item of a token; null for the environment's key. */
+  readonly workId: string | null;
+  /** The session that the token opens; null while its work item is not, or no longer, its worker's. */
+  readonly sessionId: string | null;
 }
 
 /** The API key that a caller's requests and streams count for. */
@@ -25,6 +34,9 @@ export function keyOf(principal: Principal): string {
 /** How long a looked-up credential is believed without asking again; a revocation on the bus ends it at once. */
 const BELIEVE_MS = 10_000;
 const MAX_CACHED = 10_000;
+
+/** A token opens its session only while its work item is its worker's. */
+const WORK_IS_ALIVE = `w.state in ('starting', 'active', 'stopping')`;
 
 /** A credential counts while neither it nor the key that it hangs on is revoked, and until it runs out. */
 const VALID = `api_keys k left join api_keys p on p.id = k.parent_id
@@ -79,6 +91,8 @@ export class Authenticator {
       this.#known.delete(hash);
       throw invalid();
     }
+    // A work item that was just handed out is its worker's in a moment.
+    if (principal.bound?.workId != null && principal.bound.sessionId === null) return principal;
     if (this.#known.size >= MAX_CACHED) this.#known.clear();
     this.#known.set(hash, { principal, untilMs: Date.now() + BELIEVE_MS });
     return principal;
@@ -103,9 +117,13 @@ export class Authenticator {
     }
   }
 
-  /** Those of these credentials that are no longer valid: revoked, run out, or gone with their parent. */
+  /** Those of these credentials that may read no session: revoked, run out, gone with their parent, or a token whose work ended. */
   async lapsed(ids: readonly string[]): Promise<string[]> {
-    const { rows } = await this.#pool.query<{ id: string }>(`select k.id from ${VALID} and k.id = any ($1)`, [ids]);
+    const { rows } = await this.#pool.query<{ id: string }>(
+      `select k.id from ${VALID} and k.id = any ($1)
+         and (k.work_id is null or exists (select 1 from work_items w where w.id = k.work_id and ${WORK_IS_ALIVE}))`,
+      [ids],
+    );
     const valid = new Set(rows.map(({ id }) => id));
     return ids.filter((id) => !valid.has(id));
   }
@@ -116,15 +134,29 @@ export class Authenticator {
       workspace_id: string;
       kind: CredentialKind;
       parent_id: string | null;
+      environment_id: string | null;
+      work_id: string | null;
+      session_id: string | null;
     }>({
       name: 'find-credential',
-      text: `select k.id, k.workspace_id, k.kind, k.parent_id from ${VALID} and k.hash = decode($1, 'hex')`,
+      text: `select k.id, k.workspace_id, k.kind, k.parent_id, k.environment_id, k.work_id,
+               (select w.session_id from work_items w where w.id = k.work_id and ${WORK_IS_ALIVE}) as session_id
+             from ${VALID} and k.hash = decode($1, 'hex')`,
       values: [hash],
     });
     const row = rows[0];
     return row === undefined
       ? null
-      : { id: row.id, workspaceId: row.workspace_id, kind: row.kind, parentId: row.parent_id };
+      : {
+          id: row.id,
+          workspaceId: row.workspace_id,
+          kind: row.kind,
+          parentId: row.parent_id,
+          bound:
+            row.environment_id === null
+              ? null
+              : { environmentId: row.environment_id, workId: row.work_id, sessionId: row.session_id },
+        };
   }
 }
 

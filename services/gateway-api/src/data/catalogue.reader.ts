@@ -3,6 +3,7 @@ import {
   type ApiKeyResource,
   AppError,
   type Environment,
+  type EnvironmentKeyResource,
   type FileResource,
   LIMITS,
   type Page,
@@ -13,7 +14,12 @@ import {
   SESSION_STATUSES,
   type Session,
   type SessionView,
+  type SessionWorker,
   sessionResource,
+  type Work,
+  type WorkRow,
+  type WorkStats,
+  workResourceOf,
 } from '@holdfast/contracts';
 import type pg from 'pg';
 import { decodeRowPlace, encodeCursor, type ListName, type Order, type RowPlace } from '../http/cursor.ts';
@@ -29,6 +35,14 @@ const SANDBOX = `jsonb_build_object('id', id, 'type', 'sandbox', 'session_id', s
   'incarnation', incarnation, 'launch', launch, 'namespace', namespace, 'pod', pod, 'node', node,
   'created_at', ${iso('created_at')}, 'ready_at', ${iso('ready_at')}, 'updated_at', ${iso('updated_at')})`;
 type SandboxItem = Omit<Sandbox, 'reason'> & { readonly reason: Omit<NonNullable<Sandbox['reason']>, 'hint'> | null };
+
+const WORK = `jsonb_build_object('id', id, 'type', 'work', 'environment_id', environment_id,
+  'data', jsonb_build_object('type', 'session', 'id', session_id), 'state', state, 'secret', null, 'metadata', metadata,
+  ${['created_at', 'acknowledged_at', 'started_at', 'latest_heartbeat_at', 'stop_requested_at', 'stopped_at']
+    .map((column) => `'${column}', ${iso(column)}`)
+    .join(', ')})`;
+/** A worker that asked for work so recently is taken to be there, in seconds. */
+const POLLING_SECONDS = 30;
 
 interface ListQuery {
   readonly list: ListName;
@@ -274,6 +288,89 @@ export class CatalogueReader {
       limit: query.limit(DEFAULT_PAGE),
       page: query.one('page'),
     });
+  }
+
+  async environmentKeys(
+    workspaceId: string,
+    environmentId: string,
+    query: Query,
+  ): Promise<Page<EnvironmentKeyResource>> {
+    await this.environment(workspaceId, environmentId);
+    return this.#list<EnvironmentKeyResource>({
+      list: 'environment_keys',
+      table: 'api_keys',
+      column: `jsonb_build_object('id', id, 'type', 'environment_key', 'environment_id', environment_id, 'name', name, 'hint', hint,
+        'created_at', ${iso('created_at')}, 'expires_at', ${iso('expires_at')}, 'revoked_at', ${iso('revoked_at')}, 'last_used_at', null)`,
+      where: ['workspace_id = $1', 'environment_id = $2', `kind = 'environment_key'`],
+      values: [workspaceId, environmentId],
+      order: 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
+  }
+
+  async work(workspaceId: string, environmentId: string, id: string): Promise<Work> {
+    const { rows } = await this.#pool.query<WorkRow>(
+      'select * from work_items where id = $1 and environment_id = $2 and workspace_id = $3',
+      [id, environmentId, workspaceId],
+    );
+    return workResourceOf(found(rows[0], 'work', id));
+  }
+
+  async works(workspaceId: string, environmentId: string, query: Query): Promise<Page<Work>> {
+    await this.environment(workspaceId, environmentId);
+    return this.#list<Work>({
+      list: 'work',
+      table: 'work_items',
+      column: WORK,
+      where: ['workspace_id = $1', 'environment_id = $2'],
+      values: [workspaceId, environmentId],
+      order: 'desc',
+      limit: query.limit(DEFAULT_PAGE),
+      page: query.one('page'),
+    });
+  }
+
+  async workStats(workspaceId: string, environmentId: string): Promise<WorkStats> {
+    await this.environment(workspaceId, environmentId);
+    const { rows } = await this.#pool.query<Omit<WorkStats, 'type'>>(
+      `select count(*) filter (where w.id is null)::integer as depth, count(w.id)::integer as pending,
+         min(s.view->'worker'->>'since') as oldest_queued_at,
+         (select count(*)::integer from work_pollers p
+           where p.environment_id = $1 and p.polled_at > clock_timestamp() - $3 * interval '1 second') as workers_polling
+       from sessions s left join work_items w on w.session_id = s.id and w.state <> 'stopped'
+       where s.environment_id = $1 and s.workspace_id = $2 and s.needs_worker and (w.id is null or w.state = 'queued')`,
+      [environmentId, workspaceId, POLLING_SECONDS],
+    );
+    const { depth = 0, pending = 0, oldest_queued_at = null, workers_polling = 0 } = rows[0] ?? {};
+    return { type: 'work_queue_stats', depth, pending, oldest_queued_at, workers_polling };
+  }
+
+  /** @throws AppError `session.not-self-hosted` */
+  async sessionWorker(workspaceId: string, sessionId: string): Promise<SessionWorker> {
+    const { worker, environmentId } = await this.sessionView(workspaceId, sessionId);
+    if (worker === undefined)
+      throw new AppError(
+        'invalid',
+        'session.not-self-hosted',
+        'The platform runs this session’s tools; it has no worker.',
+      );
+    const [{ rows }, { workers_polling }] = await Promise.all([
+      this.#pool.query<WorkRow & { readonly worker_id: string | null }>(
+        `select * from work_items where session_id = $1 and state <> 'stopped'`,
+        [sessionId],
+      ),
+      this.workStats(workspaceId, environmentId),
+    ]);
+    const row = rows[0];
+    return {
+      type: 'session_worker',
+      environment_id: environmentId,
+      waiting_calls: worker.calls,
+      work: row === undefined ? null : workResourceOf(row),
+      worker_id: row?.worker_id ?? null,
+      workers_polling,
+    };
   }
 
   /** Rows by (created_at, id), one more than asked for to know whether the list goes on. */

@@ -13,7 +13,7 @@ const NOT_WORTH_BYTES = 256;
 const WRITERS = 8;
 
 /** The events whose content may be stored as blobs; a `system.message` is short enough. */
-type Blobbed = Extract<ClientEventParam, { type: 'user.message' | 'user.custom_tool_result' }>;
+type Blobbed = Extract<ClientEventParam, { type: 'user.message' | 'user.custom_tool_result' | 'user.tool_result' }>;
 
 /**
  * Content blocks that are too large for a message on the bus and a row of the log: they travel and are stored as digests
@@ -77,7 +77,7 @@ export class ContentBlobs {
 }
 
 function isBlobbed(event: ClientEventParam): event is Blobbed {
-  return event.type === 'user.message' || event.type === 'user.custom_tool_result';
+  return event.type === 'user.message' || event.type === 'user.custom_tool_result' || event.type === 'user.tool_result';
 }
 
 /** The largest blocks, with the bytes to store, that must go for the rest to fit into `budget` bytes. */

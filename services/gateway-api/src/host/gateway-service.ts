@@ -28,15 +28,16 @@ import { RateLimit } from '../http/rate-limit.ts';
 import { catalogueOperations } from '../operations/catalogue.operations.ts';
 import { fileOperations } from '../operations/file.operations.ts';
 import { NOT_BUILT } from '../operations/not-built.ts';
-import type { Operation } from '../operations/operation.ts';
+import { type Operation, requireCaller } from '../operations/operation.ts';
 import { platformOperations } from '../operations/platform.operations.ts';
 import { sandboxOperations } from '../operations/sandbox.operations.ts';
 import { sessionOperations } from '../operations/session.operations.ts';
+import { workOperations } from '../operations/work.operations.ts';
 import { StreamHub } from '../stream/stream-hub.ts';
 
 /** A service that has not been heard for so long is not shown as running. */
 const BEAT_TTL_MS = 5_000;
-const NOBODY: Principal = { id: 'anonymous', workspaceId: '', kind: 'link', parentId: null };
+const NOBODY: Principal = { id: 'anonymous', workspaceId: '', kind: 'link', parentId: null, bound: null };
 
 /** The public API of one process: mapping, checks and streams. It writes nothing itself. */
 export class GatewayService {
@@ -105,6 +106,7 @@ export class GatewayService {
       ...sessionOperations({ reader, events, commands, models, streams, blobs: content }),
       ...fileOperations({ reader, commands, blobs: fileBlobs, maxBytes: config.FILE_MAX_BYTES }),
       ...sandboxOperations({ reader, events }),
+      ...workOperations({ reader, commands }),
       ...platformOperations({
         reader,
         commands,
@@ -161,10 +163,18 @@ class Callers {
     this.#rate = rate;
   }
 
-  /** @throws AppError `auth.missing`, `auth.invalid`, `request.too-many`, `workspace.not-found` */
-  async admit(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+  /**
+   * @throws AppError `auth.missing`, `auth.invalid`, `auth.wrong-credential`, `auth.work-ended`, `request.too-many`,
+   * `workspace.not-found`
+   */
+  async admit(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    { path, callers }: { path: string; callers?: Operation['callers'] },
+  ): Promise<void> {
     const principal = await orUnavailable(this.#authenticator.authenticate(request.headers));
     this.#rate.take(keyOf(principal), Date.now());
+    requireCaller(callers, path, principal, request.params as Record<string, string>);
     const asked = request.headers['anthropic-workspace-id'];
     if (typeof asked === 'string' && asked !== principal.workspaceId) {
       throw new AppError('not-found', 'workspace.not-found', 'There is no such workspace for this key.');
@@ -195,7 +205,7 @@ function addRoute(server: FastifyInstance, one: Operation, callers: Callers, dra
     exposeHeadRoute: one.streams !== true && one.lines !== true && one.downloads !== true,
     ...(one.authenticated === false
       ? {}
-      : { onRequest: (request: FastifyRequest, reply: FastifyReply) => callers.admit(request, reply) }),
+      : { onRequest: (request: FastifyRequest, reply: FastifyReply) => callers.admit(request, reply, one) }),
     handler: async (request: FastifyRequest, reply: FastifyReply) => {
       const body = parseBody(one, request.body) as never;
       const result = await orUnavailable(one.handle(new Exchange(request, reply, callers.of(request), body)));
@@ -218,7 +228,7 @@ function sendLines(reply: FastifyReply, lines: AsyncIterable<string>, draining: 
 function refuseRoute(server: FastifyInstance, name: string, path: string, callers: Callers): void {
   server.all(path, {
     onRequest: async (request, reply) => {
-      await callers.admit(request, reply);
+      await callers.admit(request, reply, { path });
       throw new AppError('invalid', 'request.not-supported', `${name}: not supported yet; see /v1/x/capabilities.`);
     },
     handler: async () => undefined,

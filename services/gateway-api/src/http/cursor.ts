@@ -12,6 +12,8 @@ const listName = z.enum([
   'api_keys',
   'sandboxes',
   'sandbox_pools',
+  'work',
+  'environment_keys',
 ]);
 export type ListName = z.infer<typeof listName>;
 export type Order = 'asc' | 'desc';

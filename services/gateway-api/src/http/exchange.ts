@@ -77,7 +77,12 @@ export class Exchange<B = unknown> {
       commandId: newId('command'),
       workspaceId: this.principal.workspaceId,
       actor: {
-        type: this.principal.kind === 'dashboard' ? 'dashboard' : 'api_key',
+        type:
+          this.principal.bound !== null
+            ? 'environment_key'
+            : this.principal.kind === 'dashboard'
+              ? 'dashboard'
+              : 'api_key',
         id: keyOf(this.principal),
       },
       idempotency,

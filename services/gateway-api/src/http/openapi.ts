@@ -2,13 +2,16 @@ import {
   agentResource,
   apiKeyResource,
   EVENT_DELTAS,
+  environmentKeyResource,
   environmentResource,
   eventDeltaFrame,
   eventStartFrame,
   fileResource,
   jsonValue,
   LIMITS,
+  MAX_LEASE_SECONDS,
   modelResource,
+  POLL_BLOCK_MAX_MS,
   SANDBOX_STATUSES,
   SESSION_STATUSES,
   sandboxPoolResource,
@@ -16,6 +19,7 @@ import {
   sessionEventResource,
   sessionResourceSchema,
   threadResource,
+  workResource,
 } from '@holdfast/contracts';
 import { z } from 'zod';
 import type { Operation } from '../operations/operation.ts';
@@ -34,6 +38,8 @@ const SHARED: Readonly<Record<string, z.ZodType>> = {
   ApiKey: apiKeyResource,
   Sandbox: sandboxResource,
   SandboxPool: sandboxPoolResource,
+  EnvironmentKey: environmentKeyResource,
+  Work: workResource,
 };
 
 const text = { type: 'string' };
@@ -76,6 +82,22 @@ const QUERY: Readonly<Record<string, object>> = {
   },
   x_needs_action: { type: 'boolean', description: 'Only sessions that wait for the client.' },
   x_text: { ...text, description: 'Only sessions whose title or id holds this.' },
+  block_ms: {
+    type: 'integer',
+    minimum: 1,
+    maximum: POLL_BLOCK_MAX_MS,
+    description: 'How long to wait for work; absent = not at all.',
+  },
+  reclaim_older_than_ms: {
+    type: 'integer',
+    minimum: 0,
+    description: 'Items that were handed out so long ago and not acknowledged are handed out again.',
+  },
+  expected_last_heartbeat: {
+    ...text,
+    description: 'The newest answer’s `last_heartbeat`; `NO_HEARTBEAT` for the first.',
+  },
+  desired_ttl_seconds: { type: 'integer', minimum: 1, maximum: MAX_LEASE_SECONDS },
   lifecycle: { type: 'string', enum: ['active', 'deprecated', 'retired'] },
   after_id: text,
   before_id: text,
@@ -92,6 +114,7 @@ const FAILURES: Readonly<Record<number, string>> = {
   403: 'The credential may not do this.',
   404: 'There is no such object in the workspace of the key.',
   409: 'The request contradicts what is stored.',
+  412: 'A worker’s lease is another’s by now.',
   413: 'The body is too large.',
   429: 'The key does too much at once.',
   503: 'A part of the platform is not there; try again.',

@@ -10,7 +10,6 @@ export const NOT_BUILT: readonly { readonly name: string; readonly paths: readon
     name: 'deployments',
     paths: ['/v1/deployments', '/v1/deployments/*', '/v1/deployment_runs', '/v1/deployment_runs/*'],
   },
-  { name: 'self-hosted environments', paths: ['/v1/environments/:id/work', '/v1/environments/:id/work/*'] },
   { name: 'archiving a thread', paths: ['/v1/sessions/:id/threads/:thread/archive'] },
   { name: 'the organization API', paths: ['/v1/organizations/*'] },
   { name: 'dreams', paths: ['/v1/dreams', '/v1/dreams/*'] },

@@ -6,6 +6,8 @@ import {
   CREDENTIAL_KINDS,
   childCredential,
   deleted,
+  type EnvironmentKeyResource,
+  environmentKeyResource,
   LIMITS,
   newId,
   type PlatformStatus,
@@ -150,10 +152,11 @@ export function platformOperations(parts: {
       method: 'POST',
       path: '/v1/x/api_keys/:id/revoke',
       id: 'revokeApiKey',
-      summary: 'Revoke an API key and the dashboard sessions that hang on it; their streams close.',
-      answer: apiKeyResource,
+      summary:
+        'Revoke an API key and the dashboard sessions that hang on it, or an environment key and its workers’ tokens; their streams close.',
+      answer: z.union([apiKeyResource, environmentKeyResource]),
       handle: async (exchange) => {
-        const revoked = await commands.send<ApiKeyResource>(
+        const revoked = await commands.send<ApiKeyResource | EnvironmentKeyResource>(
           'api_key',
           pathId(exchange, 'apiKey'),
           'revoke',

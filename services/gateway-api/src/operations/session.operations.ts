@@ -38,12 +38,16 @@ import type { Commands, Exchange } from '../http/exchange.ts';
 import type { Query } from '../http/query.ts';
 import type { StreamHub } from '../stream/stream-hub.ts';
 import { pathId } from './catalogue.operations.ts';
-import { type Operation, operation } from './operation.ts';
+import { type Operation, operation, WORKSPACE_CALLERS } from './operation.ts';
 
 type ForkBody = z.infer<typeof forkSessionBody>;
 
 const DEFAULT_ENVIRONMENT = 'default';
 const CREATED_AT = ['created_at[gt]', 'created_at[gte]', 'created_at[lt]', 'created_at[lte]'];
+
+/** A worker reads its session and answers its calls. */
+const WITH_WORKER = [...WORKSPACE_CALLERS, 'work_token'] as const;
+const RESULTS: ReadonlySet<string> = new Set(['user.tool_result', 'user.custom_tool_result']);
 
 const sentEvents = z.strictObject({ data: z.array(sessionEventResource) });
 const streamed = z.union([sessionEventResource, eventStartFrame, eventDeltaFrame]);
@@ -250,6 +254,7 @@ export function sessionOperations(parts: {
       method: 'GET',
       path: '/v1/sessions/:id',
       id: 'retrieveSession',
+      callers: WITH_WORKER,
       summary: 'A session; with `at`, as it was then.',
       answer: sessionResourceSchema,
       query: ['at'],
@@ -308,6 +313,7 @@ export function sessionOperations(parts: {
       method: 'POST',
       path: '/v1/sessions/:id/events',
       id: 'sendEvents',
+      callers: WITH_WORKER,
       summary: 'Send messages, interrupts, confirmations and tool results. Answered once they are stored.',
       answer: sentEvents,
       body: sendEventsBody,
@@ -316,6 +322,9 @@ export function sessionOperations(parts: {
         const id = pathId(exchange, 'session');
         const { workspaceId } = exchange.principal;
         for (const event of exchange.body.events) {
+          if (exchange.principal.bound !== null && !RESULTS.has(event.type)) {
+            throw new AppError('forbidden', 'auth.results-only', `A worker sends results of calls, not ${event.type}.`);
+          }
           if ('session_thread_id' in event && event.session_thread_id != null)
             requirePrimary(id, event.session_thread_id);
         }
@@ -335,6 +344,7 @@ export function sessionOperations(parts: {
       method: 'GET',
       path: '/v1/sessions/:id/events',
       id: 'listEvents',
+      callers: WITH_WORKER,
       summary: 'Events of a session.',
       answer: pageOf(sessionEventResource),
       query: ['types[]', 'order', 'limit', 'page', ...CREATED_AT],
@@ -344,6 +354,7 @@ export function sessionOperations(parts: {
       method: 'GET',
       path: '/v1/sessions/:id/events/stream',
       id: 'streamEvents',
+      callers: WITH_WORKER,
       summary: 'Events as they come (SSE). With a cursor everything after it first.',
       answer: streamed,
       query: ['event_deltas[]', 'after'],

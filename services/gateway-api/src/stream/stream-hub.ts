@@ -254,6 +254,8 @@ export class StreamHub {
   }
 
   async #poll(): Promise<void> {
+    // A worker that lost its session must not see the next one's calls, also where that was not heard.
+    void this.#dropLapsed([...this.#streams].filter(({ principal }) => principal.bound !== null));
     const watched = [...this.#sessions.values()].filter(({ tail }) => tail.isWatched);
     if (watched.length === 0) return;
     try {
@@ -274,9 +276,13 @@ export class StreamHub {
   /** Also finds what the bus lost: a revocation that was not heard, and credentials that ran out. */
   async #ping(): Promise<void> {
     for (const stream of this.#streams) stream.ping();
-    if (this.#streams.size === 0) return;
+    await this.#dropLapsed([...this.#streams]);
+  }
+
+  async #dropLapsed(streams: readonly EventStream[]): Promise<void> {
+    if (streams.length === 0) return;
     try {
-      const ids = new Set([...this.#streams].map(({ principal }) => principal.id));
+      const ids = new Set(streams.map(({ principal }) => principal.id));
       for (const id of await this.#authenticator.lapsed([...ids])) this.revoke(id);
     } catch (error) {
       this.#logger.debug({ err: error }, 'credentials could not be checked');

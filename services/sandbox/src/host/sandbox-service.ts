@@ -3,10 +3,10 @@ import type { Server } from 'node:http';
 import { type Bus, connectBus } from '@holdfast/bus';
 import {
   AppError,
+  type CloudConfig,
   ENSURE_ALIVE_MS,
   type EnsureSandboxBody,
   type EnsureSandboxUpdate,
-  type EnvironmentConfig,
   FILE_BLOBS,
   parseStream,
   type StoredEvent,
@@ -133,7 +133,6 @@ export class SandboxService {
       handled.id,
     ]);
     if (rowCount !== 0) return;
-    await store.endSession(sessionId, handled.workspaceId);
     const row = await store.ofSession(sessionId);
     if (row === null) return;
     await host.destroy(row, () =>
@@ -146,8 +145,8 @@ export class SandboxService {
     );
   }
 
-  /** Takes an environment's state in; null = archived or deleted. */
-  environmentChanged(event: StoredEvent, config: EnvironmentConfig | null): Promise<void> {
+  /** Takes an environment's state in; null = it needs no sandboxes (any more). */
+  environmentChanged(event: StoredEvent, config: CloudConfig | null): Promise<void> {
     return this.#need().environments.takeIn(event, parseStream(event.streamId).id, config);
   }
 

@@ -3,7 +3,7 @@ import { mkdtemp, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DEFAULT_SANDBOX, HUB_AUDIENCE, resolveEnvironmentConfig } from '@holdfast/contracts';
+import { DEFAULT_SANDBOX, HUB_AUDIENCE, resolveCloudConfig } from '@holdfast/contracts';
 import { createLogger } from '@holdfast/platform';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { CoreV1Api, CustomObjectsApi, KubeConfig } from '@kubernetes/client-node';
@@ -393,7 +393,7 @@ describe('sandboxes', () => {
     session_id: 'sesn_cluster',
     environment_id: 'env_cluster',
     context_key: contextKey,
-    environment: resolveEnvironmentConfig({ type: 'cloud', x_sandbox: { workspace: 'ephemeral', ...sandbox } }),
+    environment: resolveCloudConfig({ type: 'cloud', x_sandbox: { workspace: 'ephemeral', ...sandbox } }),
     namespace,
     claim: claimName(id, 1),
   });

@@ -6,8 +6,7 @@ import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
 export interface Driven {
   linked: LinkedSandbox | null;
   sinceMs: number;
-  /** Its link ended because nothing was heard of it. */
-  silent: boolean;
+  readyAtMs: number | null;
   /** The container that runs on a node that answers. */
   answering: string | null;
   /** The environment as whoever asked for it last knows it. */
@@ -47,7 +46,7 @@ export class DrivenSandboxes {
     const driven: Driven = this.#driven.get(id) ?? {
       linked: null,
       sinceMs: Date.now(),
-      silent: false,
+      readyAtMs: null,
       answering: null,
       environment: null,
       reason: null,

@@ -16,6 +16,6 @@ export class EnvironmentReactor {
   onChanged(event: StoredEvent): Promise<void> {
     const retired = event.type === 'environment.archived' || event.type === 'environment.deleted';
     const { config } = (event.data['environment'] ?? {}) as Partial<Environment>;
-    return this.#sandboxes.environmentChanged(event, retired ? null : (config ?? null));
+    return this.#sandboxes.environmentChanged(event, retired || config?.type !== 'cloud' ? null : config);
   }
 }

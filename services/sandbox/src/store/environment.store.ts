@@ -1,11 +1,11 @@
-import type { EnvironmentConfig, StoredEvent } from '@holdfast/contracts';
+import type { CloudConfig, StoredEvent } from '@holdfast/contracts';
 import type pg from 'pg';
 
 /** An environment that pods are made from. */
 export interface EnvironmentRow {
   readonly environment_id: string;
   readonly workspace_id: string;
-  readonly config: EnvironmentConfig;
+  readonly config: CloudConfig;
   readonly retired: boolean;
 }
 
@@ -17,8 +17,8 @@ export class EnvironmentStore {
     this.#pool = pool;
   }
 
-  /** Takes an environment's newest state in; an older event changes nothing. Null = archived or deleted. */
-  async takeIn(event: StoredEvent, environmentId: string, config: EnvironmentConfig | null): Promise<void> {
+  /** Takes an environment's newest state in; an older event changes nothing. Null = it needs no sandboxes (any more). */
+  async takeIn(event: StoredEvent, environmentId: string, config: CloudConfig | null): Promise<void> {
     await this.#pool.query(
       `insert into sandbox_environments (environment_id, workspace_id, config, retired, position) values ($1, $2, $3, $4, $5)
        on conflict (environment_id) do update set

@@ -1,4 +1,4 @@
-import type { Agent, Environment, FileResource, SessionView } from '@holdfast/contracts';
+import type { Agent, CredentialKind, Environment, FileResource, SessionView } from '@holdfast/contracts';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
 /** A team: the boundary of everything below. */
@@ -15,10 +15,11 @@ export class ApiKeyEntity {
   @PrimaryColumn('text') id!: string;
   @Column('text', { name: 'workspace_id' }) workspaceId!: string;
   @Column('text') name!: string;
-  @Column('text') kind!: 'api_key' | 'dashboard' | 'link';
+  @Column('text') kind!: CredentialKind;
   @Column('bytea') hash!: Buffer;
   @Column('text') hint!: string;
   @Column('text', { name: 'parent_id', nullable: true }) parentId!: string | null;
+  @Column('text', { name: 'environment_id', nullable: true }) environmentId!: string | null;
   @Column('timestamptz', { name: 'created_at' }) createdAt!: Date;
   @Column('timestamptz', { name: 'expires_at', nullable: true }) expiresAt!: Date | null;
   @Column('timestamptz', { name: 'revoked_at', nullable: true }) revokedAt!: Date | null;

@@ -7,6 +7,7 @@ import {
   type CreateLinkCommand,
   type CredentialKind,
   DASHBOARD_SESSION_TTL_MS,
+  type EnvironmentKeyResource,
   LINK_TTL_MS,
   parseStream,
   type RedeemLinkCommand,
@@ -17,26 +18,37 @@ import { type CompanionStatement, derivedEventId, type EventLog, type StreamAppe
 import type { DataSource } from 'typeorm';
 import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
 import { ApiKeyEntity } from './catalogue.entities.ts';
+import type { Catalogue } from './catalogue.ts';
 
-/** API keys, dashboard sessions and one-time links. No credential text ever reaches this service. */
+type KeyResource = ApiKeyResource | EnvironmentKeyResource;
+
+/** API keys, environment keys, dashboard sessions and one-time links. No credential text ever reaches this service. */
 export class CredentialCommands {
   readonly #log: EventLog;
   readonly #source: DataSource;
+  readonly #catalogue: Catalogue;
   readonly #idempotent: Idempotent;
   readonly #onRevoked: (id: string) => void;
 
-  constructor(log: EventLog, source: DataSource, idempotent: Idempotent, onRevoked: (id: string) => void) {
+  constructor(
+    log: EventLog,
+    source: DataSource,
+    catalogue: Catalogue,
+    idempotent: Idempotent,
+    onRevoked: (id: string) => void,
+  ) {
     this.#log = log;
     this.#source = source;
+    this.#catalogue = catalogue;
     this.#idempotent = idempotent;
     this.#onRevoked = onRevoked;
   }
 
   /** @throws AppError `credential.made-before` for a repeat: the text of the key that stands is known to nobody here. */
-  createApiKey(id: string, command: Command<CreateApiKeyCommand>): Promise<ApiKeyResource> {
+  createApiKey(id: string, command: Command<CreateApiKeyCommand>): Promise<KeyResource> {
     const { workspaceId } = command;
-    const { name, hash, hint } = command.body;
-    const madeBefore = (events: readonly StoredEvent[]): Promise<ApiKeyResource> => {
+    const { name, hash, hint, environment_id: environmentId } = command.body;
+    const madeBefore = (events: readonly StoredEvent[]): Promise<KeyResource> => {
       const made = parseStream(events[0]?.streamId ?? '').id;
       // The same command, asked again: its caller has the text.
       if (made === id) return this.#resource(workspaceId, id);
@@ -48,13 +60,25 @@ export class CredentialCommands {
       );
     };
     return this.#idempotent.run(command, madeBefore, async (claim) => {
-      const insert = insertKey({ id, workspaceId, name, kind: 'api_key', hash, hint, parentId: null, ttlMs: null });
-      await this.#append(command, [created(command, id, name, 'api_key')], [insert, ...claim]);
+      if (environmentId !== undefined) await this.#requireSelfHosted(workspaceId, environmentId);
+      const kind = environmentId === undefined ? 'api_key' : 'environment_key';
+      const insert = insertKey({ id, workspaceId, name, kind, hash, hint, parentId: null, ttlMs: null, environmentId });
+      await this.#append(command, [created(id, name, kind, environmentId)], [insert, ...claim]);
       return this.#resource(workspaceId, id);
     });
   }
 
-  async revoke(id: string, command: Command): Promise<ApiKeyResource> {
+  async #requireSelfHosted(workspaceId: string, environmentId: string): Promise<void> {
+    const { config } = await this.#catalogue.environment(workspaceId, environmentId);
+    if (config.type === 'self_hosted') return;
+    throw new AppError(
+      'invalid',
+      'environment.not-self-hosted',
+      `The environment ${environmentId} is not self_hosted: it has no workers and needs no key.`,
+    );
+  }
+
+  async revoke(id: string, command: Command): Promise<KeyResource> {
     const key = await this.#resource(command.workspaceId, id);
     if (key.revoked_at !== null) return key;
     const revoke = {
@@ -110,7 +134,7 @@ export class CredentialCommands {
     try {
       await this.#append(
         command,
-        [{ id: linkId, type: 'api_key.revoked', data: {} }, created(command, id, 'dashboard', 'dashboard')],
+        [{ id: linkId, type: 'api_key.revoked', data: {} }, created(id, 'dashboard', 'dashboard')],
         [spend, insert],
       );
     } catch (error) {
@@ -135,7 +159,7 @@ export class CredentialCommands {
     const insert = insertKey({ id, workspaceId, name: kind, kind, hash, hint, parentId, ttlMs });
     const answer = () => this.#childOf(workspaceId, id);
     return this.#idempotent.run(command, answer, async () => {
-      await this.#append(command, [created(command, id, kind, kind)], [insert]);
+      await this.#append(command, [created(id, kind, kind)], [insert]);
       return answer();
     });
   }
@@ -169,11 +193,10 @@ export class CredentialCommands {
     return row;
   }
 
-  async #resource(workspaceId: string, id: string): Promise<ApiKeyResource> {
+  async #resource(workspaceId: string, id: string): Promise<KeyResource> {
     const row = await this.#row(workspaceId, id);
-    return {
+    const facts = {
       id: row.id,
-      type: 'api_key',
       name: row.name,
       hint: row.hint,
       created_at: row.createdAt.toISOString(),
@@ -181,6 +204,9 @@ export class CredentialCommands {
       revoked_at: row.revokedAt?.toISOString() ?? null,
       last_used_at: null,
     };
+    return row.environmentId === null
+      ? { ...facts, type: 'api_key' }
+      : { ...facts, type: 'environment_key', environment_id: row.environmentId };
   }
 
   async #childOf(workspaceId: string, id: string): Promise<ChildCredential> {
@@ -193,8 +219,9 @@ function notFound(id: string): AppError {
   return new AppError('not-found', 'credential.not-found', `There is no credential ${id}.`);
 }
 
-function created(_command: Command, id: string, name: string, kind: CredentialKind) {
-  return { id, type: 'api_key.created', data: { name, kind } };
+function created(id: string, name: string, kind: CredentialKind, environmentId?: string) {
+  const of = environmentId === undefined ? {} : { environment_id: environmentId };
+  return { id, type: 'api_key.created', data: { name, kind, ...of } };
 }
 
 function insertKey(key: {
@@ -206,10 +233,21 @@ function insertKey(key: {
   hint: string;
   parentId: string | null;
   ttlMs: number | null;
+  environmentId?: string | undefined;
 }): CompanionStatement {
   return {
-    text: `insert into api_keys (id, workspace_id, name, kind, hash, hint, parent_id, expires_at)
-           values ($1, $2, $3, $4, decode($5, 'hex'), $6, $7, clock_timestamp() + $8::double precision * interval '1 millisecond')`,
-    values: [key.id, key.workspaceId, key.name, key.kind, key.hash, key.hint, key.parentId, key.ttlMs],
+    text: `insert into api_keys (id, workspace_id, name, kind, hash, hint, parent_id, expires_at, environment_id)
+           values ($1, $2, $3, $4, decode($5, 'hex'), $6, $7, clock_timestamp() + $8::double precision * interval '1 millisecond', $9)`,
+    values: [
+      key.id,
+      key.workspaceId,
+      key.name,
+      key.kind,
+      key.hash,
+      key.hint,
+      key.parentId,
+      key.ttlMs,
+      key.environmentId ?? null,
+    ],
   };
 }

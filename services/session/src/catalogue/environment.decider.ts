@@ -4,24 +4,20 @@ import {
   type Environment,
   LIMITS,
   patchMetadata,
-  resolveEnvironmentConfig,
+  resolveCloudConfig,
   sameJson,
   type UpdateEnvironmentBody,
 } from '@holdfast/contracts';
 
 function configOf(param: CreateEnvironmentBody['config'], before?: Environment['config']): Environment['config'] {
-  if (param?.type === 'self_hosted') {
-    throw before === undefined
-      ? new AppError(
-          'invalid',
-          'environment.unsupported',
-          'config.type "self_hosted" is not supported yet; use "cloud".',
-        )
-      : new AppError('invalid', 'environment.config-type', 'config.type cannot be changed.', {
-          details: { errorCode: 'invalid_config_type_change' },
-        });
+  const type = param?.type ?? before?.type ?? 'cloud';
+  if (before !== undefined && before.type !== type) {
+    throw new AppError('invalid', 'environment.config-type', 'config.type cannot be changed.', {
+      details: { errorCode: 'invalid_config_type_change' },
+    });
   }
-  return resolveEnvironmentConfig(param, before);
+  if (type === 'self_hosted') return { type };
+  return resolveCloudConfig(param?.type === 'cloud' ? param : undefined, before?.type === 'cloud' ? before : undefined);
 }
 
 export function createEnvironment(id: string, body: CreateEnvironmentBody, at: string): Environment {

@@ -48,6 +48,7 @@ import { WebFetch } from '../tools/web-fetch.ts';
 import { inlineBlobs, outlineBlobs } from '../turn/inline-blobs.ts';
 import { SandboxClient } from '../turn/sandbox-client.ts';
 import { TurnWorker } from '../turn/turn-worker.ts';
+import { WorkCommands } from '../work/work.commands.ts';
 
 /** Answers may take this long less than the caller waits, so that a refusal still reaches it. */
 const REPLY_MARGIN_MS = 250;
@@ -70,6 +71,7 @@ export class SessionService {
     source: DataSource;
     log: EventLog;
     turns: TurnWorker;
+    work: WorkCommands;
     relay: Relay;
     model: HttpModelGateway;
     outward: { close(): Promise<void> }[];
@@ -141,8 +143,9 @@ export class SessionService {
       blobs: fileBlobs,
       quotaBytes: config.FILE_QUOTA_BYTES,
     });
+    const owner = `${instance}:${randomUUID()}`;
     const turns = new TurnWorker({
-      owner: `${instance}:${randomUUID()}`,
+      owner,
       log,
       pool,
       bus,
@@ -164,7 +167,11 @@ export class SessionService {
         mcp,
         outline: outlineBlobs(blobs),
         inline: inlineBlobs(blobs),
-        environment: async (workspaceId, id) => (await catalogue.environment(workspaceId, id)).config,
+        environment: async (workspaceId, id) => {
+          const environment = await catalogue.environment(workspaceId, id);
+          if (environment.config.type === 'cloud') return environment.config;
+          throw new AppError('defect', 'turn.no-sandbox', `The environment ${id} has no sandboxes.`);
+        },
         settings: {
           maxRetries: config.MODEL_MAX_RETRIES,
           firstRetryMs: config.MODEL_RETRY_FIRST_MS,
@@ -191,11 +198,15 @@ export class SessionService {
       onError: (error) => logger.warn({ err: error }, 'the relay tries again'),
     });
     const onRevoked = (id: string): void => bus.publishLive(CREDENTIAL_REVOKED, { id } satisfies CredentialRevoked);
+    const sessions = new SessionCommands({ store, log, pool, catalogue, idempotent, turns });
+    const leaseMs = config.WORK_LEASE_MS;
+    const work = new WorkCommands({ pool, catalogue, sessions, onRevoked, leaseMs, owner, logger });
     const handlers = commandHandlers({
       catalogue: new CatalogueCommands(log, catalogue, idempotent),
-      credentials: new CredentialCommands(log, source, idempotent, onRevoked),
+      credentials: new CredentialCommands(log, source, catalogue, idempotent, onRevoked),
       files,
-      sessions: new SessionCommands({ store, log, pool, catalogue, idempotent, turns }),
+      sessions,
+      work,
     });
     for (const aggregate of ['session', 'agent', 'environment', 'file', 'api_key'] as const) {
       bus.reply<Command<never>, CommandReply>(commandSubjects(aggregate), { queue: QUEUE }, (command, context) =>
@@ -203,13 +214,14 @@ export class SessionService {
       );
     }
     turns.listen();
+    work.listen();
     relay.start();
     // Ready means that a command is heard.
     await bus.flush();
     const collector = new FileCollector(pool, fileBlobs, BLOB_GRACE_MS);
     const cleaning = setInterval(() => {
-      forgetOldIdempotency(pool, KEY_TTL_MS).catch((error: unknown) =>
-        logger.warn({ err: error }, 'old idempotency rows stay for now'),
+      Promise.all([forgetOldIdempotency(pool, KEY_TTL_MS), work.clean()]).catch((error: unknown) =>
+        logger.warn({ err: error }, 'old rows stay for now'),
       );
       collector.collect().catch((error: unknown) => logger.warn({ err: error }, 'bytes of deleted files stay for now'));
     }, CLEAN_EVERY_MS);
@@ -228,6 +240,7 @@ export class SessionService {
       source,
       log,
       turns,
+      work,
       relay,
       model,
       outward: [mcp, mcpNetwork, webNetwork],
@@ -243,6 +256,7 @@ export class SessionService {
     const parts = this.#parts;
     if (parts === null) return;
     for (const stop of parts.stops) stop();
+    await parts.work.stop();
     await parts.turns.stop();
     await parts.relay.stop();
     await parts.bus.close();
@@ -266,8 +280,9 @@ function commandHandlers(commands: {
   credentials: CredentialCommands;
   files: FileCommands;
   sessions: SessionCommands;
+  work: WorkCommands;
 }): Record<string, Handler> {
-  const { catalogue, credentials, files, sessions } = commands;
+  const { catalogue, credentials, files, sessions, work } = commands;
   return {
     'session.create': (id, command, deadline) => sessions.create(id, command, deadline),
     'session.fork': (id, command, deadline) => sessions.fork(id, command, deadline),
@@ -287,6 +302,11 @@ function commandHandlers(commands: {
     'environment.delete': (id, command) => catalogue.deleteEnvironment(id, command),
     'file.create': (id, command) => files.create(id, command),
     'file.delete': (id, command) => files.delete(id, command),
+    'environment.poll-work': (id, command, deadline) => work.poll(id, command, deadline),
+    'environment.ack-work': (id, command) => work.acknowledge(id, command),
+    'environment.heartbeat-work': (id, command) => work.heartbeat(id, command),
+    'environment.stop-work': (id, command) => work.end(id, command),
+    'environment.update-work': (id, command) => work.update(id, command),
     'api_key.create': (id, command) => credentials.createApiKey(id, command),
     'api_key.revoke': (id, command) => credentials.revoke(id, command),
     'api_key.create-link': (id, command) => credentials.createLink(id, command),

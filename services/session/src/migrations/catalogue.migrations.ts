@@ -140,4 +140,55 @@ alter table sessions add column fork_root text
 create index sessions_of_family on sessions (workspace_id, fork_root) where fork_root is not null;
 `,
   },
+  {
+    // Who runs the tools of self-hosted environments: their keys, the workers' leases on sessions, and who asks for work.
+    name: 'EnvironmentWorkers1764000305500',
+    sql: `
+alter table api_keys drop constraint api_keys_kind_check,
+  add constraint api_keys_kind_check check (kind in ('api_key', 'dashboard', 'link', 'environment_key', 'work_token')),
+  add column environment_id text references environments on delete cascade,
+  add column work_id text;
+create index api_keys_of_environment on api_keys (environment_id, created_at, id) where kind = 'environment_key';
+create index api_keys_of_work on api_keys (expires_at) where kind = 'work_token';
+
+create table work_items (
+  id text primary key,
+  workspace_id text not null references workspaces,
+  environment_id text not null references environments on delete cascade,
+  session_id text not null,
+  state text not null check (state in ('queued', 'starting', 'active', 'stopping', 'stopped')),
+  worker_id text,
+  token_id text not null unique,
+  metadata jsonb not null default '{}',
+  ttl_seconds integer,
+  lease_expires_at timestamptz not null,
+  created_at timestamptz not null default clock_timestamp(),
+  acknowledged_at timestamptz,
+  started_at timestamptz,
+  latest_heartbeat_at timestamptz,
+  previous_heartbeat_at timestamptz,
+  stop_requested_at timestamptz,
+  stopped_at timestamptz
+);
+create unique index work_items_alive on work_items (session_id) where state <> 'stopped';
+create index work_items_of_environment on work_items (environment_id, created_at, id);
+create index work_items_leased on work_items (lease_expires_at) where state <> 'stopped';
+
+create table work_pollers (
+  environment_id text not null references environments on delete cascade,
+  worker_id text not null,
+  polled_at timestamptz not null,
+  primary key (environment_id, worker_id)
+);
+
+-- A session that waits for its worker alone needs nobody's action.
+alter table sessions drop column needs_action, add column needs_action boolean not null generated always as
+    (status = 'idle' and coalesce(view->'stopReason'->>'type', '') = 'requires_action'
+      and not coalesce(view->'stopReason'->'event_ids' <@ coalesce(view->'worker'->'calls', '[]'), false)) stored,
+  add column needs_worker boolean not null generated always as
+    (archived_at is null and jsonb_array_length(coalesce(view->'worker'->'calls', '[]')) > 0) stored;
+create index sessions_needing_action on sessions (workspace_id, created_at, id) where needs_action;
+create index sessions_needing_worker on sessions (environment_id) where needs_worker;
+`,
+  },
 ];

@@ -2,7 +2,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { DEFAULT_SANDBOX, type Environment } from '@holdfast/contracts';
+import { type CloudConfig, DEFAULT_SANDBOX, type Environment } from '@holdfast/contracts';
 import { backup, MIGRATIONS_TABLE, restore } from '@holdfast/event-store';
 import { type TestDatabase, testDatabase } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
@@ -82,11 +82,11 @@ describe('an environment from before it had sandbox settings', () => {
   it('is given them', async () => {
     const at = '2026-01-01T00:00:00.000Z';
     const made = createEnvironment('env_old', { name: 'old' }, at);
-    const { x_sandbox: _later, ...config } = made.config;
+    const { x_sandbox: _later, ...old } = made.config as CloudConfig;
     await asRole(null, async (client) => {
       await client.query(
         `insert into environments (id, workspace_id, name, resource, created_at) values ($1, 'wrkspc_default', $2, $3, $4)`,
-        [made.id, made.name, { ...made, config }, at],
+        [made.id, made.name, { ...made, config: old }, at],
       );
       await client.query(`delete from ${MIGRATIONS_TABLE} where name = 'EnvironmentSandboxes1764000103000'`);
     });
@@ -95,7 +95,9 @@ describe('an environment from before it had sandbox settings', () => {
       client.query<{ resource: Environment }>('select resource from environments order by id = $1', [made.id]),
     );
     expect(rows.at(-1)).toEqual({ resource: made });
-    expect(rows.map(({ resource }) => resource.config.x_sandbox)).toEqual(rows.map(() => DEFAULT_SANDBOX));
+    expect(rows.map(({ resource }) => (resource.config as CloudConfig).x_sandbox)).toEqual(
+      rows.map(() => DEFAULT_SANDBOX),
+    );
   });
 });
 

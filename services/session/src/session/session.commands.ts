@@ -35,6 +35,7 @@ import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
 import type { TurnWorker } from '../turn/turn-worker.ts';
 import {
   afterClientEvents,
+  attachWorker,
   type Draft,
   decideAddResource,
   decideArchive,
@@ -44,6 +45,7 @@ import {
   decideFork,
   decideRemoveResource,
   decideUpdate,
+  detachWorker,
   type Fork,
   foldDrafts,
   type IdSource,
@@ -51,6 +53,11 @@ import {
 } from './session.decider.ts';
 import type { SessionState } from './session.state.ts';
 import type { Decision, LoadedSession, SessionStore } from './session.store.ts';
+
+/** How long what a worker takes or ends may wait for a database that is away, in milliseconds. */
+const WORK_PATIENCE_MS = 2_000;
+
+const ANSWERS: ReadonlySet<string> = new Set(['user.tool_confirmation', 'user.custom_tool_result', 'user.tool_result']);
 
 /** Commands on sessions. Each answers once its events are committed. */
 export class SessionCommands {
@@ -83,27 +90,34 @@ export class SessionCommands {
       command,
       (events) => this.#resource(workspaceId, events[0]?.streamId.slice('session-'.length) ?? id),
       async (claim) => {
-        const [agent, stillThere, ...resources] = await Promise.all([
+        const [agent, environment, ...resources] = await Promise.all([
           this.#agent(workspaceId, body.agent),
           this.#environment(workspaceId, body.environment_id),
           ...(body.resources ?? []).map((resource) => this.#mounted(workspaceId, resource)),
         ]);
         const session = this.#store.fresh(workspaceId, id);
-        const events = await this.#decide(session, command, deadlineAtMs, [...claim, stillThere], (state, ids) => {
-          const created = decideCreate(
-            state,
-            {
-              agent,
-              environmentId: body.environment_id,
-              title: body.title ?? null,
-              metadata: body.metadata ?? {},
-              contextKey: body.x_context_key ?? null,
-              resources,
-            },
-            ids,
-          );
-          return this.#withClientEvents(state, created, body.initial_events ?? [], ids).decision;
-        });
+        const events = await this.#decide(
+          session,
+          command,
+          deadlineAtMs,
+          [...claim, environment.stillThere],
+          (state, ids) => {
+            const created = decideCreate(
+              state,
+              {
+                agent,
+                environmentId: body.environment_id,
+                title: body.title ?? null,
+                metadata: body.metadata ?? {},
+                contextKey: body.x_context_key ?? null,
+                resources,
+                selfHosted: environment.selfHosted,
+              },
+              ids,
+            );
+            return this.#withClientEvents(state, created, body.initial_events ?? [], ids).decision;
+          },
+        );
         return resourceOf(events);
       },
     );
@@ -138,6 +152,7 @@ export class SessionCommands {
             },
             agent,
             environmentId,
+            selfHosted: environment.selfHosted,
             title: body.title ?? null,
             metadata: body.metadata ?? null,
           };
@@ -146,7 +161,7 @@ export class SessionCommands {
             values: [parentId],
             rows: 1,
           };
-          const statements = [...claim, environment, parentStays];
+          const statements = [...claim, environment.stillThere, parentStays];
           const events = await this.#decide(session, command, deadlineAtMs, statements, (state, ids) => {
             const begun = decideFork(state, fork, ids);
             const noted = noteFork(fork, id, ids);
@@ -241,6 +256,40 @@ export class SessionCommands {
     );
   }
 
+  /** A worker has the session from now on. `taking` commits with it, also where the session has ended. */
+  async attachWorker(
+    id: string,
+    command: Command,
+    work: { readonly workId: string; readonly workerId: string | null },
+    taking: CompanionStatement,
+  ): Promise<void> {
+    const session = await this.#store.openIn(command.workspaceId, id);
+    const events = await this.#decide(session, command, Date.now() + WORK_PATIENCE_MS, [taking], (state, ids) => {
+      const drafts = attachWorker(state, work, ids);
+      return drafts.length === 0 ? null : { drafts };
+    });
+    if (events.length === 0) await this.#pool.query(taking.text, [...taking.values]);
+  }
+
+  /**
+   * A work item ended, and with it every call that its worker may have begun; the turn goes on by itself. `ending` commits
+   * with it. @throws AppError `log.statement-conflict` when the item had ended.
+   */
+  async detachWorker(
+    id: string,
+    command: Command,
+    work: { readonly workId: string; readonly reason: 'stopped' | 'lost' },
+    ending: CompanionStatement,
+  ): Promise<void> {
+    const session = await this.#store.openIn(command.workspaceId, id);
+    await session.refresh();
+    const events = await this.#decide(session, command, Date.now() + WORK_PATIENCE_MS, [ending], (state, ids) => {
+      const drafts = detachWorker(state, work, ids);
+      return this.#withWhatFollows(foldDrafts(state, drafts, new Date().toISOString()), drafts, false, ids);
+    });
+    if (events.length === 0) await this.#pool.query(ending.text, [...ending.values]);
+  }
+
   #change(
     id: string,
     command: Command,
@@ -302,15 +351,27 @@ export class SessionCommands {
       drafts.push(answer.stored);
       now = foldDrafts(now, [answer.stored], at);
     }
-    let interrupted = events.some((event) => event.type === 'user.interrupt');
+    const interrupted = events.some((event) => event.type === 'user.interrupt');
+    return { decision: this.#withWhatFollows(now, drafts, interrupted, ids), replies };
+  }
+
+  /** `drafts`, folded into `now` already, and what an idle session does after them. */
+  #withWhatFollows(
+    folded: SessionState,
+    first: readonly Draft[],
+    isInterrupt: boolean,
+    ids: IdSource,
+  ): Decision | null {
+    const drafts = [...first];
+    const at = new Date().toISOString();
+    let now = folded;
+    let interrupted = isInterrupt;
     // A repeated answer changes nothing, so nothing follows from it.
-    let answered = drafts.some(
-      (event) => event.type === 'user.tool_confirmation' || event.type === 'user.custom_tool_result',
-    );
+    let answered = drafts.some(({ type }) => ANSWERS.has(type));
     for (;;) {
       const follows = afterClientEvents(now, interrupted, answered, ids);
-      if (follows.kind === 'start') return { decision: this.#turns.start(now, drafts, ids), replies };
-      if (follows.kind === 'nothing') return { decision: drafts.length === 0 ? null : { drafts }, replies };
+      if (follows.kind === 'start') return this.#turns.start(now, drafts, ids);
+      if (follows.kind === 'nothing') return drafts.length === 0 ? null : { drafts };
       drafts.push(...follows.drafts);
       now = foldDrafts(now, follows.drafts, at);
       interrupted = false;
@@ -319,7 +380,10 @@ export class SessionCommands {
   }
 
   /** Refuses one that is archived; what it gives keeps the environment there until the session is stored. */
-  async #environment(workspaceId: string, id: string): Promise<CompanionStatement> {
+  async #environment(
+    workspaceId: string,
+    id: string,
+  ): Promise<{ readonly stillThere: CompanionStatement; readonly selfHosted: boolean }> {
     const environment = await this.#catalogue.environment(workspaceId, id);
     if (environment.archived_at !== null) {
       throw new AppError('invalid', 'environment.archived', `The environment ${environment.id} is archived.`, {
@@ -327,9 +391,12 @@ export class SessionCommands {
       });
     }
     return {
-      text: 'select 1 from environments where id = $1 and archived_at is null for share',
-      values: [environment.id],
-      rows: 1,
+      stillThere: {
+        text: 'select 1 from environments where id = $1 and archived_at is null for share',
+        values: [environment.id],
+        rows: 1,
+      },
+      selfHosted: environment.config.type === 'self_hosted',
     };
   }
 

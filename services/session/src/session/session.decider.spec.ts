@@ -21,6 +21,7 @@ import {
   decideDelete,
   decideRemoveResource,
   decideUpdate,
+  detachWorker,
   failModelRequest,
   type IdSource,
   INTERRUPTED,
@@ -29,7 +30,7 @@ import {
   startTurn,
   type TurnBounds,
 } from './session.decider.ts';
-import { blockedCalls, evolve, initialState, type SessionState } from './session.state.ts';
+import { blockedCalls, evolve, initialState, runnableCalls, type SessionState } from './session.state.ts';
 
 /** A draft of the history, with the time at which it was stored (milliseconds since the session began). */
 type Past = Draft & { readonly atMs?: number };
@@ -206,9 +207,24 @@ describe('files of a session', () => {
       .thenRefused('resource.path-taken');
   });
 
+  it('are not for a session whose tools a worker runs', () => {
+    const own = { ...created, data: { ...created.data, self_hosted: true } } as Past;
+    given(own)
+      .when((state) => decideAddResource(state, file('one', `${uploads}/a`), ids()))
+      .thenRefused('session.no-mounts');
+  });
+
   it('are so many and no more', () => {
     const many = Array.from({ length: 101 }, (_, n) => file(`n${n}`, `${uploads}/n${n}`));
-    const facts = { agent, environmentId: 'env_a', title: null, metadata: {}, contextKey: null, resources: many };
+    const facts = {
+      agent,
+      environmentId: 'env_a',
+      title: null,
+      metadata: {},
+      contextKey: null,
+      resources: many,
+      selfHosted: false,
+    };
     given()
       .when((state) => decideCreate(state, facts, ids()))
       .thenRefused('resource.count');
@@ -217,13 +233,24 @@ describe('files of a session', () => {
 
 describe('a session', () => {
   it('is created once', () => {
-    const facts = { agent, environmentId: 'env_a', title: null, metadata: {}, contextKey: null, resources: [] };
+    const facts = {
+      agent,
+      environmentId: 'env_a',
+      title: null,
+      metadata: {},
+      contextKey: null,
+      resources: [],
+      selfHosted: false,
+    };
     given()
       .when((state) => decideCreate(state, facts, ids()))
       .then({ ...created, id: 'sevt_1' });
     given(created)
       .when((state) => decideCreate(state, facts, ids()))
       .thenRefused('session.exists');
+    given()
+      .when((state) => decideCreate(state, { ...facts, contextKey: 'k', selfHosted: true }, ids()))
+      .thenRefused('session.no-context');
   });
 
   it('does not exist before it is created and after it is deleted, and accepts nothing once it is archived', () => {
@@ -455,7 +482,7 @@ describe('a call that waits for the client', () => {
       .when(() => [])
       .thenState((state) => {
         expect(Object.keys(state.answers)).toHaveLength(64);
-        expect(state.answers['call199']?.eventId).toBe('sevt_answer199');
+        expect(state.answers['user.custom_tool_result call199']?.eventId).toBe('sevt_answer199');
       });
   });
 
@@ -484,6 +511,101 @@ describe('a call that waits for the client', () => {
       .thenState((state) => {
         expect(step(state, 3_602_000)).toEqual({ kind: 'model' });
         expect(step(state, 3_600_000 + BOUNDS.wallTimeMs)).toEqual({ kind: 'limit', limit: 'wall_time' });
+      });
+  });
+});
+
+describe('a call that an environment worker runs', () => {
+  const own: Past = { ...created, data: { ...created.data, self_hosted: true } } as Past;
+  const worked = [own, message('a'), started(), running, processed('a'), asked(), answered()];
+  const attachedTo = (work: string): Past => ({
+    id: `sevt_${work}`,
+    type: 'session.worker_attached',
+    data: { work_id: work, worker_id: 'one' },
+  });
+  const done = (id: string): ClientEventParam =>
+    ({ type: 'user.tool_result', tool_use_id: id, content: text('ok') }) as unknown as ClientEventParam;
+  const detach = (work: string) => (state: SessionState) =>
+    detachWorker(state, { workId: work, reason: 'lost' }, ids());
+  const fetching: Past = {
+    id: 'web',
+    type: 'agent.tool_use',
+    data: { name: 'web_fetch', input: {}, evaluated_permission: 'allow' },
+  };
+
+  it('waits for it as a client’s does; what the platform runs comes first', () => {
+    given(...worked, use('run'), fetching)
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toMatchObject({ kind: 'tools', calls: [{ id: 'web' }] }));
+    given(...worked, use('run'))
+      .when(goOn())
+      .thenState((state) => expect(state.stopReason).toEqual({ type: 'requires_action', event_ids: ['run'] }));
+  });
+
+  it('takes one result, the same one again, no other, and none before it is confirmed or in a cloud session', () => {
+    const waiting = [...worked, use('run'), use('ask', 'ask'), idle(['run', 'ask'])];
+    given(...waiting)
+      .when((state) => [stored(state, done('run'))])
+      .thenState((state) => {
+        expect(state.calls.map(({ id }) => id)).toEqual(['ask']);
+        expect(decideClientEvent(state, done('run'), ids())).toEqual({ repeated: 'sevt_1' });
+        expect(() => decideClientEvent(state, { ...done('run'), is_error: true } as ClientEventParam, ids())).toThrow(
+          'answered before',
+        );
+        expect(() => decideClientEvent(state, done('ask'), ids())).toThrow('waits for a result');
+      });
+    given(...asking, answered(), use('run'), idle(['run']))
+      .when((state) => stored(state, done('run')))
+      .thenRefused('session.not-self-hosted');
+  });
+
+  it('takes its result after its confirmation, and is the platform’s when it was denied', () => {
+    const confirmed = (verdict: 'allow' | 'deny'): Past => ({
+      id: 'sevt_answer',
+      type: 'user.tool_confirmation',
+      data: { tool_use_id: 'ask', result: verdict, deny_message: null },
+    });
+    const waiting = [...worked, use('ask', 'ask'), idle(['ask'])];
+    given(...waiting, confirmed('allow'))
+      .when((state) => [stored(state, done('ask'))])
+      .thenState((state) => expect([state.calls, follows(state)]).toEqual([[], 'start']));
+    given(...waiting, confirmed('deny'))
+      .when(() => [])
+      .thenState((state) => expect(runnableCalls(state)).toMatchObject([{ id: 'ask' }]));
+  });
+
+  it('is closed with its worker when it may have begun, and waits for the next one when it cannot have', () => {
+    const unknown = { is_error: true, outcome: 'unknown' };
+    given(...worked, use('before'), use('ask', 'ask'), idle(['before', 'ask']), attachedTo('w1'), use('after'))
+      .when(detach('w1'))
+      .thenState((state, drafts) => {
+        expect(drafts).toMatchObject([
+          { type: 'session.worker_detached', data: { work_id: 'w1', reason: 'lost' } },
+          { type: 'user.tool_result', data: { tool_use_id: 'before', ...unknown } },
+          { type: 'user.tool_result', data: { tool_use_id: 'after', ...unknown } },
+        ]);
+        expect(state.calls.map(({ id }) => id)).toEqual(['ask']);
+      });
+    // An item that ended before closes nothing of the next one's.
+    given(...worked, use('run'), attachedTo('w2'))
+      .when(detach('w1'))
+      .thenState((state) => expect(state.calls).toHaveLength(1));
+    given(...worked, attachedTo('w1'), { ...attachedTo('w1'), type: 'session.worker_detached' } as Past, use('run'))
+      .when(detach('w1'))
+      .thenState((state) => expect(state.calls).toHaveLength(1));
+  });
+
+  it('is closed by an interrupt as the worker would close it; one that it holds for a confirmation is denied first', () => {
+    given(...worked, use('run'), use('ask', 'ask'), idle(['run', 'ask']), interrupt)
+      .when(whatFollows({ interrupted: true }))
+      .thenState((state, drafts) => {
+        expect(drafts).toMatchObject([
+          { type: 'user.tool_result', data: { tool_use_id: 'run', outcome: 'cancelled' } },
+          { type: 'user.tool_confirmation', data: { tool_use_id: 'ask', result: 'deny' } },
+          { type: 'agent.tool_result', data: { tool_use_id: 'ask', outcome: 'cancelled' } },
+          { type: 'session.status_idle', data: { stop_reason: { type: 'end_turn' } } },
+        ]);
+        expect(state.calls).toEqual([]);
       });
   });
 });

@@ -23,6 +23,7 @@ import {
 } from '@holdfast/contracts';
 import { withTools } from '../catalogue/agent.decider.ts';
 import {
+  answerKey,
   answerText,
   blockedCalls,
   evolve,
@@ -30,6 +31,7 @@ import {
   runnableCalls,
   type SessionState,
   unrememberedCalls,
+  waitsForWorker,
 } from './session.state.ts';
 
 /** An event with the id it will be stored under. */
@@ -76,13 +78,22 @@ export interface CreateSession {
   readonly metadata: Readonly<Record<string, string>>;
   readonly contextKey: string | null;
   readonly resources: readonly MountedFile[];
+  /** True when its environment is, so that a worker runs its sandbox tools. */
+  readonly selfHosted: boolean;
 }
 
 export function decideCreate(state: SessionState, command: CreateSession, ids: IdSource): Draft[] {
   if (state.lifecycle !== 'absent') {
     throw new AppError('rejected', 'session.exists', 'A session with this id exists already.');
   }
-  requireMountable(command.resources);
+  requireMountable(command.resources, command.selfHosted);
+  if (command.selfHosted && command.contextKey !== null) {
+    throw new AppError(
+      'invalid',
+      'session.no-context',
+      'x_context_key shares a sandbox’s folder; a self_hosted environment has none. Leave it out.',
+    );
+  }
   return [
     draft(ids, {
       type: 'session.created',
@@ -93,6 +104,7 @@ export function decideCreate(state: SessionState, command: CreateSession, ids: I
         metadata: { ...command.metadata },
         context_key: command.contextKey,
         ...(command.resources.length === 0 ? {} : { resources: [...command.resources] }),
+        ...(command.selfHosted ? { self_hosted: true } : {}),
       },
     }),
   ];
@@ -103,6 +115,8 @@ export interface Fork {
   /** What is null is as it was at that point. */
   readonly agent: AgentSnapshot | null;
   readonly environmentId: string | null;
+  /** What its environment is, not what the other's was. */
+  readonly selfHosted: boolean;
   readonly title: string | null;
   readonly metadata: Readonly<Record<string, string>> | null;
 }
@@ -115,6 +129,7 @@ const NOT_HERE = 'Not run in this fork: the session was forked before the call w
 export function decideFork(state: SessionState, fork: Fork, ids: IdSource): Draft[] {
   if (state.version !== fork.from.version || state.agent === null)
     throw new AppError('rejected', 'session.exists', 'A session with this id exists already.');
+  requireMountable(state.resources, fork.selfHosted);
   return [
     draft(ids, {
       type: 'session.forked',
@@ -125,11 +140,17 @@ export function decideFork(state: SessionState, fork: Fork, ids: IdSource): Draf
         title: fork.title ?? state.title,
         metadata: { ...(fork.metadata ?? state.metadata) },
         ...(state.resources.length === 0 ? {} : { resources: [...state.resources] }),
+        ...(fork.selfHosted ? { self_hosted: true } : {}),
         dropped_event_ids: state.queue.map(({ id }) => id),
       },
     }),
     ...(state.openRequest === null ? [] : [endLostRequest(state.openRequest.id, ids)]),
-    ...closeCalls(state.calls, NOT_HERE, ids),
+    // A worker of the other session knows nothing of this one.
+    ...closeCalls(
+      state.calls.map((call) => ({ ...call, exposed: false })),
+      NOT_HERE,
+      ids,
+    ),
     idle(ids, { type: 'end_turn' }),
   ];
 }
@@ -146,10 +167,11 @@ export type Answered = { readonly stored: Draft } | { readonly repeated: string 
 function answerCall(
   state: SessionState,
   callId: string,
-  answered: 'confirmation' | 'result',
+  type: 'user.tool_confirmation' | 'user.custom_tool_result' | 'user.tool_result',
+  isWaiting: (call: OpenCall) => boolean,
   data: object,
 ): OpenCall | { repeated: string } {
-  const earlier = state.answers[callId];
+  const earlier = state.answers[answerKey(type, callId)];
   if (earlier !== undefined) {
     if (earlier.text === answerText(data)) return { repeated: earlier.eventId };
     throw new AppError(
@@ -158,12 +180,12 @@ function answerCall(
       `The call ${callId} was answered before, with something else.`,
     );
   }
-  const call = state.calls.find((open) => open.id === callId && (open.kind === 'custom') === (answered === 'result'));
-  if (call === undefined || (answered === 'confirmation' && call.permission !== 'ask')) {
+  const call = state.calls.find((open) => open.id === callId && isWaiting(open));
+  if (call === undefined) {
     throw new AppError(
       'invalid',
       'session.call-not-waiting',
-      `No call ${callId} of this session waits for a ${answered}.`,
+      `No call ${callId} of this session waits for a ${type === 'user.tool_confirmation' ? 'confirmation' : 'result'}.`,
     );
   }
   return call;
@@ -203,7 +225,8 @@ export function decideClientEvent(state: SessionState, event: ClientEventParam, 
         result: event.result,
         deny_message: event.deny_message ?? null,
       };
-      const met = answerCall(state, event.tool_use_id, 'confirmation', data);
+      const asks = (call: OpenCall): boolean => call.permission === 'ask';
+      const met = answerCall(state, event.tool_use_id, event.type, asks, data);
       return 'repeated' in met ? met : { stored: draft(ids, { type: 'user.tool_confirmation', data }) };
     }
     case 'user.custom_tool_result': {
@@ -212,8 +235,24 @@ export function decideClientEvent(state: SessionState, event: ClientEventParam, 
         content: event.content ?? [],
         is_error: event.is_error ?? false,
       };
-      const met = answerCall(state, event.custom_tool_use_id, 'result', data);
+      const met = answerCall(state, event.custom_tool_use_id, event.type, (call) => call.kind === 'custom', data);
       return 'repeated' in met ? met : { stored: draft(ids, { type: 'user.custom_tool_result', data }) };
+    }
+    case 'user.tool_result': {
+      if (!state.selfHosted) {
+        throw new AppError(
+          'invalid',
+          'session.not-self-hosted',
+          'user.tool_result is for sessions of self_hosted environments only; the platform runs this one’s tools.',
+        );
+      }
+      const data = {
+        tool_use_id: event.tool_use_id as string,
+        content: event.content ?? [],
+        is_error: event.is_error ?? false,
+      };
+      const met = answerCall(state, event.tool_use_id, event.type, waitsForWorker, data);
+      return 'repeated' in met ? met : { stored: draft(ids, { type: 'user.tool_result', data }) };
     }
   }
 }
@@ -221,11 +260,56 @@ export function decideClientEvent(state: SessionState, event: ClientEventParam, 
 /** Closes open calls with an explicit error each, so that the log stays replayable. */
 export function closeCalls(calls: readonly OpenCall[], reason: string, ids: IdSource): Draft[] {
   const content = [{ type: 'text' as const, text: reason }];
-  return calls.map((call) =>
-    call.kind === 'custom'
-      ? draft(ids, { type: 'user.custom_tool_result', data: { custom_tool_use_id: call.id, content, is_error: true } })
-      : recordToolResult(call, { text: reason, isError: true, outcome: 'cancelled', fullOutput: null }, ids),
-  );
+  return calls.flatMap((call) => {
+    if (call.kind === 'custom')
+      return draft(ids, {
+        type: 'user.custom_tool_result',
+        data: { custom_tool_use_id: call.id, content, is_error: true },
+      });
+    if (waitsForWorker(call)) return closeWorkerCall(call, reason, ids);
+    const closed = recordToolResult(call, { text: reason, isError: true, outcome: 'cancelled', fullOutput: null }, ids);
+    if (!call.byWorker || call.confirmation !== null) return closed;
+    // A worker holds an unconfirmed call, and its lease, until it hears a confirmation.
+    const data = { tool_use_id: call.id, result: 'deny' as const, deny_message: reason };
+    return [draft(ids, { type: 'user.tool_confirmation', data }), closed];
+  });
+}
+
+/** In the worker's place and as its own event: a worker runs what only the platform has answered again when it reconnects. */
+function closeWorkerCall(call: OpenCall, reason: string, ids: IdSource): Draft {
+  const text = call.exposed ? 'Ended while a worker may have been running it; its outcome is unknown.' : reason;
+  const outcome = call.exposed ? 'unknown' : 'cancelled';
+  return draft(ids, {
+    type: 'user.tool_result',
+    data: { tool_use_id: call.id, content: [{ type: 'text', text }], is_error: true, outcome },
+  });
+}
+
+/** A worker may run the session's calls from now on; nothing for a session that is not open any more. */
+export function attachWorker(
+  state: SessionState,
+  work: { readonly workId: string; readonly workerId: string | null },
+  ids: IdSource,
+): Draft[] {
+  if (state.lifecycle !== 'open') return [];
+  return [draft(ids, { type: 'session.worker_attached', data: { work_id: work.workId, worker_id: work.workerId } })];
+}
+
+/**
+ * A work item ended. Calls that its worker may have begun are closed, because no other worker may begin them again; the
+ * rest wait for the next one.
+ */
+export function detachWorker(
+  state: SessionState,
+  work: { readonly workId: string; readonly reason: 'stopped' | 'lost' },
+  ids: IdSource,
+): Draft[] {
+  if (state.workId !== work.workId || state.lifecycle !== 'open') return [];
+  const begun = state.calls.filter((call) => call.exposed && waitsForWorker(call));
+  return [
+    draft(ids, { type: 'session.worker_detached', data: { work_id: work.workId, reason: work.reason } }),
+    ...begun.map((call) => closeWorkerCall(call, '', ids)),
+  ];
 }
 
 /** A call that a lost worker may have begun, with nothing to ask what came of it (T4). */
@@ -737,7 +821,7 @@ export function decideUpdate(state: SessionState, body: UpdateSessionBody, ids: 
 export function decideAddResource(state: SessionState, resource: MountedFile, ids: IdSource): Draft[] {
   requireOpen(state);
   const resources = [...state.resources, resource];
-  requireMountable(resources);
+  requireMountable(resources, state.selfHosted);
   return [draft(ids, { type: 'session.resources_changed', data: { resources } })];
 }
 
@@ -751,7 +835,14 @@ export function decideRemoveResource(state: SessionState, id: string, ids: IdSou
 }
 
 /** Each file has a place of its own, and none lies where another needs a folder. */
-function requireMountable(resources: readonly MountedFile[]): void {
+function requireMountable(resources: readonly MountedFile[], selfHosted: boolean): void {
+  if (selfHosted && resources.length > 0) {
+    throw new AppError(
+      'invalid',
+      'session.no-mounts',
+      'Nothing is mounted where a worker of a self_hosted environment runs the tools; say in metadata where the file is.',
+    );
+  }
   if (resources.length > LIMITS.sessionResources)
     throw new AppError('invalid', 'resource.count', `A session has at most ${LIMITS.sessionResources} resources.`);
   const paths = resources.map(({ mount_path }) => mount_path).sort((a, b) => (`${a}/` < `${b}/` ? -1 : 1));

@@ -1,6 +1,7 @@
 import {
   type AgentSnapshot,
   eventVersions,
+  isSandboxTool,
   type JsonObject,
   type MountedFile,
   type Refusal,
@@ -35,6 +36,10 @@ export interface OpenCall {
   readonly readySince: string;
   /** The first journal that it may have been sent under; null while no sandbox was attached. */
   readonly journalId: string | null;
+  /** True when an environment worker runs it. */
+  readonly byWorker: boolean;
+  /** True once a worker had the session while it could run: it may have begun. */
+  readonly exposed: boolean;
 }
 
 /** What one message's turn has spent so far (T6). */
@@ -60,6 +65,9 @@ export interface SessionState {
   readonly resources: readonly MountedFile[];
   /** What of the outputs could not be kept and was told, as JSON. */
   readonly leftOut: string;
+  readonly selfHosted: boolean;
+  /** The work item whose worker has the session now. */
+  readonly workId: string | null;
   readonly title: string | null;
   readonly metadata: Readonly<Record<string, string>>;
   /** Generation of the newest lease, as the last `session.turn_started` recorded it. */
@@ -70,7 +78,7 @@ export interface SessionState {
   readonly turn: TurnSpending | null;
   readonly openRequest: { readonly id: string; readonly messageId: string; readonly at: string } | null;
   readonly calls: readonly OpenCall[];
-  /** The newest client answers by call id, to tell a repeated answer from a contradicting one. */
+  /** The newest client answers by {@link answerKey}, to tell a repeated answer from a contradicting one. */
   readonly answers: Readonly<Record<string, { readonly eventId: string; readonly text: string }>>;
   readonly interruptPending: boolean;
   /** Set while the last model call failed and will be tried again. */
@@ -94,6 +102,8 @@ export const initialState: SessionState = {
   contextKey: null,
   resources: [],
   leftOut: '[]',
+  selfHosted: false,
+  workId: null,
   title: null,
   metadata: {},
   generation: 0,
@@ -118,10 +128,15 @@ const MAX_ANSWERS = 64;
 function addAnswer(
   answers: SessionState['answers'],
   callId: string,
-  answer: SessionState['answers'][string],
+  { id, type, data }: { readonly id: string; readonly type: string; readonly data: object },
 ): SessionState['answers'] {
   const kept = Object.entries(answers).slice(1 - MAX_ANSWERS);
-  return { ...Object.fromEntries(kept), [callId]: answer };
+  return { ...Object.fromEntries(kept), [answerKey(type, callId)]: { eventId: id, text: answerText(data) } };
+}
+
+/** One call may get a confirmation and a result. */
+export function answerKey(type: string, callId: string): string {
+  return `${type} ${callId}`;
 }
 
 /** Canonical text of a client's answer, to compare a repeated one. */
@@ -152,6 +167,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         environmentId: event.data.environment_id,
         contextKey: event.data.context_key,
         resources: event.data.resources ?? [],
+        selfHosted: event.data.self_hosted === true,
         title: event.data.title,
         metadata: event.data.metadata,
       };
@@ -182,10 +198,11 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
                 confirmation: { result, denyMessage },
                 readySince: event.recordedAt,
                 journalId: state.sandbox?.journalId ?? null,
+                exposed: state.workId !== null && call.byWorker && result === 'allow',
               }
             : call,
         ),
-        answers: addAnswer(state.answers, id, { eventId: event.id, text: answerText(event.data) }),
+        answers: addAnswer(state.answers, id, event),
       };
     }
     case 'user.custom_tool_result':
@@ -193,10 +210,14 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         ...next,
         ...closeCall(state, event.data.custom_tool_use_id),
         owesStep: true,
-        answers: addAnswer(state.answers, event.data.custom_tool_use_id, {
-          eventId: event.id,
-          text: answerText(event.data),
-        }),
+        answers: addAnswer(state.answers, event.data.custom_tool_use_id, event),
+      };
+    case 'user.tool_result':
+      return {
+        ...next,
+        ...closeCall(state, event.data.tool_use_id),
+        owesStep: true,
+        answers: addAnswer(state.answers, event.data.tool_use_id, event),
       };
     case 'session.turn_started':
       return {
@@ -277,7 +298,9 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
           state.turn === null ? null : { ...state.turn, outputTokens: state.turn.outputTokens + usage.output_tokens },
       };
     }
-    case 'agent.tool_use':
+    case 'agent.tool_use': {
+      const { name, evaluated_permission: permission } = event.data;
+      const byWorker = state.selfHosted && isSandboxTool(name) && permission !== 'deny';
       return {
         ...next,
         calls: [
@@ -285,16 +308,19 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
           {
             id: event.id,
             kind: 'builtin',
-            name: event.data.name,
+            name,
             server: null,
             input: event.data.input,
-            permission: event.data.evaluated_permission,
+            permission,
             confirmation: null,
             readySince: event.recordedAt,
             journalId: state.sandbox?.journalId ?? null,
+            byWorker,
+            exposed: state.workId !== null && byWorker && permission === 'allow',
           },
         ],
       };
+    }
     case 'agent.mcp_tool_use':
       return {
         ...next,
@@ -310,6 +336,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             confirmation: null,
             readySince: event.recordedAt,
             journalId: null,
+            byWorker: false,
+            exposed: false,
           },
         ],
       };
@@ -328,6 +356,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             confirmation: null,
             readySince: event.recordedAt,
             journalId: state.sandbox?.journalId ?? null,
+            byWorker: false,
+            exposed: false,
           },
         ],
       };
@@ -373,10 +403,20 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         retry: null,
         stopReason: null,
         sandbox: null,
+        selfHosted: event.data.self_hosted === true,
+        workId: null,
         owesStep: false,
       };
     case 'session.outputs_kept':
       return { ...next, leftOut: JSON.stringify(event.data.left_out) };
+    case 'session.worker_attached':
+      return {
+        ...next,
+        workId: event.data.work_id,
+        calls: state.calls.map((call) => (waitsForWorker(call) ? { ...call, exposed: true } : call)),
+      };
+    case 'session.worker_detached':
+      return state.workId === event.data.work_id ? { ...next, workId: null } : next;
     case 'agent.message':
     case 'agent.thinking':
     case 'session.fork_created':
@@ -386,18 +426,23 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
   }
 }
 
-/** The calls that wait for the client: unconfirmed `always_ask` ones and custom ones. */
+function isUnconfirmed(call: OpenCall): boolean {
+  return call.permission === 'ask' && call.confirmation === null;
+}
+
+/** True while an environment worker owes the call's result. */
+export function waitsForWorker(call: OpenCall): boolean {
+  return call.byWorker && !isUnconfirmed(call) && call.confirmation?.result !== 'deny';
+}
+
+/** The calls that wait for the client: unconfirmed `always_ask` ones, custom ones, and those of an environment worker. */
 export function blockedCalls(state: SessionState): readonly OpenCall[] {
-  return state.calls.filter(
-    (call) => call.kind === 'custom' || (call.permission === 'ask' && call.confirmation === null),
-  );
+  return state.calls.filter((call) => call.kind === 'custom' || isUnconfirmed(call) || waitsForWorker(call));
 }
 
 /** The calls that the platform can act on now. */
 export function runnableCalls(state: SessionState): readonly OpenCall[] {
-  return state.calls.filter(
-    (call) => call.kind !== 'custom' && !(call.permission === 'ask' && call.confirmation === null),
-  );
+  return state.calls.filter((call) => call.kind !== 'custom' && !isUnconfirmed(call) && !waitsForWorker(call));
 }
 
 /** The runnable calls that nothing remembers but the worker that ran them: whoever comes after it cannot know their outcome. */

@@ -27,7 +27,15 @@ const agent = { id: 'agent_a', version: 1, model: { id: 'demo' }, tools: [] } as
 const context = () => ({ commandId: newId('command'), metadata: {} });
 async function created(store: SessionStore): Promise<LoadedSession> {
   const session = store.fresh(WORKSPACE, newId('session'));
-  const facts = { agent, environmentId: 'env_a', title: null, metadata: {}, contextKey: null, resources: [] };
+  const facts = {
+    agent,
+    environmentId: 'env_a',
+    title: null,
+    metadata: {},
+    contextKey: null,
+    resources: [],
+    selfHosted: false,
+  };
   await session.commit(context(), (state, ids) => ({ drafts: decideCreate(state, facts, ids) }));
   return session;
 }

@@ -91,6 +91,7 @@ export class Conversation {
         this.#call(event.id, event.data.name, event.data.input);
         return;
       case 'agent.tool_result':
+      case 'user.tool_result':
         this.#add(toolItem(event.data.tool_use_id, event.data));
         return;
       case 'agent.mcp_tool_result':

@@ -2,18 +2,18 @@ import type { Bus, Registration } from '@holdfast/bus';
 import {
   type AgentSnapshot,
   AppError,
+  type CloudConfig,
   type ContentBlock,
   deltaSubject,
   type EnsureSandboxReply,
-  type EnvironmentConfig,
   hostAllowed,
   isAppError,
+  isSandboxTool,
   type LiveDelta,
   type McpServer,
   newId,
   type OpenPreview,
   openPreviewSubject,
-  SANDBOX_TOOLS,
   type SandboxTool,
   type SessionError,
   type StoredBlock,
@@ -71,7 +71,7 @@ export interface TurnTools {
   readonly outline: (workspaceId: string, blocks: readonly ContentBlock[]) => Promise<readonly StoredBlock[]>;
   /** Puts blobs' content back into a conversation. */
   readonly inline: (workspaceId: string, items: readonly ConversationItem[]) => Promise<readonly ConversationItem[]>;
-  readonly environment: (workspaceId: string, environmentId: string) => Promise<EnvironmentConfig>;
+  readonly environment: (workspaceId: string, environmentId: string) => Promise<CloudConfig>;
   readonly settings: {
     readonly maxRetries: number;
     readonly firstRetryMs: number;
@@ -553,10 +553,9 @@ export class Turn {
         signal,
       );
     }
-    const tool = SANDBOX_TOOLS.find((name) => name === call.name);
-    return tool === undefined
-      ? failed(`There is no tool named ${call.name}.`, 'completed')
-      : this.#runInSandbox(call, tool, signal);
+    return isSandboxTool(call.name)
+      ? this.#runInSandbox(call, call.name, signal)
+      : failed(`There is no tool named ${call.name}.`, 'completed');
   }
 
   async #runInMcpServer(call: OpenCall, name: string, signal: AbortSignal): Promise<ToolResult> {
@@ -665,7 +664,7 @@ export class Turn {
   }
 
   async #stopCall(call: OpenCall, state: SessionState): Promise<ToolResult> {
-    const known = state.sandbox !== null && SANDBOX_TOOLS.some((name) => name === call.name);
+    const known = state.sandbox !== null && isSandboxTool(call.name);
     const outcome = known
       ? await this.#options.tools.sandboxes.cancel(state.sandbox.sandboxId, {
           sessionId: this.session.id,
