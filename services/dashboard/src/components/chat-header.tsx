@@ -1,6 +1,6 @@
-import type { Chat, Sandbox, SessionView } from '@holdfast/contracts';
+import { type Chat, type Sandbox, type SessionView, type SessionWorker, waitsFor } from '@holdfast/contracts';
 import { keepPreviousData, useMutation, useQuery } from '@tanstack/react-query';
-import { ArrowLeft, Box, List, MoreHorizontal } from 'lucide-react';
+import { ArrowLeft, Box, List, MoreHorizontal, Server } from 'lucide-react';
 import Link from 'next/link';
 import { useRouter } from 'next/navigation';
 import { DropdownMenu } from 'radix-ui';
@@ -37,6 +37,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
   const { fork } = useFork(view.id);
   const isRunning = view.status === 'running' || view.status === 'rescheduling';
   const sandbox = useSandbox(chat);
+  const worker = useWorker(view);
   const { usage } = view;
   return (
     <header className="border-b bg-panel px-3 py-2 md:px-4">
@@ -50,7 +51,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
         </Link>
         <h1 className="min-w-0 truncate font-semibold">{view.title ?? 'Untitled session'}</h1>
         <span role="status" className="flex flex-1 items-center gap-2">
-          <StatusBadge status={view.status} stopReason={view.stopReason} />
+          <StatusBadge status={view.status} stopReason={view.stopReason} waitsFor={waitsFor(view)} />
           {connection === 'reconnecting' || connection === 'connecting' ? (
             <span className="text-xs whitespace-nowrap text-warn">
               {connection === 'connecting' ? 'Connecting…' : 'Reconnecting…'}
@@ -93,6 +94,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
           {usage.x_cost_usd === undefined ? '' : ` · ${dollars(usage.x_cost_usd)}`}
         </p>
         {sandbox === null ? null : <Whereabouts sandbox={sandbox} />}
+        {worker === null ? null : <WorkerLine worker={worker} />}
         <Family view={view} />
       </div>
       <Modal
@@ -101,7 +103,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
         title="Session details"
         className="w-[min(44rem,calc(100vw-2rem))]"
       >
-        <Details view={view} sandbox={sandbox} />
+        <Details view={view} sandbox={sandbox} worker={worker} />
       </Modal>
       <Modal open={open === 'rename'} onClose={close} title="Rename the session">
         <RenameForm path={path} title={view.title ?? ''} onDone={close} />
@@ -129,12 +131,56 @@ const IDLE_LOOK_MS = 10_000;
 /** The session's sandbox while it has one; looked at again with every change of what the session does. */
 function useSandbox({ view, wait }: Chat): Sandbox | null {
   const query = useQuery({
+    enabled: view.worker === undefined,
     queryKey: ['sandbox-of', view.id, view.status, wait?.reason],
     queryFn: ({ signal }) => api<Page<Sandbox>>(`/v1/x/sandboxes?session_id=${view.id}&limit=1`, { signal }),
     refetchInterval: view.archivedAt !== null ? false : view.status === 'running' ? LOOK_MS : IDLE_LOOK_MS,
     placeholderData: keepPreviousData,
   });
   return query.data?.data[0] ?? null;
+}
+
+/** Who runs a self-hosted session's tools; null of one whose tools the platform runs. */
+function useWorker(view: SessionView): SessionWorker | null {
+  const query = useQuery({
+    enabled: view.worker !== undefined,
+    queryKey: ['worker-of', view.id, view.worker?.calls.length],
+    queryFn: ({ signal }) => api<SessionWorker>(`/v1/sessions/${view.id}/x/worker`, { signal }),
+    refetchInterval: view.archivedAt !== null ? false : view.worker?.since === null ? IDLE_LOOK_MS : LOOK_MS,
+    placeholderData: keepPreviousData,
+  });
+  return query.data ?? null;
+}
+
+/** What the worker of a self-hosted session does, in words. */
+function WorkerWords({ worker: { work, worker_id, workers_polling, waiting_calls } }: { worker: SessionWorker }) {
+  if (work !== null)
+    return (
+      <>
+        {worker_id ?? 'a worker without a name'}
+        {work.latest_heartbeat_at === null ? (
+          ', no heartbeat yet'
+        ) : (
+          <>
+            , last heard of <Time at={work.latest_heartbeat_at} />
+          </>
+        )}
+      </>
+    );
+  if (workers_polling === 0) return 'no worker is polling';
+  return waiting_calls.length === 0 ? 'not needed now' : 'one takes it in a moment';
+}
+
+function WorkerLine({ worker }: { worker: SessionWorker }) {
+  const isMissing = worker.work === null && worker.workers_polling === 0 && worker.waiting_calls.length > 0;
+  return (
+    <span className={cn('flex min-w-0 items-center gap-1.5', isMissing && 'text-warn')}>
+      <Server className="size-3.5 shrink-0" aria-hidden />
+      <span className="truncate">
+        self-hosted worker · <WorkerWords worker={worker} />
+      </span>
+    </span>
+  );
 }
 
 /** Where a session's tools run, or why they do not. */
@@ -157,7 +203,8 @@ function Whereabouts({ sandbox }: { sandbox: Sandbox }) {
   );
 }
 
-function Details({ view, sandbox }: { view: SessionView; sandbox: Sandbox | null }) {
+function Details(props: { view: SessionView; sandbox: Sandbox | null; worker: SessionWorker | null }) {
+  const { view, sandbox, worker } = props;
   const { usage } = view;
   return (
     <div className="space-y-5">
@@ -175,6 +222,11 @@ function Details({ view, sandbox }: { view: SessionView; sandbox: Sandbox | null
           <Fact name="Sandbox">
             <SandboxBadge sandbox={sandbox} /> {placeOf(sandbox)}
             {sandbox.launch === null ? '' : `, ${LAUNCHES[sandbox.launch]}`} <Id id={sandbox.id} />
+          </Fact>
+        )}
+        {worker === null ? null : (
+          <Fact name="Self-hosted worker">
+            <WorkerWords worker={worker} /> {worker.work === null ? null : <Id id={worker.work.id} />}
           </Fact>
         )}
         {view.contextKey === null ? null : <Fact name="Context">{view.contextKey}</Fact>}

@@ -284,9 +284,10 @@ function summary(item: ToolItem): string {
 
 function Tool(props: { item: ToolItem; awaited: boolean; running: boolean; send: SendEvents }) {
   const { item, awaited } = props;
-  const asks = awaited && !item.custom && item.result === null && item.confirmed === null;
+  const asks = awaited && !item.custom && item.permission === 'ask' && item.result === null && item.confirmed === null;
   const asksResult = awaited && item.custom && item.result === null;
-  const runs = item.result === null && props.running && !asks && !asksResult;
+  // What is awaited and needs nobody here is an environment worker's.
+  const runs = item.result === null && (props.running || awaited) && !asks && !asksResult;
   return (
     <div
       data-tool

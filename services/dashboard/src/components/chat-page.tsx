@@ -1,5 +1,5 @@
 'use client';
-import { type Chat, newId } from '@holdfast/contracts';
+import { type Chat, newId, waitsFor } from '@holdfast/contracts';
 import { ArrowDown, CloudOff } from 'lucide-react';
 import {
   useCallback,
@@ -70,7 +70,7 @@ function useTabTitle(chat: Chat | null): void {
   const mark =
     view?.status === 'running' || view?.status === 'rescheduling'
       ? '● '
-      : view?.status === 'idle' && view.stopReason?.type === 'requires_action'
+      : view !== undefined && waitsFor(view) === 'client'
         ? '(!) '
         : '';
   useEffect(() => {

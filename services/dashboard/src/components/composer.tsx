@@ -1,5 +1,5 @@
 'use client';
-import type { SessionView } from '@holdfast/contracts';
+import { type SessionView, waitsFor } from '@holdfast/contracts';
 import { SendHorizontal, Square } from 'lucide-react';
 import { type KeyboardEvent, useEffect, useRef, useState } from 'react';
 import type { SendEvents } from './chat-items.tsx';
@@ -21,7 +21,7 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
   const [steer, setSteer] = useState(false);
   const isRunning = view.status === 'running' || view.status === 'rescheduling';
   const isInterrupting = isRunning && interrupted !== null && interrupted === view.runningSince;
-  const isWaiting = view.status === 'idle' && view.stopReason?.type === 'requires_action';
+  const isWaiting = waitsFor(view) !== null;
 
   useEffect(() => {
     box.current?.focus();

@@ -8,11 +8,14 @@ import { Button, Field, FormError, Input, Select, TextArea } from './ui.tsx';
 
 /** Makes an environment, or changes the one that is given. */
 export function EnvironmentForm({ environment, onDone }: { environment?: Environment; onDone: () => void }) {
-  const before = environment?.config.networking;
+  const config = environment?.config;
+  const cloud = config?.type === 'cloud' ? config : undefined;
+  const before = cloud?.networking;
+  const [type, setType] = useState(config?.type ?? 'cloud');
   const [name, setName] = useState(environment?.name ?? '');
   const [networking, setNetworking] = useState<'limited' | 'unrestricted'>(before?.type ?? 'limited');
   const [hosts, setHosts] = useState(before?.type === 'limited' ? before.allowed_hosts.join('\n') : '');
-  const [sandbox, setSandbox] = useState(() => textsOf(environment?.config.x_sandbox ?? DEFAULT_SANDBOX));
+  const [sandbox, setSandbox] = useState(() => textsOf(cloud?.x_sandbox ?? DEFAULT_SANDBOX));
   const [faults, setFaults] = useState<Readonly<Record<string, string>>>({});
   const save = useMutation({
     mutationFn: (body: object) =>
@@ -22,14 +25,17 @@ export function EnvironmentForm({ environment, onDone }: { environment?: Environ
   const submit = () => {
     const body = {
       name: name.trim(),
-      config: {
-        type: 'cloud',
-        networking:
-          networking === 'unrestricted'
-            ? { type: networking }
-            : { type: networking, allowed_hosts: hosts.split(/[\s,]+/).filter((host) => host !== '') },
-        x_sandbox: sandboxFrom(sandbox),
-      },
+      config:
+        type === 'self_hosted'
+          ? { type }
+          : {
+              type,
+              networking:
+                networking === 'unrestricted'
+                  ? { type: networking }
+                  : { type: networking, allowed_hosts: hosts.split(/[\s,]+/).filter((host) => host !== '') },
+              x_sandbox: sandboxFrom(sandbox),
+            },
     };
     const found = environmentFaults(body);
     setFaults(found);
@@ -56,27 +62,52 @@ export function EnvironmentForm({ environment, onDone }: { environment?: Environ
           disabled={environment?.name === 'default'}
         />
       </Field>
-      <Field label="Network">
-        <Select value={networking} onChange={(event) => setNetworking(event.target.value as typeof networking)}>
-          <option value="limited">Only the hosts below</option>
-          <option value="unrestricted">Any public address</option>
+      <Field
+        label="Tools run"
+        hint={
+          type === 'cloud'
+            ? 'The platform makes a sandbox for each session.'
+            : 'On machines of yours: an environment worker asks for work with a key of this environment.'
+        }
+      >
+        <Select
+          value={type}
+          onChange={(event) => setType(event.target.value as typeof type)}
+          disabled={environment !== undefined}
+        >
+          <option value="cloud">In sandboxes of this platform</option>
+          <option value="self_hosted">On a self-hosted worker</option>
         </Select>
       </Field>
-      {networking === 'limited' ? (
-        <Field
-          label="Allowed hosts"
-          hint="One per line; *.example.com allows every name below it. Empty: no network."
-          error={faults['networking']}
-        >
-          <TextArea
-            rows={4}
-            className="font-mono text-xs"
-            value={hosts}
-            onChange={(event) => setHosts(event.target.value)}
+      {type === 'cloud' ? (
+        <>
+          <Field label="Network">
+            <Select value={networking} onChange={(event) => setNetworking(event.target.value as typeof networking)}>
+              <option value="limited">Only the hosts below</option>
+              <option value="unrestricted">Any public address</option>
+            </Select>
+          </Field>
+          {networking === 'limited' ? (
+            <Field
+              label="Allowed hosts"
+              hint="One per line; *.example.com allows every name below it. Empty: no network."
+              error={faults['networking']}
+            >
+              <TextArea
+                rows={4}
+                className="font-mono text-xs"
+                value={hosts}
+                onChange={(event) => setHosts(event.target.value)}
+              />
+            </Field>
+          ) : null}
+          <SandboxSettings
+            texts={sandbox}
+            faults={faults}
+            onChange={(change) => setSandbox({ ...sandbox, ...change })}
           />
-        </Field>
+        </>
       ) : null}
-      <SandboxSettings texts={sandbox} faults={faults} onChange={(change) => setSandbox({ ...sandbox, ...change })} />
       {save.isError ? <FormError text={messageOf(save.error)} /> : null}
       <div className="flex justify-end">
         <Button look="primary" type="submit" busy={save.isPending}>

@@ -7,6 +7,7 @@ import { toast } from 'sonner';
 import { api, messageOf } from '../lib/api.ts';
 import { number } from '../lib/format.ts';
 import { EnvironmentForm } from './environment-form.tsx';
+import { EnvironmentWorkers } from './environment-workers.tsx';
 import { Paged, usePages } from './paged.tsx';
 import { Badge, Button, Confirm, Empty, Id, Modal, PageHeader, Panel, Time } from './ui.tsx';
 
@@ -16,6 +17,8 @@ export function EnvironmentsPage() {
   /** What the form is open for. */
   const [editing, setEditing] = useState<Environment | 'new'>();
   const [archiving, setArchiving] = useState<Environment>();
+  /** Whose workers are shown. */
+  const [showing, setShowing] = useState<Environment>();
   const refresh = () => client.invalidateQueries({ queryKey: ['environments'] });
   const archive = useMutation({
     mutationFn: (id: string) => api(`/v1/environments/${id}/archive`, { method: 'POST' }),
@@ -43,22 +46,21 @@ export function EnvironmentsPage() {
                 <span className="min-w-0 flex-1 max-sm:basis-full">
                   <span className="flex items-center gap-2">
                     <span className="truncate text-sm font-medium">{environment.name}</span>
-                    <Badge tone={environment.config.networking.type === 'limited' ? 'good' : 'neutral'}>
-                      {environment.config.networking.type}
-                    </Badge>
+                    <Reach config={environment.config} />
                     <PoolBadge environment={environment} />
                   </span>
-                  <span className="block truncate text-xs leading-6 text-soft">
-                    {environment.config.networking.type === 'unrestricted'
-                      ? 'Any public address'
-                      : environment.config.networking.allowed_hosts.join(', ') || 'No network'}
-                  </span>
+                  <span className="block truncate text-xs leading-6 text-soft">{reachWords(environment.config)}</span>
                 </span>
                 <Id id={environment.id} className="hidden lg:inline-flex" />
                 <span className="hidden w-24 text-right text-sm text-soft sm:block">
                   <Time at={environment.created_at} />
                 </span>
                 <span className="flex gap-2">
+                  {environment.config.type === 'cloud' ? null : (
+                    <Button size="small" onClick={() => setShowing(environment)}>
+                      Workers
+                    </Button>
+                  )}
                   <Button size="small" className="w-16" onClick={() => setEditing(environment)}>
                     Edit
                   </Button>
@@ -88,6 +90,14 @@ export function EnvironmentsPage() {
           }}
         />
       </Modal>
+      <Modal
+        open={showing !== undefined}
+        onClose={() => setShowing(undefined)}
+        title={`Workers of ${showing?.name ?? ''}`}
+        className="w-[min(44rem,calc(100vw-2rem))]"
+      >
+        {showing === undefined ? null : <EnvironmentWorkers environment={showing} />}
+      </Modal>
       <Confirm
         open={archiving !== undefined}
         title={`Archive ${archiving?.name ?? ''}?`}
@@ -101,7 +111,21 @@ export function EnvironmentsPage() {
   );
 }
 
-function PoolBadge({ environment }: { environment: Environment }) {
-  const size = environment.config.x_sandbox?.pool_size ?? 0;
+function Reach({ config }: { config: Environment['config'] }) {
+  if (config.type === 'self_hosted') return <Badge>self-hosted</Badge>;
+  const { type } = config.networking;
+  return <Badge tone={type === 'limited' ? 'good' : 'neutral'}>{type}</Badge>;
+}
+
+function reachWords(config: Environment['config']): string {
+  if (config.type === 'self_hosted') return 'A worker of yours runs the tools';
+  const { networking } = config;
+  return networking.type === 'unrestricted'
+    ? 'Any public address'
+    : networking.allowed_hosts.join(', ') || 'No network';
+}
+
+function PoolBadge({ environment: { config } }: { environment: Environment }) {
+  const size = config.type === 'cloud' ? (config.x_sandbox?.pool_size ?? 0) : 0;
   return size === 0 ? null : <Badge className="whitespace-nowrap">pool of {number(size)}</Badge>;
 }

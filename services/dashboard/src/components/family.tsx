@@ -87,7 +87,7 @@ function Member({ member: { session, parent, depth }, isHere }: { member: Family
           {session.agent.name} v{session.agent.version} · <Time at={session.created_at} />
         </span>
       </span>
-      <StatusBadge status={session.status} stopReason={session.x_stop_reason} />
+      <StatusBadge status={session.status} stopReason={session.x_stop_reason} waitsFor={session.x_waits_for} />
     </li>
   );
 }

@@ -124,7 +124,7 @@ export function SessionsPage() {
 function SessionRow({ session }: { session: Session }) {
   const { usage } = session;
   const tokens = usage.input_tokens + usage.output_tokens;
-  const waits = session.status === 'idle' && session.x_stop_reason?.type === 'requires_action';
+  const waits = session.x_waits_for === 'client';
   return (
     <li
       className={cn(
@@ -134,7 +134,7 @@ function SessionRow({ session }: { session: Session }) {
       )}
     >
       <span className="order-2 justify-self-end lg:order-none lg:justify-self-start">
-        <StatusBadge status={session.status} stopReason={session.x_stop_reason} />
+        <StatusBadge status={session.status} stopReason={session.x_stop_reason} waitsFor={session.x_waits_for} />
       </span>
       <span className="min-w-0">
         {/* The whole row is the link's; what else can be pressed lies above it. */}

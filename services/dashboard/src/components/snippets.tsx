@@ -122,3 +122,35 @@ with client.beta.sessions.events.stream("${sessionId}") as events:
     },
   ];
 }
+
+/** An environment's worker. */
+export function workerSnippets(environmentId: string): Snippet[] {
+  return [
+    {
+      name: 'TypeScript',
+      text: `import Anthropic from '@anthropic-ai/sdk';
+
+const client = new Anthropic({ apiKey: 'unused', baseURL: '${apiUrl()}' });
+await client.beta.environments.work
+  .worker({
+    environmentId: '${environmentId}',
+    environmentKey: process.env.ENVIRONMENT_KEY,
+    workdir: '/workspace',
+  })
+  .run();`,
+    },
+    {
+      name: 'Python',
+      text: `import asyncio, os
+from anthropic import AsyncAnthropic
+
+client = AsyncAnthropic(api_key="unused", base_url="${apiUrl()}")
+worker = client.beta.environments.work.worker(
+    environment_id="${environmentId}",
+    environment_key=os.environ["ENVIRONMENT_KEY"],
+    workdir="/workspace",
+)
+asyncio.run(worker.run())`,
+    },
+  ];
+}

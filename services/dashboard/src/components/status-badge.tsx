@@ -18,10 +18,16 @@ const STOPPED: Readonly<Record<StopReason['type'], Look>> = {
   refusal: { text: 'Refused', tone: 'bad' },
 };
 
-export function StatusBadge(props: { status: SessionStatus; stopReason: Session['x_stop_reason'] }) {
-  const look =
-    props.status === 'idle' && props.stopReason !== null ? STOPPED[props.stopReason.type] : LOOKS[props.status];
-  return <LookBadge look={look} />;
+const WAITS_FOR_WORKER: Look = { text: 'Waits for a worker', tone: 'neutral', dot: 'animate-pulse' };
+
+export function StatusBadge(props: {
+  status: SessionStatus;
+  stopReason: Session['x_stop_reason'];
+  waitsFor: Session['x_waits_for'];
+}) {
+  const { status, stopReason } = props;
+  const look = status === 'idle' && stopReason !== null ? STOPPED[stopReason.type] : LOOKS[status];
+  return <LookBadge look={props.waitsFor === 'worker' ? WAITS_FOR_WORKER : look} />;
 }
 
 const SANDBOX_LOOKS: Readonly<Record<SandboxStatus, Look>> = {

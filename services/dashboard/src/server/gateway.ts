@@ -10,6 +10,7 @@ const FORWARDED = [
   'last-event-id',
   'anthropic-version',
   'anthropic-beta',
+  'anthropic-worker-id',
   'x-stainless-retry-count',
   'x-api-key',
   'authorization',
