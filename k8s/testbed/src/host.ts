@@ -53,6 +53,14 @@ export async function unmountBelow(dir: string): Promise<void> {
   );
 }
 
+const INTERFACES = '/sys/class/net';
+
+/** The bridges of beds that are here, each with the folder of its bed; empty where it does not say. */
+export function bridges(): ReadonlyMap<string, string> {
+  const names = readdirSync(INTERFACES).filter((name) => /^hf-\d+-\d+$/.test(name));
+  return new Map(names.map((name) => [name, readFileSync(join(INTERFACES, name, 'ifalias'), 'utf8').trim()]));
+}
+
 const hierarchies = (): Mount[] => mounts().filter(({ type }) => type === 'cgroup' || type === 'cgroup2');
 
 /** Makes a cgroup in which a kubelet can make others, in every hierarchy of controllers. */

@@ -1,5 +1,5 @@
 import { expect, it } from '@jest/globals';
-import { existingCluster, loadBed } from './settings.ts';
+import { existingCluster, loadBed, overlap } from './settings.ts';
 
 it('two beds share no name, no address and no folder', () => {
   const [one, two] = [
@@ -12,6 +12,14 @@ it('two beds share no name, no address and no folder', () => {
       // Within its cluster a node of every bed has the same name.
       .flatMap(([key, value]) => (typeof value === 'string' && key !== 'name' ? [value] : []));
   expect(new Set([...values(one), ...values(two)]).size).toBe(values(one).length + values(two).length);
+});
+
+it('a bed takes three networks in a row', () => {
+  expect(
+    ['hf-10-85', 'hf-10-86', 'hf-10-87', 'hf-10-89', 'hf-10-90', 'hf-11-87', 'hf-10-8'].map((other) =>
+      overlap('hf-10-87', other),
+    ),
+  ).toEqual([true, true, true, true, false, false, false]);
 });
 
 it('names of interfaces fit into what the kernel allows, also for the longest subnet', () => {

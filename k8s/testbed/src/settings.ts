@@ -86,6 +86,14 @@ export function loadBed(environment: NodeJS.ProcessEnv = process.env): Bed {
   };
 }
 
+/** Whether two beds with these prefixes would share an address: each takes three networks in a row. */
+export function overlap(one: string, other: string): boolean {
+  const [[first, second], [otherFirst, otherSecond]] = [one, other].map((prefix) =>
+    prefix.split('-').slice(1).map(Number),
+  ) as [[number, number], [number, number]];
+  return first === otherFirst && Math.abs(second - otherSecond) < 3;
+}
+
 /** The kubeconfig of a cluster that somebody else looks after, when `HOLDFAST_TESTBED=existing` chooses it. */
 export function existingCluster(environment: NodeJS.ProcessEnv = process.env): string | null {
   if (environment.HOLDFAST_TESTBED !== 'existing') return null;

@@ -1,4 +1,7 @@
 import { randomBytes } from 'node:crypto';
+import { mkdtemp } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { Writable } from 'node:stream';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import {
@@ -251,6 +254,19 @@ describe('the cluster', () => {
   // Breaking somebody else's cluster is not ours to do.
   if (existingCluster() === null) {
     const testbed = new Testbed();
+
+    it('keeps its networks to itself: another bed that would share one is refused, and is gone without touching them', async () => {
+      const { stateDir, prefix } = testbed.bed;
+      const [first = 0, second = 0] = prefix.split('-').slice(1).map(Number);
+      for (const away of [0, 1]) {
+        const dir = await mkdtemp(join(tmpdir(), 'testbed-'));
+        const subnet = `${first}.${second + away}`;
+        const other = new Testbed(undefined, loadBed({ HOLDFAST_TESTBED_DIR: dir, HOLDFAST_TESTBED_SUBNET: subnet }));
+        await expect(other.up(null)).rejects.toThrow(`the bed in ${stateDir} uses the networks of ${prefix}`);
+        await other.down();
+      }
+      expect((await testbed.status()).filter(({ well }) => !well)).toEqual([]);
+    });
 
     it('goes on after its API server and its controller were killed', async () => {
       for (const part of ['apiserver', 'controller']) await testbed.kill(part);

@@ -9,11 +9,11 @@ import { Certificates } from './certificates.ts';
 import { Cluster, isReady } from './cluster.ts';
 import { ensurePackages, run, succeeds } from './commands.ts';
 import { CONTROL_PLANE, controlPlane, type PlanePart } from './control-plane.ts';
-import { readSysctls, writeSysctls } from './host.ts';
+import { bridges, readSysctls, writeSysctls } from './host.ts';
 import { type Image, imagesOn, importImage, pauseImage, runnerImage, withScratch } from './image.ts';
 import { connect, nodeComponents, powerOff, removeNode, routePods, setLink } from './node.ts';
 import { type Component, exclusively, Processes } from './processes.ts';
-import { type Bed, type BedNode, loadBed, MAX_NODES, platformSettings, RUNNER_IMAGE } from './settings.ts';
+import { type Bed, type BedNode, loadBed, MAX_NODES, overlap, platformSettings, RUNNER_IMAGE } from './settings.ts';
 
 type Say = (line: string) => void;
 
@@ -71,6 +71,7 @@ export class Testbed {
 
   async #up(binaries: Binaries, count: number | null): Promise<void> {
     const { bed } = this;
+    this.#mustBeAlone();
     mkdirSync(bed.stateDir, { recursive: true, mode: 0o755 });
     const before = join(bed.stateDir, 'sysctls.json');
     if (!existsSync(before)) writeFileSync(before, JSON.stringify(readSysctls()));
@@ -88,13 +89,24 @@ export class Testbed {
     for (const node of this.#nodes()) if (!nodes.some(({ name }) => name === node.name)) await this.#removeNode(node);
   }
 
+  /** Two beds on one network would take each other's nodes. One whose folder is gone is nobody's any more. */
+  #mustBeAlone(): void {
+    const { prefix, stateDir } = this.bed;
+    for (const [bridge, dir] of bridges())
+      if (dir !== stateDir && overlap(bridge, prefix) && existsSync(dir))
+        throw new Error(
+          `the bed in ${dir} uses the networks of ${bridge}, which overlap with this one's: set HOLDFAST_TESTBED_SUBNET to one that is three away, or end that bed: HOLDFAST_TESTBED_DIR=${dir} bin/testbed down`,
+        );
+  }
+
   async #network(nodes: readonly BedNode[]): Promise<void> {
-    const { prefix, hostAddress } = this.bed;
+    const { prefix, hostAddress, stateDir } = this.bed;
     if (!(await succeeds('ip', 'link', 'show', prefix))) {
       await run('ip', ['link', 'add', prefix, 'type', 'bridge']);
       await run('ip', ['addr', 'add', `${hostAddress}/24`, 'dev', prefix]);
       await run('ip', ['link', 'set', prefix, 'up']);
     }
+    await run('ip', ['link', 'set', prefix, 'alias', stateDir]);
     await Promise.all(nodes.map((node) => connect(this.bed, node)));
     await routePods(nodes);
   }
@@ -193,7 +205,8 @@ export class Testbed {
         await removeNode(node);
       }),
     );
-    if (await succeeds('ip', 'link', 'show', bed.prefix)) await run('ip', ['link', 'delete', bed.prefix]);
+    const bridgeOf = bridges().get(bed.prefix);
+    if (bridgeOf === bed.stateDir || bridgeOf === '') await run('ip', ['link', 'delete', bed.prefix]);
     const before = join(bed.stateDir, 'sysctls.json');
     if (existsSync(before)) writeSysctls(JSON.parse(readFileSync(before, 'utf8')) as Record<string, string>);
     rmSync(bed.stateDir, { recursive: true, force: true });
