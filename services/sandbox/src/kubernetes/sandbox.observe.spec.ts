@@ -222,6 +222,26 @@ describe('a running sandbox', () => {
     });
     expect(observeSandbox({ ...parts, pod: crashed, now: new Date('2026-11-24T13:30:00Z') }).reason).toBeNull();
   });
+
+  it('that has ended again is in a crash loop before the kubelet says that it waits; the first time it is just started again', () => {
+    const terminated = { exitCode: 137, reason: 'Error', finishedAt: '2026-11-24T12:30:50Z' };
+    const ended = (restarts: number) =>
+      pod(parts, (copy) => {
+        for (const status of copy.status?.containerStatuses ?? []) {
+          status.restartCount = restarts;
+          status.state = { terminated };
+          if (restarts > 0) status.lastState = { terminated };
+        }
+      });
+    expect(observeSandbox({ ...parts, pod: ended(0) })).toMatchObject({
+      phase: 'pending',
+      reason: { code: 'starting' },
+    });
+    expect(observeSandbox({ ...parts, pod: ended(1) })).toMatchObject({
+      phase: 'pending',
+      reason: { code: 'crash-loop', message: 'Its runner ended 2 times; the last time with exit code 137' },
+    });
+  });
 });
 
 describe('a sandbox that comes and goes', () => {

@@ -36,8 +36,8 @@ export interface SandboxParts {
   readonly now: Date;
 }
 
-/** So many restarts are a loop, the last of them within {@link LOOP_MS}; one fewer when it does not run right now. */
-const LOOP_RESTARTS = 3;
+/** So often it has ended in a loop, the last time within {@link LOOP_MS}. */
+const LOOP_ENDS = 3;
 const LOOP_MS = 10 * 60_000;
 const MESSAGE_CHARS = 500;
 
@@ -181,15 +181,16 @@ function crashes(pod: Pod | null, now: Date): SandboxReason | null {
   const status = runnerOf(pod);
   if (status === null || status.restartCount === 0) return null;
   const last = status.state?.terminated ?? status.lastState?.terminated;
-  const backOff = status.state?.waiting?.reason === 'CrashLoopBackOff';
+  // The kubelet starts it again at once the first time only; that it waits it says late, or not at all.
+  const backOff = status.state?.waiting?.reason === 'CrashLoopBackOff' || status.state?.terminated !== undefined;
   const recent = last?.finishedAt !== undefined && now.getTime() - Date.parse(last.finishedAt) < LOOP_MS;
-  const enough = status.restartCount >= (status.state?.running === undefined ? LOOP_RESTARTS - 1 : LOOP_RESTARTS);
-  if (!backOff && !(enough && recent)) return null;
+  const ends = status.restartCount + (status.state?.running === undefined ? 1 : 0);
+  if (!backOff && !(ends >= LOOP_ENDS && recent)) return null;
   const how =
     last === undefined
       ? ''
       : `; the last time ${last.reason === 'OOMKilled' ? 'it ran out of memory (OOMKilled)' : `with exit code ${last.exitCode}`}${last.message === undefined ? '' : `: ${last.message}`}`;
-  return reason('crash-loop', `Its runner ended ${status.restartCount} times${how}`);
+  return reason('crash-loop', `Its runner ended ${ends} times${how}`);
 }
 
 const VOLUME =
