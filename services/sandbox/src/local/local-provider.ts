@@ -1,26 +1,15 @@
 import { execFile, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { closeSync, constants, existsSync, openSync, readdirSync, readFileSync } from 'node:fs';
-import {
-  chmod,
-  chown,
-  copyFile,
-  lchown,
-  mkdir,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  statfs,
-  writeFile,
-} from 'node:fs/promises';
+import { closeSync, constants, existsSync, openSync, readFileSync } from 'node:fs';
+import { chmod, chown, copyFile, lchown, mkdir, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { AppError } from '@holdfast/contracts';
 import type { Logger } from '@holdfast/platform';
 import { CgroupLimits } from './cgroup-limits.ts';
+import { descendants, recordedAlive, recordProcesses, signalProcess } from './sandbox-processes.ts';
+import { bytesIn, roomIn } from './state-disk.ts';
 
 const run = promisify(execFile);
 /** Host uids of sandboxes begin here, far above those of people and services. */
@@ -29,9 +18,6 @@ const FIRST_UID = 1_000_000;
 const FIRST_CONTEXT_GID = 1_000_000_000;
 const TMP_BYTES = 512 * 1024 * 1024;
 const SHM_BYTES = 64 * 1024 * 1024;
-/** Below so many free inodes the state disk is full, whatever its bytes. */
-const MIN_FREE_INODES = 20_000;
-const MEASURE_MS = 60_000;
 /** Joins the groups among the script's arguments, which end at `--`, before anything else is started. */
 const JOIN_GROUPS = ['while [ "$1" != -- ]; do echo 0 > "$1"; shift; done', 'shift'];
 /** Only the token (3) and the journal (4) are handed on, nothing that this service happened to inherit. */
@@ -192,7 +178,7 @@ export class LocalProvider {
       );
     });
     child.unref();
-    if (child.pid !== undefined) await this.#recordProcesses(places, child.pid);
+    if (child.pid !== undefined) await recordProcesses(places.pidFile, child.pid, this.#isolation !== null);
     return true;
   }
 
@@ -204,10 +190,10 @@ export class LocalProvider {
       ['SIGTERM', 1_500],
       ['SIGKILL', 5_000],
     ] as const) {
-      for (const pid of await this.#alive(places))
+      for (const pid of await recordedAlive(places.pidFile))
         for (const one of [...descendants(pid).reverse(), pid]) signalProcess(one, signal);
       for (const deadline = Date.now() + patienceMs; Date.now() < deadline; await sleep(20)) {
-        if ((await this.#alive(places)).length === 0) {
+        if ((await recordedAlive(places.pidFile)).length === 0) {
           await this.#limits.remove(spec.id);
           return;
         }
@@ -233,39 +219,19 @@ export class LocalProvider {
 
   async observe(spec: SandboxSpec): Promise<Observation> {
     const places = this.#places(spec);
-    if ((await this.#alive(places)).length > 0) return 'running';
+    if ((await recordedAlive(places.pidFile)).length > 0) return 'running';
     return existsSync(places.root) ? 'stopped' : 'absent';
   }
 
   /** Bytes that it holds on disk: workspace, home, and what is kept of its runner. */
-  async usage(spec: SandboxSpec): Promise<number> {
+  usage(spec: SandboxSpec): Promise<number> {
     const { root, workspace } = this.#places(spec);
-    const { stdout, killed } = await run('du', ['-s', '-c', '-B1', '--', root, workspace], {
-      timeout: MEASURE_MS,
-      maxBuffer: 1 << 24,
-    }).then(
-      ({ stdout: text }) => ({ stdout: text, killed: false }),
-      // Files that vanish while they are counted make du fail, with a count all the same.
-      (error: { stdout?: string; killed?: boolean }) => ({ stdout: error.stdout ?? '', killed: error.killed === true }),
-    );
-    if (killed) return Number.POSITIVE_INFINITY;
-    return Number.parseInt(stdout.trimEnd().split('\n').at(-1) ?? '', 10) || 0;
+    return bytesIn([root, workspace]);
   }
 
   /** What is free on the disk that sandboxes write to, in bytes, and why no tool may run: it is nearly full; null when not. */
-  async room(): Promise<{ freeBytes: number; lack: string | null }> {
-    const { minFreeBytes, stateDir } = this.#options;
-    const { bavail, bsize, files, ffree } = await statfs(stateDir);
-    const freeBytes = bavail * bsize;
-    if (freeBytes < minFreeBytes)
-      return { freeBytes, lack: `Tools cannot run: less than ${minFreeBytes} bytes are free on the platform's disk.` };
-    // Some file systems do not count inodes and say 0.
-    if (files > 0 && ffree < MIN_FREE_INODES)
-      return {
-        freeBytes,
-        lack: `Tools cannot run: the platform's disk has room for fewer than ${MIN_FREE_INODES} files.`,
-      };
-    return { freeBytes, lack: null };
+  room(): Promise<{ freeBytes: number; lack: string | null }> {
+    return roomIn(this.#options.stateDir, this.#options.minFreeBytes);
   }
 
   #places(spec: SandboxSpec): Places {
@@ -414,31 +380,6 @@ export class LocalProvider {
       ...['/run/holdfast/node', '--disable-sigusr1', '--max-semi-space-size=2', '/run/holdfast/runner.mjs'],
     ];
   }
-
-  /**
-   * Records bubblewrap and the first process of its namespace: either can outlive the other, and while one lives no second
-   * incarnation may start.
-   */
-  async #recordProcesses(places: Places, pid: number): Promise<void> {
-    const line = (one: number): string => `${one} ${startTimeOf(one)}\n`;
-    await writeFile(places.pidFile, line(pid));
-    if (this.#isolation === null) return;
-    for (const deadline = Date.now() + 5_000; Date.now() < deadline && startTimeOf(pid) !== ''; await sleep(5)) {
-      const inner = childrenOf(pid).find(isFirstOfNamespace);
-      if (inner === undefined) continue;
-      await writeFile(places.pidFile, line(pid) + line(inner));
-      return;
-    }
-  }
-
-  /** The recorded processes that still run. */
-  async #alive(places: Places): Promise<number[]> {
-    const recorded = await readFile(places.pidFile, 'utf8').catch(() => '');
-    return recorded.split('\n').flatMap((line) => {
-      const [pid, startTime] = line.split(' ');
-      return startTime !== undefined && startTime !== '' && startTimeOf(Number(pid)) === startTime ? [Number(pid)] : [];
-    });
-  }
 }
 
 function usrLinks(): string[] {
@@ -465,50 +406,4 @@ async function unreadableNode(stateDir: string): Promise<string> {
   // What runs from them goes on.
   for (const one of older) await rm(join(folder, one), { force: true });
   return join(folder, name);
-}
-
-function startTimeOf(pid: number): string {
-  try {
-    const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
-    return fields[0] === 'Z' ? '' : (fields[19] ?? '');
-  } catch {
-    return '';
-  }
-}
-
-function childrenOf(pid: number): number[] {
-  try {
-    return readdirSync(`/proc/${pid}/task`).flatMap((task) =>
-      readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8')
-        .split(' ')
-        .filter((child) => child !== '')
-        .map(Number),
-    );
-  } catch {
-    // Gone meanwhile.
-    return [];
-  }
-}
-
-/** True for process 1 of a PID namespace below ours; before bubblewrap itself runs there are short-lived helpers. */
-function isFirstOfNamespace(pid: number): boolean {
-  try {
-    return /^NSpid:.*\s1$/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
-  } catch {
-    return false;
-  }
-}
-
-/** Processes below one, parents before children. */
-function descendants(pid: number): number[] {
-  return childrenOf(pid).flatMap((child) => [child, ...descendants(child)]);
-}
-
-function signalProcess(pid: number, signal: NodeJS.Signals): void {
-  try {
-    process.kill(pid, signal);
-  } catch {
-    // Gone already.
-  }
 }
