@@ -91,7 +91,7 @@ async function specs(
   return count;
 }
 
-/** Each spec starts a platform of its own, built once before them; one after the other, so that a kill hits nobody else. */
+/** Each spec starts a platform of its own, built once before them, with ports and a state folder of its own; two at a time, because they mostly wait. */
 async function endToEnd(): Promise<Count> {
   try {
     build(console.log);
@@ -99,7 +99,7 @@ async function endToEnd(): Promise<Count> {
     console.error(error);
     return { passed: 0, failed: 1 };
   }
-  return specs('end to end', '\\.e2e\\.spec\\.ts$', ['--testTimeout=120000', '--runInBand']);
+  return specs('end to end', '\\.e2e\\.spec\\.ts$', ['--testTimeout=120000', '--maxWorkers=2']);
 }
 
 /** The suites of the platform that say most about where its sandboxes run; with the environment all of them can be run so. */
