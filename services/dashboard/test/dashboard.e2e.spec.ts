@@ -155,7 +155,7 @@ describe('agents', () => {
     await page.goto('/agents/new');
     await page.getByLabel('Name', { exact: true }).fill('Tester');
     await expectSeen(page.getByLabel('Model', { exact: true }));
-    await page.locator('option', { hasText: 'demo' }).waitFor({ state: 'attached' });
+    await page.locator('option[value="demo"]').waitFor({ state: 'attached' });
     await page.getByLabel('Instructions', { exact: true }).fill('Be brief.');
     await page.getByLabel('May the agent use bash?').selectOption('always_ask');
     await page.getByLabel('Custom tools', { exact: true }).fill('not json');

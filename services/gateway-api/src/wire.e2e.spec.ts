@@ -527,7 +527,7 @@ describe('what is known and not built', () => {
       expect(answer.status).toBe(400);
       return answer.message;
     };
-    expect(await refused({ type: 'user.tool_result', tool_use_id: 'x' })).toMatch(/user\.tool_result/);
+    expect(await refused({ type: 'user.define_outcome' })).toMatch(/user\.define_outcome/);
     expect(await refused({ type: 'user.nonsense' })).toMatch(/user\.message/);
     expect(await refused({ ...userMessage('x'), nonsense: 1 })).toMatch(/nonsense/);
     expect(await refused({ type: 'user.message', content: [{ type: 'text', text: '' }] })).toMatch(/text/);
