@@ -410,7 +410,8 @@ describe('a chat', () => {
     await pictures('fork-timeline');
     await page.getByRole('button', { name: 'Fork here' }).click();
     await page.waitForURL((url) => /sesn_/.test(url.pathname) && !/timeline/.test(url.pathname));
-    expect(sessionId()).not.toBe(fork);
+    const second = sessionId();
+    expect(second).not.toBe(fork);
     await page.getByRole('button', { name: /forked from .* · 3 in the family/ }).click();
     const members = page.getByRole('dialog', { name: 'Forks' }).getByRole('listitem');
     await expect(members.count()).resolves.toBe(3);
@@ -426,6 +427,8 @@ describe('a chat', () => {
     await page.getByText('session.fork_created', { exact: true }).click();
     await page.getByRole('link', { name: 'Open the fork' }).click();
     await page.waitForURL(new RegExp(`${fork}$`));
+    for (const id of [fork, second])
+      await new TestClient(platform).json(`/v1/sessions/${id}/archive`, { method: 'POST' });
     await page.goto(address);
   });
 

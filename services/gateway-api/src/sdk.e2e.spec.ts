@@ -102,6 +102,7 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
     expect(words(ofType(events, 'agent.message')[0])).toContain(`Part of the result of ${use?.id}`);
     const listed = await beta.sessions.events.list(at.id, { types: ['agent.mcp_tool_use', 'agent.mcp_tool_result'] });
     expect(listed.data.map((event) => event.type)).toEqual(['agent.mcp_tool_use', 'agent.mcp_tool_result']);
+    await beta.sessions.delete(at.id);
   });
 
   it('sees that the model thinks, without a word of it where it did not ask for ours', async () => {

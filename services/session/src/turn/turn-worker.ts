@@ -14,7 +14,7 @@ import {
 } from '../session/session.decider.ts';
 import type { SessionState } from '../session/session.state.ts';
 import { type Decision, type LoadedSession, type SessionStore, workerCommand } from '../session/session.store.ts';
-import { passes, Turn, type TurnTools } from './turn.ts';
+import { mayHaveOutputs, passes, Turn, type TurnTools } from './turn.ts';
 
 export interface TurnWorkerOptions {
   readonly owner: string;
@@ -214,7 +214,8 @@ export class TurnWorker {
           generation = state.generation + 1;
           const started = startTurn(state, { generation, worker: owner, contextLimitTokens }, ids);
           const now = foldDrafts(state, started, new Date().toISOString());
-          const next = advance(now, [], this.#advanceOptions(), ids);
+          // A turn whose outputs may not be files yet is ended by its new worker, after those (C1).
+          const next = advance(now, [], { ...this.#advanceOptions(), holdEnd: mayHaveOutputs(now) }, ids);
           idle = next.idle;
           return {
             drafts: [...started, ...next.drafts],

@@ -114,6 +114,11 @@ function isFenced(error: unknown): boolean {
   return isAppError(error) && (error.code === 'log.generation-fenced' || error.code === 'sandbox.stale-generation');
 }
 
+/** Whether calls of the open turn may have left outputs: what the worker that was lost knew, as far as the log tells. */
+export function mayHaveOutputs({ calls, turn }: SessionState): boolean {
+  return calls.length > 0 || (turn?.toolMs ?? 0) > 0;
+}
+
 /** One lease's worth of work on a session: decides the next step from the log's state until the session is idle or the lease is gone. */
 export class Turn {
   readonly session: LoadedSession;
@@ -144,9 +149,9 @@ export class Turn {
     this.#options = options;
     this.session = options.session;
     this.generation = options.generation;
-    const { openRequest, calls, turn } = this.session.state;
+    const { openRequest, calls } = this.session.state;
     if (openRequest !== null) this.#mine.add(openRequest.id);
-    this.#harvestDue = options.takeover && (calls.length > 0 || (turn?.toolMs ?? 0) > 0);
+    this.#harvestDue = options.takeover && mayHaveOutputs(this.session.state);
     if (!options.takeover) return;
     for (const { id, journalId } of calls) if (journalId !== null) this.#sentUnder.set(id, journalId);
   }
