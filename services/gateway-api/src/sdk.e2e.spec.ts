@@ -434,6 +434,9 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
     await expect(beta.sessions.create({ agent: agent.id, environment_id: environment.id })).rejects.toBeInstanceOf(
       Sdk.BadRequestError,
     );
+    await expect(beta.environments.delete(environment.id)).rejects.toBeInstanceOf(Sdk.APIError);
+    for (const { id, environment_id } of await all(beta.sessions.list()))
+      if (environment_id === environment.id) await beta.sessions.delete(id);
     expect(await beta.environments.delete(environment.id)).toMatchObject({ type: 'environment_deleted' });
   });
 });
