@@ -238,6 +238,8 @@ export async function connectBus(options: BusOptions): Promise<Bus> {
     reconnectTimeWait: 250,
     reconnectJitter: 100,
     waitOnFirstConnect: true,
+    // A server that ends while it greets may leave the greeting unanswered; the client's own 20 s would hold up a reconnect.
+    timeout: 3_000,
     // Else two refusals in a row, as while passwords are being changed, would end the connection for good.
     ignoreAuthErrorAbort: true,
     pingInterval: 5_000,
