@@ -427,8 +427,7 @@ describe('a chat', () => {
     await page.getByText('session.fork_created', { exact: true }).click();
     await page.getByRole('link', { name: 'Open the fork' }).click();
     await page.waitForURL(new RegExp(`${fork}$`));
-    for (const id of [fork, second])
-      await new TestClient(platform).json(`/v1/sessions/${id}`, { method: 'DELETE' });
+    for (const id of [fork, second]) await new TestClient(platform).json(`/v1/sessions/${id}`, { method: 'DELETE' });
     await page.goto(address);
   });
 
