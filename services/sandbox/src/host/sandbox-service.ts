@@ -133,6 +133,7 @@ export class SandboxService {
       handled.id,
     ]);
     if (rowCount !== 0) return;
+    await store.endSession(sessionId, handled.workspaceId);
     const row = await store.ofSession(sessionId);
     if (row === null) return;
     await host.destroy(row, () =>

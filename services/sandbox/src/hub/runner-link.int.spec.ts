@@ -2,7 +2,7 @@ import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { ExecBody, RunnerOutcome } from '@holdfast/contracts';
+import { type ExecBody, LINK_SILENCE_MS, type RunnerOutcome } from '@holdfast/contracts';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 import { WebSocketServer } from 'ws';
 import { Dialler } from '../test/dialler.ts';
@@ -361,4 +361,19 @@ describe('a runner that does what none of ours does', () => {
       expect([faults, losses]).toEqual([[expect.stringMatching(reason)], 1]);
     });
   }
+});
+
+describe('a link', () => {
+  it('that nothing is heard of ends, and says so', async () => {
+    await welcome();
+    runner.socket.pause();
+    await ended;
+    expect([link.open, link.silent]).toEqual([false, true]);
+  }, 20_000);
+
+  it('outlives a hub that stood still: what was not read meanwhile says nothing of the runner', async () => {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LINK_SILENCE_MS + 1_000);
+    await sleep(500);
+    expect([link.open, link.silent]).toEqual([true, false]);
+  }, 20_000);
 });

@@ -25,6 +25,7 @@ const UPLOAD_PIECE_BYTES = 1024 * 1024;
 const UPLOAD_MS = 30_000;
 /** Answers arrive in the order of what was asked: nothing is still under way for a call that came so long before. */
 const MAX_GIVEN = 10_000;
+const WATCH_MS = LINK_SILENCE_MS / 3;
 
 /** Keeps a call's whole output as it comes; null when it cannot be kept. Never rejects. */
 export type KeepOutput = (pieces: Readable) => Promise<ToolOutcome['fullOutput']>;
@@ -69,6 +70,7 @@ export class RunnerLink {
   readonly #given = new Set<string>();
   #keep: KeepOutput | null = null;
   #faulty = false;
+  #silent = false;
 
   constructor(socket: WebSocket, { journalId, pod }: Pick<Hello, 'journalId' | 'pod'>, handlers: LinkHandlers) {
     this.#socket = socket;
@@ -76,12 +78,16 @@ export class RunnerLink {
     this.pod = pod;
     this.handlers = handlers;
     let heardMs = Date.now();
+    let lookedMs = heardMs;
     const watch = setInterval(() => {
-      // While it is held back by a slow store its signs of life are not read either.
-      if (socket.isPaused) heardMs = Date.now();
-      if (Date.now() - heardMs > LINK_SILENCE_MS) socket.terminate();
+      const nowMs = Date.now();
+      // While it is held back by a slow store, or this process stands still, its signs of life are not read either.
+      if (socket.isPaused || nowMs - lookedMs > 2 * WATCH_MS) heardMs = nowMs;
+      lookedMs = nowMs;
+      this.#silent = nowMs - heardMs > LINK_SILENCE_MS;
+      if (this.#silent) socket.terminate();
       else socket.ping();
-    }, LINK_SILENCE_MS / 3);
+    }, WATCH_MS);
     for (const event of ['ping', 'pong', 'message'] as const) {
       socket.on(event, () => {
         heardMs = Date.now();
@@ -101,6 +107,10 @@ export class RunnerLink {
   /** False from the moment at which its end is certain. */
   get open(): boolean {
     return this.#socket.readyState === this.#socket.OPEN;
+  }
+  /** Whether it ended because nothing was heard of the runner any more. */
+  get silent(): boolean {
+    return this.#silent;
   }
   /** Whether a call waits for its result. */
   get busy(): boolean {

@@ -6,7 +6,8 @@ import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
 export interface Driven {
   linked: LinkedSandbox | null;
   sinceMs: number;
-  readyAtMs: number | null;
+  /** Its link ended because nothing was heard of it. */
+  silent: boolean;
   /** The container that runs on a node that answers. */
   answering: string | null;
   /** The environment as whoever asked for it last knows it. */
@@ -46,7 +47,7 @@ export class DrivenSandboxes {
     const driven: Driven = this.#driven.get(id) ?? {
       linked: null,
       sinceMs: Date.now(),
-      readyAtMs: null,
+      silent: false,
       answering: null,
       environment: null,
       reason: null,

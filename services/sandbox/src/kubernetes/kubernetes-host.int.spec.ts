@@ -93,10 +93,10 @@ async function replica(idleMs = IDLE_MS): Promise<Replica> {
   return made;
 }
 
-const ensureBody = (): EnsureSandboxBody =>
+const ensureBody = (sandbox: Partial<typeof DEFAULT_SANDBOX> = {}): EnsureSandboxBody =>
   ({
     ...{ workspaceId: 'w1', sessionId: newId('session'), environmentId: 'e1', contextKey: null, generation: 1 },
-    environment: { x_sandbox: DEFAULT_SANDBOX, networking: { type: 'unrestricted' } },
+    environment: { x_sandbox: { ...DEFAULT_SANDBOX, ...sandbox }, networking: { type: 'unrestricted' } },
   }) as unknown as EnsureSandboxBody;
 const ensure = ({ host }: Replica, body: EnsureSandboxBody, waitMs = 8_000) =>
   host.ensure(body, Date.now() + waitMs, () => undefined);
@@ -255,15 +255,58 @@ describe('a link that moves', () => {
   }, 30_000);
 
   it('has its time again when its container was started again', async () => {
-    const one = await replica();
-    await running(one);
+    const asked = ensure(await replica(), ensureBody(), 20_000).catch(() => undefined);
+    await until('a pod', () => cluster.find('Pod').length === 1);
     const pod = () => cluster.find('Pod')[0] as ReturnType<MemoryCluster['find']>[number];
     const { uid } = pod().metadata;
     cluster.container(pod(), null);
-    runners[0]?.socket.terminate();
     await sleep(10_500);
     cluster.container(pod(), 'another');
     await sleep(1_000);
     expect(pod()?.metadata.uid).toBe(uid);
+    await asked;
+  }, 40_000);
+
+  it('keeps its pod when its hub is away for a while', async () => {
+    const one = await replica();
+    const { id } = await running(one);
+    const uid = cluster.find('Pod')[0]?.metadata.uid;
+    runners[0]?.socket.terminate();
+    await sleep(12_000);
+    await runner(one);
+    await until('the link', () => one.host.figures()['linked'] === 1);
+    expect([cluster.find('Pod')[0]?.metadata.uid, await statusOf(id)]).toEqual([uid, 'ready']);
+  }, 30_000);
+
+  it('is that of a pod which the cluster has, and of no other', async () => {
+    const one = await replica();
+    await running(one);
+    const [pod] = cluster.find('Pod') as [ReturnType<MemoryCluster['find']>[number]];
+    const dialler = async () =>
+      new Dialler(
+        `wss://127.0.0.1:${one.port}/runner-link`,
+        hello({ pod: pod.metadata.uid, token: null, journalId: 'j1' }, runners[0]?.keys),
+        { ca: tls.cert, checkServerIdentity: () => false },
+      );
+    cluster.drop(pod);
+    await until('the end of the link', () => runners[0]?.socket.readyState === 3);
+    const again = await dialler();
+    runners.push(again);
+    await again.hears('bound');
+    await until('the end of the other', () => again.socket.readyState === 3);
+    expect(one.host.figures()['warm']).toBe(0);
+  }, 30_000);
+
+  it('does not lengthen the life of its sandbox', async () => {
+    const one = await replica();
+    const { id } = await running(one, ensureBody({ max_lifetime_seconds: 3_600 }));
+    for (const deadline = Date.now() + 5_000; (await statusOf(id)) !== 'ready'; await sleep(20))
+      expect(Date.now()).toBeLessThan(deadline);
+    await pool.query(`update sandboxes set ready_at = ready_at - interval '1 hour' where id = $1`, [id]);
+    const other = await replica();
+    runners[0]?.socket.terminate();
+    await runner(other);
+    for (const deadline = Date.now() + 8_000; (await statusOf(id)) !== 'suspended'; await sleep(20))
+      expect(Date.now()).toBeLessThan(deadline);
   }, 30_000);
 });

@@ -22,7 +22,7 @@ export interface PodLinksParts extends Pick<HostParts, 'bus' | 'store' | 'logger
   /** The pod of this sandbox has linked here: serve it. */
   readonly bind: (podUid: string, sandboxId: string) => Promise<EnsureSandboxReply>;
   /** The link of a pod has ended. */
-  readonly onLost: (podUid: string) => void;
+  readonly onLost: (podUid: string, link: RunnerLink) => void;
 }
 
 /** A pod's proven link, claimed or not. */
@@ -95,7 +95,12 @@ export class PodLinks {
   }
 
   async #onLink(pod: PodIdentity, link: RunnerLink): Promise<void> {
-    const { bus, store, bind, logger } = this.#parts;
+    const { bus, store, bind, view, logger } = this.#parts;
+    // One that was removed by force may run on where its node is cut off. One that is not seen yet dials again.
+    if (view.synced && view.healthy && view.pod(pod.uid) === null) {
+      link.close();
+      return;
+    }
     const before = this.#links.get(pod.uid);
     const registration =
       before?.registration ??
@@ -116,7 +121,7 @@ export class PodLinks {
     if (held?.link !== link) return;
     this.#links.delete(podUid);
     void held.registration.stop();
-    this.#parts.onLost(podUid);
+    this.#parts.onLost(podUid, link);
   }
 
   async #asked<T>(what: string, question: Promise<T>): Promise<T> {

@@ -45,7 +45,7 @@ export class SandboxBinder {
     this.links = new PodLinks({
       ...parts,
       bind: (podUid, sandboxId) => this.bind(podUid, sandboxId),
-      onLost: (podUid) => this.#onLost(podUid),
+      onLost: (podUid, link) => this.#onLost(podUid, link),
     });
   }
 
@@ -109,7 +109,7 @@ export class SandboxBinder {
     if (driven.linked !== linked) driven.linked?.close();
     driven.linked = linked;
     driven.sinceMs = Date.now();
-    driven.readyAtMs ??= Date.now();
+    driven.silent = false;
     linked.attach(held.link);
     if (row.status !== 'ready' || row.journal_id !== journalId) {
       const again = row.status === 'ready';
@@ -137,12 +137,13 @@ export class SandboxBinder {
     return { sandboxId, journalId };
   }
 
-  #onLost(podUid: string): void {
+  #onLost(podUid: string, { silent }: RunnerLink): void {
     for (const [id, driven] of this.#parts.driven) {
       if (driven.linked?.row.pod_uid !== podUid) continue;
       // The next link may land on another replica: only whoever has it answers.
       driven.linked.close();
       driven.sinceMs = Date.now();
+      driven.silent = silent;
       this.#parts.lookAt(id);
     }
   }

@@ -3,18 +3,24 @@ import { type Known, nextStep, type Patience } from './sandbox.decider.ts';
 import type { SandboxObservation } from './sandbox.observe.ts';
 
 const NOW = 1_000_000_000;
-const patience: Patience = { idleMs: 60_000, lifetimeMs: null, unwantedMs: 40_000, linkMs: 20_000, nodeLostMs: 30_000 };
-const ago = (ms: number): Date => new Date(NOW - ms);
+const patience: Patience = {
+  idleMs: 60_000,
+  lifetimeMs: null,
+  unwantedMs: 40_000,
+  linkMs: 20_000,
+  relinkMs: 40_000,
+  nodeLostMs: 30_000,
+};
 
 function known({ row, ...rest }: Partial<Omit<Known, 'row'>> & { row?: Partial<Known['row']> } = {}): Known {
   return {
-    row: { status: 'ready', claim: 'sbx-1', pod_uid: 'pod-1', used_at: ago(1_000), ...row },
+    row: { status: 'ready', claim: 'sbx-1', pod_uid: 'pod-1', unused_ms: 1_000, lived_ms: 1_000, ...row },
     fresh: true,
     linked: true,
     busy: false,
     sinceMs: NOW - 1_000,
     lastUsedMs: NOW - 1_000,
-    readyAtMs: NOW - 1_000,
+    silent: false,
     ...rest,
   };
 }
@@ -67,7 +73,7 @@ describe('a sandbox that is wanted', () => {
     expect(step(silent(2_000), seen({ reason: unschedulable }))).toMatchObject({ reason: unschedulable });
   });
   it('that nobody has asked for in a while is given up, with a claim or without', () => {
-    const forgotten = { ...starting, used_at: ago(41_000) };
+    const forgotten = { ...starting, unused_ms: 41_000 };
     expect(step(known({ row: forgotten }), seen({ phase: 'pending' }))).toMatchObject({ do: 'rest' });
     expect(step(known({ row: { ...forgotten, claim: null } }), seen({ phase: 'absent' }))).toMatchObject({
       do: 'rest',
@@ -88,15 +94,22 @@ describe('a sandbox that runs', () => {
     expect(step(known({ lastUsedMs: NOW - 60_000 }))).toEqual({ do: 'rest', why: 'idle' });
   });
   it('rests at the end of its lifetime, when no call runs', () => {
-    expect(step(known({ readyAtMs: NOW - 99_000, busy: true }), seen(), { lifetimeMs: 90_000 })).toMatchObject({
+    expect(step(known({ row: { lived_ms: 99_000 }, busy: true }), seen(), { lifetimeMs: 90_000 })).toMatchObject({
       do: 'wait',
     });
-    expect(step(known({ readyAtMs: NOW - 99_000 }), seen(), { lifetimeMs: 90_000 })).toMatchObject({ do: 'rest' });
-    expect(step(known({ readyAtMs: NOW - 50_000 }), seen(), { lifetimeMs: 90_000 })).toEqual({
+    expect(step(known({ row: { lived_ms: 99_000 } }), seen(), { lifetimeMs: 90_000 })).toMatchObject({ do: 'rest' });
+    expect(step(known({ row: { lived_ms: 50_000 } }), seen(), { lifetimeMs: 90_000 })).toEqual({
       do: 'wait',
       reason: null,
       afterMs: 40_000,
     });
+  });
+  it('whose link ended has long to link again, one that fell silent has not', () => {
+    const lost = (silent: boolean, ms: number) => known({ linked: false, silent, sinceMs: NOW - ms });
+    expect(step(lost(false, 39_000))).toMatchObject({ do: 'wait', afterMs: 1_000 });
+    expect(step(lost(false, 40_000))).toMatchObject({ do: 'replace', force: false });
+    expect(step(lost(true, 19_000))).toMatchObject({ do: 'wait' });
+    expect(step(lost(true, 20_000))).toMatchObject({ do: 'replace', force: false });
   });
   it('is lost with its pod: replaced, ended, or gone with a claim that somebody deleted', () => {
     expect(step(known(), seen({ podUid: 'pod-2' }))).toMatchObject({ do: 'lost' });

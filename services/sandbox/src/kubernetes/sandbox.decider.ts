@@ -4,16 +4,17 @@ import type { SandboxObservation } from './sandbox.observe.ts';
 
 /** What the owner of a sandbox knows of it beside the cluster. */
 export interface Known {
-  readonly row: Pick<SandboxRow, 'status' | 'claim' | 'pod_uid' | 'used_at'>;
+  readonly row: Pick<SandboxRow, 'status' | 'claim' | 'pod_uid' | 'unused_ms' | 'lived_ms'>;
   /** Nothing has run on its claim before this incarnation. */
   readonly fresh: boolean;
   /** A proven link of this sandbox's pod stands in this replica. */
   readonly linked: boolean;
   readonly busy: boolean;
+  /** Its link ended because nothing was heard of it. */
+  readonly silent: boolean;
   /** Since when it is what it is: linked or not linked, in milliseconds of this process' clock. */
   readonly sinceMs: number;
   readonly lastUsedMs: number;
-  readonly readyAtMs: number | null;
 }
 
 export interface Patience {
@@ -21,8 +22,10 @@ export interface Patience {
   readonly lifetimeMs: number | null;
   /** One that starts is given up when nobody has asked for it for so long. */
   readonly unwantedMs: number;
-  /** A runner that lives has dialled within this time. */
+  /** A runner that lives has dialled within this time, or again after it fell silent. */
   readonly linkMs: number;
+  /** One that was linked has this time where its hub, and not its silence, ended the link: hubs are restarted. */
+  readonly relinkMs: number;
   readonly nodeLostMs: number;
 }
 
@@ -61,8 +64,8 @@ export function nextStep(known: Known, seen: SandboxObservation, patience: Patie
   if (row.status !== 'starting' && row.status !== 'ready') return wait(null, null);
 
   if (row.status === 'starting') {
-    const unwantedMs = row.used_at === null ? 0 : nowMs - row.used_at.getTime();
-    if (unwantedMs > patience.unwantedMs) return { do: 'rest', why: 'it was not ready while somebody wanted it' };
+    if ((row.unused_ms ?? 0) > patience.unwantedMs)
+      return { do: 'rest', why: 'it was not ready while somebody wanted it' };
     if (row.claim === null) return { do: 'claim' };
     switch (seen.phase) {
       case 'absent':
@@ -110,8 +113,8 @@ function resting(known: Known, patience: Patience, nowMs: number): Step {
   if (known.busy) return wait(null, Math.min(patience.idleMs, 5_000));
   const idleLeftMs = patience.idleMs - (nowMs - known.lastUsedMs);
   if (idleLeftMs <= 0) return { do: 'rest', why: 'idle' };
-  if (patience.lifetimeMs === null || known.readyAtMs === null) return wait(null, idleLeftMs);
-  const lifeLeftMs = patience.lifetimeMs - (nowMs - known.readyAtMs);
+  if (patience.lifetimeMs === null || known.row.lived_ms === null) return wait(null, idleLeftMs);
+  const lifeLeftMs = patience.lifetimeMs - known.row.lived_ms;
   return lifeLeftMs <= 0
     ? { do: 'rest', why: 'it reached its maximum lifetime' }
     : wait(null, Math.min(idleLeftMs, lifeLeftMs));
@@ -122,7 +125,7 @@ function unlinked(known: Known, seen: SandboxObservation, patience: Patience, no
   const lost = lostNode(known, seen, patience, nowMs);
   if (lost !== null) return lost;
   const waitedMs = nowMs - known.sinceMs;
-  const leftMs = patience.linkMs - waitedMs;
+  const leftMs = (known.row.status === 'ready' && !known.silent ? patience.relinkMs : patience.linkMs) - waitedMs;
   if (leftMs > 0) return wait(seen.reason ?? (waitedMs >= DIAL_MS ? NOT_LINKED : null), Math.min(leftMs, 1_000));
   if (seen.reason?.code === 'crash-loop' || seen.reason?.code === 'node-lost') return wait(seen.reason, 1_000);
   return { do: 'replace', force: false, why: 'its runner did not dial' };

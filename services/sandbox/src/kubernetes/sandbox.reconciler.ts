@@ -16,8 +16,10 @@ import type { SandboxChanges } from './sandbox-changes.ts';
 const UNWANTED_MS = 60_000;
 /** Between two looks at a sandbox while the cluster does not answer. */
 const LOOK_MS = 1_000;
-/** A runner that lives has dialled within this time, whatever happened to its link or its container. */
+/** A runner that lives has dialled within this time after its container was started, or after it fell silent. */
 const LINK_MS = 10_000;
+/** What only its hub was the end of is linked again within this time: a hub may be restarted. */
+const RELINK_MS = 45_000;
 /** What a cache does not show yet is not done again before that. */
 const SEEN_MS = 5_000;
 /** What does not dial any more does not finish anything either. */
@@ -123,7 +125,7 @@ export class SandboxReconciler {
           busy: driven.linked?.busy === true,
           sinceMs: driven.sinceMs,
           lastUsedMs: driven.linked?.lastUsedMs ?? driven.sinceMs,
-          readyAtMs: driven.readyAtMs,
+          silent: driven.silent,
         },
         seen,
         this.#patience(row),
@@ -170,6 +172,7 @@ export class SandboxReconciler {
       lifetimeMs: max_lifetime_seconds === null ? null : max_lifetime_seconds * 1_000,
       unwantedMs: UNWANTED_MS,
       linkMs: LINK_MS,
+      relinkMs: RELINK_MS,
       nodeLostMs: this.#parts.nodeLostMs,
     };
   }
@@ -229,7 +232,6 @@ export class SandboxReconciler {
         driven.linked?.close();
         driven.linked = null;
         driven.sinceMs = Date.now();
-        driven.readyAtMs = null;
         if (seen.phase === 'absent') {
           await store.mark(row, 'suspended', 'sandbox.lost', { incarnation: row.incarnation, reason: step.why });
           await store.forgetClaim(id);

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { type EnsureSandboxBody, newId, type SandboxReason, streamOf } from '@holdfast/contracts';
+import { AppError, type EnsureSandboxBody, newId, type SandboxReason, streamOf } from '@holdfast/contracts';
 import { type CompanionStatement, derivedEventId, type EventLog } from '@holdfast/event-store';
 import type pg from 'pg';
 
@@ -37,14 +37,16 @@ export interface SandboxRow {
     readonly message: string;
     readonly since: string;
   } | null;
-  /** When somebody asked for it last; updated now and then. */
-  readonly used_at: Date | null;
+  /** By Postgres' clock when it was read: since somebody asked for it last, which is noted now and then, in milliseconds. */
+  readonly unused_ms: number | null;
+  /** Since its incarnation became ready, likewise; null while it is not. */
+  readonly lived_ms: number | null;
   readonly updated_at: Date;
 }
 export type Launch = 'warm' | 'cold' | 'resumed';
 
-const COLUMNS =
-  'id, serial, workspace_id, session_id, environment_id, context_key, environment, status, incarnation, journal_id, token_hash, public_key, provider, namespace, claim, pod, pod_uid, node, launch, reason, used_at, updated_at';
+const sinceMs = (column: string): string => `(extract(epoch from clock_timestamp() - ${column}) * 1000)::float8`;
+const COLUMNS = `id, serial, workspace_id, session_id, environment_id, context_key, environment, status, incarnation, journal_id, token_hash, public_key, provider, namespace, claim, pod, pod_uid, node, launch, reason, ${sinceMs('used_at')} as unused_ms, ${sinceMs('ready_at')} as lived_ms, updated_at`;
 
 /** Names a context where names must be short and tell nothing of the key. */
 export function contextIdOf(row: Pick<SandboxRow, 'workspace_id' | 'environment_id' | 'context_key'>): string | null {
@@ -81,14 +83,17 @@ export class SandboxStore {
   /**
    * The session's sandbox, recorded on its first tool call; of two at once one wins. One that is made is this replica's to
    * serve, and with a `claim` its first incarnation begins on that. `made` is false for one that was there.
+   * @throws AppError `sandbox.session-over` for a session that has ended, also when that comes at the same time: a request
+   * and an end both write first and then look for the other
    */
   async request(
     body: EnsureSandboxBody,
     provider: string,
     claim: ((id: string) => { namespace: string; claim: string }) | null = null,
   ): Promise<{ row: SandboxRow; made: boolean }> {
-    const known = await this.ofSession(body.sessionId);
-    if (known !== null) return { row: known, made: false };
+    const known = await this.#lookFor(body.sessionId);
+    if (known.row !== null) return { row: known.row, made: false };
+    if (known.over) throw sessionOver();
     const id = newId('sandbox');
     const on = claim?.(id) ?? null;
     try {
@@ -124,9 +129,35 @@ export class SandboxStore {
       if (raced === null) throw error;
       return { row: raced, made: false };
     }
-    const made = await this.ofSession(body.sessionId);
-    if (made === null) throw new Error('a sandbox vanished while it was made');
-    return { row: made, made: made.id === id };
+    const { row, over } = await this.#lookFor(body.sessionId);
+    if (over) {
+      if (row?.id === id) await this.mark(row, 'destroyed', 'sandbox.destroyed', { reason: 'the session had ended' });
+      throw sessionOver();
+    }
+    if (row === null) throw new Error('a sandbox vanished while it was made');
+    return { row, made: row.id === id };
+  }
+
+  /** Lets a session have no new sandbox. One that it has is to be destroyed after this. */
+  async endSession(sessionId: string, workspaceId: string): Promise<void> {
+    await this.#pool.query(`delete from ended_sessions where ended_at < clock_timestamp() - interval '1 day'`);
+    await this.#pool.query(
+      'insert into ended_sessions (session_id, workspace_id) values ($1, $2) on conflict do nothing',
+      [sessionId, workspaceId],
+    );
+  }
+
+  async #lookFor(sessionId: string): Promise<{ row: SandboxRow | null; over: boolean }> {
+    const { rows } = await this.#pool.query<Omit<SandboxRow, 'id'> & { id: string | null; over: boolean }>(
+      `select exists (select from ended_sessions e where e.session_id = asked.id) as over, found.*
+       from (values ($1::text)) as asked (id)
+         left join lateral (select ${COLUMNS} from sandboxes where session_id = asked.id and status <> 'destroyed') as found on true`,
+      [sessionId],
+    );
+    const [found] = rows;
+    if (found === undefined) throw new Error('a join with one row on its left has none');
+    const { id, over, ...rest } = found;
+    return { row: id === null ? null : { id, ...rest }, over };
   }
 
   /** Takes or renews the right to serve it; null when another replica lives and serves it. */
@@ -369,4 +400,8 @@ export class SandboxStore {
       statements,
     });
   }
+}
+
+function sessionOver(): AppError {
+  return new AppError('rejected', 'sandbox.session-over', 'The session is over; it gets no sandbox any more.');
 }
