@@ -102,8 +102,17 @@ async function endToEnd(): Promise<Count> {
   return specs('end to end', '\\.e2e\\.spec\\.ts$', ['--testTimeout=120000', '--maxWorkers=2']);
 }
 
-/** The suites of the platform that say most about where its sandboxes run; with the environment all of them can be run so. */
-const ON_BOTH = 'services/(sandbox/src/sandbox|session/src/chaos|gateway-api/src/sdk)\\.e2e\\.spec\\.ts$';
+/**
+ * Suites that break nothing of the cluster, so two of them run side by side: each has a platform of its own, and most of
+ * their time is waiting. Those of the platform that say most about where its sandboxes run are among them; with the
+ * environment all of them can be run so.
+ */
+const GENTLE = [
+  'services/sandbox/src/kubernetes/(attacks|cluster|load|upkeep|watched)\\.k8s\\.spec\\.ts$',
+  'services/(sandbox/src/sandbox|session/src/chaos|gateway-api/src/sdk)\\.e2e\\.spec\\.ts$',
+].join('|');
+/** All others may kill a node or the API server under everybody. */
+const BREAKING = '(?<!/(attacks|cluster|load|upkeep|watched))\\.k8s\\.spec\\.ts$';
 
 /** On the cluster of bin/testbed, or the one that HOLDFAST_TESTBED=existing names; it stays when it was there before. */
 async function onKubernetes(): Promise<Count> {
@@ -119,9 +128,9 @@ async function onKubernetes(): Promise<Count> {
   if (own && count.failed === 0) add(count, await check('image', 'bin/testbed', 'load'));
   if (count.failed === 0) {
     const settings = own ? await new Testbed().environment() : { SANDBOX_PROVIDER: 'kubernetes' };
-    const oneByOne = ['--testTimeout=240000', '--runInBand'];
-    add(count, await specs('specs with Kubernetes', '\\.k8s\\.spec\\.ts$', oneByOne, settings));
-    add(count, await specs('end to end on Kubernetes', ON_BOTH, oneByOne, settings));
+    const patience = '--testTimeout=240000';
+    add(count, await specs('on Kubernetes, two at a time', GENTLE, [patience, '--maxWorkers=2'], settings));
+    add(count, await specs('breaking Kubernetes', BREAKING, [patience, '--runInBand'], settings));
   }
   if (!wasUp) add(count, await check('end of the test bed', 'bin/testbed', 'down'));
   return count;
