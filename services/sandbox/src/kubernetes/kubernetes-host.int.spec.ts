@@ -267,14 +267,19 @@ describe('a link that moves', () => {
     await asked;
   }, 40_000);
 
-  it('keeps its pod when its hub is away for a while', async () => {
+  it('keeps its pod when its hub is away for a while, and says meanwhile why it does not answer', async () => {
     const one = await replica();
     const { id } = await running(one);
+    const reason = async () => (await one.store.byIds([id])).get(id)?.reason?.code;
     const uid = cluster.find('Pod')[0]?.metadata.uid;
     runners[0]?.socket.terminate();
-    await sleep(12_000);
+    await sleep(6_000);
+    expect(await reason()).toBe('not-linked');
+    await sleep(6_000);
     await runner(one);
     await until('the link', () => one.host.figures()['linked'] === 1);
+    for (const deadline = Date.now() + 5_000; (await reason()) !== undefined; await sleep(20))
+      expect(Date.now()).toBeLessThan(deadline);
     expect([cluster.find('Pod')[0]?.metadata.uid, await statusOf(id)]).toEqual([uid, 'ready']);
   }, 30_000);
 

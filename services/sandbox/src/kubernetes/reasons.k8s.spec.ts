@@ -10,6 +10,7 @@ import { type ClusteredPlatform, startOnCluster, type Tenant, until } from './te
 
 /** The cluster's own signs of a lost node take so long on the test bed; see its README. */
 const NODE_GRACE_MS = 10_000;
+const NODE_LOST_MS = 15_000;
 const QUOTA_CPU_MILLIS = 20_000;
 /** A program that sleeps, in an image that every node of the bed has: it never dials. */
 const PAUSE = 'localhost/holdfast/pause:testbed';
@@ -21,7 +22,7 @@ beforeAll(async () => {
     SANDBOX_MEMORY_BYTES: String(256 * 1024 ** 2),
     SANDBOX_CPU_MILLIS: '500',
     SANDBOX_QUOTA_CPU_MILLIS: String(QUOTA_CPU_MILLIS),
-    SANDBOX_NODE_LOST_MS: '3000',
+    SANDBOX_NODE_LOST_MS: String(NODE_LOST_MS),
     SANDBOX_WAIT_MS: '150000',
   });
   tenant = platform.first;
@@ -72,7 +73,12 @@ async function told(
     retry_status: { type: 'retrying' },
     x_reason: code,
   });
-  expect(found.sandbox).toMatchObject({ status: 'starting', reason: { hint: expect.stringMatching(/.{20}/) } });
+  // One that is cut off is what it was until its node is given up.
+  const status = code === 'node-lost' || code === 'not-linked' ? /^(starting|ready)$/ : /^starting$/;
+  expect(found.sandbox).toMatchObject({
+    status: expect.stringMatching(status),
+    reason: { hint: expect.stringMatching(/.{20}/) },
+  });
   expect(found.sandbox.reason?.since).toMatch(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$/);
   expect(Math.abs(Date.parse(found.sandbox.reason?.since ?? '') - Date.now())).toBeLessThan(patienceMs + 10_000);
   expect(Math.max(eventMs ?? 0, sandboxMs ?? 0)).toBeLessThanOrEqual(10_000 + (patienceMs - 30_000));
@@ -294,6 +300,7 @@ if (existingCluster() === null) {
       try {
         const sinceMs = Date.now();
         await tenant.say(session, 'RUN[echo here]');
+        await told(session, 'not-linked', sinceMs);
         await told(session, 'node-lost', sinceMs, 30_000 + NODE_GRACE_MS);
         await goesOn(session, 'node');
         expect((await tenant.sandbox(session)).node).not.toBe(node);

@@ -132,6 +132,8 @@ export class SandboxBinder {
         },
       );
       changes.tell(sandboxId);
+    } else if (row.reason !== null) {
+      await store.answers(sandboxId);
     }
     lookAt(sandboxId, CALM_MS);
     return { sandboxId, journalId };

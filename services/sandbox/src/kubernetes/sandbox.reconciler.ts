@@ -26,6 +26,8 @@ const SEEN_MS = 5_000;
 const HUNG_SECONDS = 2;
 /** A reason that is over by itself sooner than that is not told. */
 const PATIENT_MS = 1_500;
+/** Whoever waits for one that is ready asks for it more often than that. */
+const WANTED_MS = 15_000;
 const UNREACHABLE: SandboxReason = { code: 'cluster-unreachable', message: 'The API server does not answer.' };
 /** Steps for one sandbox in one go; more is a circle. */
 const MAX_STEPS = 12;
@@ -221,6 +223,8 @@ export class SandboxReconciler {
         if (seen.podUid === null || !(await this.#parts.driven.mine(id))) return null;
         if (this.#once(driven, `replace ${seen.podUid}`, id)) {
           logger.warn({ sandbox: id, pod: seen.pod, why: step.why }, 'a pod is replaced');
+          // Where the cluster took longer to give the node up than the sandbox waits, this is all the time there is.
+          if (step.force) await this.#tell(row, driven, seen.reason, 0);
           await this.#parts.objects.refreshRunner(row);
           await this.#parts.objects.removePod(row, { uid: seen.podUid, graceSeconds: step.force ? 0 : HUNG_SECONDS });
         }
@@ -319,16 +323,22 @@ export class SandboxReconciler {
     this.#parts.changes.tell(id);
   }
 
-  /** Tells why it takes long, when it does: once per reason of an incarnation. */
-  async #tell(row: SandboxRow, driven: Driven, reason: SandboxReason | null): Promise<void> {
-    if (reason === null || reason.code === 'starting' || row.status !== 'starting') {
+  /** Tells whoever waits why it takes long, when it does: once per reason of an incarnation. */
+  async #tell(
+    row: SandboxRow,
+    driven: Driven,
+    reason: SandboxReason | null,
+    patientMs = reason?.code === 'pool-empty' ? 0 : PATIENT_MS,
+  ): Promise<void> {
+    const cutOff = row.status === 'ready' && driven.linked?.linked !== true && (row.unused_ms ?? WANTED_MS) < WANTED_MS;
+    if (reason === null || reason.code === 'starting' || (row.status !== 'starting' && !cutOff)) {
       driven.reason = null;
       return;
     }
     const nowMs = Date.now();
     if (driven.reason?.code !== reason.code) driven.reason = { code: reason.code, sinceMs: nowMs };
     if (row.reason?.code === reason.code) return;
-    const leftMs = reason.code === 'pool-empty' ? 0 : driven.reason.sinceMs + PATIENT_MS - nowMs;
+    const leftMs = driven.reason.sinceMs + patientMs - nowMs;
     if (leftMs > 0) {
       this.lookAt(row.id, leftMs);
       return;

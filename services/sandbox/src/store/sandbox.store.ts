@@ -303,6 +303,14 @@ export class SandboxStore {
     );
   }
 
+  /** One that was cut off while it was ready is linked again: there is nothing to wait for. */
+  async answers(id: string): Promise<void> {
+    await this.#pool.query(
+      `update sandboxes set reason = null, updated_at = clock_timestamp() where id = $1 and status = 'ready'`,
+      [id],
+    );
+  }
+
   /** Somebody asked for it. */
   async touch(id: string): Promise<void> {
     await this.#pool.query('update sandboxes set used_at = clock_timestamp() where id = $1', [id]);
