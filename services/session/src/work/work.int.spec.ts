@@ -228,6 +228,30 @@ describe('an interrupt', () => {
   });
 });
 
+describe('a fork of a self-hosted session', () => {
+  it('begins with the other one’s waiting call closed as not run here, and is served by a worker of its own', async () => {
+    const parent = await newSession('RUN[x]');
+    const { length: version } = await world.until(parent, waits());
+    const item = await acknowledged();
+    const fork = newId('session');
+    await world.command('session', fork, 'fork', {
+      from: { session_id: parent, version },
+      initial_events: [say('RUN[y]')],
+    });
+    const own = await world.until(fork, (all) => waits()(all.filter((event) => event.streamId.endsWith(fork))));
+    const [closed] = ofType(own, 'user.tool_result');
+    expect(closed?.data).toMatchObject({
+      outcome: 'cancelled',
+      content: [{ text: expect.stringMatching(/^Not run in/) }],
+    });
+    const next = await acknowledged();
+    expect([item.data.id, next.data.id]).toEqual([parent, fork]);
+    await stop(item);
+    expect(ofType(await world.events(fork), 'user.tool_result')).toHaveLength(1);
+    await stop(next);
+  });
+});
+
 it('the read model of self-hosted sessions is what their events say', async () => {
   expect(await compareProjection(world.pool, world.log, sessionProjection)).toEqual([]);
 });
