@@ -499,6 +499,55 @@ describe('environments', () => {
       x_sandbox: { pool_size: 5, memory_mib: null, workspace: 'ephemeral', node_selector: { disk: 'ssd' } },
     });
   });
+
+  it('are self-hosted: they have keys for workers, and a session says whether one polls and which one has it', async () => {
+    await page.getByRole('button', { name: 'New environment' }).click();
+    await page.getByLabel('Name', { exact: true }).fill('ours');
+    await page.getByLabel('Tools run').selectOption('self_hosted');
+    await expectGone(page.getByLabel('Allowed hosts'));
+    await page.getByRole('button', { name: 'Create', exact: true }).click();
+    const row = page.getByRole('listitem').filter({ hasText: 'ours' });
+    await expectSeen(row.getByText('self-hosted'));
+    await row.getByRole('button', { name: 'Workers' }).click();
+    await expectSeen(page.getByText('No worker is polling'));
+    await page.getByRole('button', { name: 'New key' }).click();
+    await page.getByLabel('Name', { exact: true }).fill('builders');
+    await page.getByRole('button', { name: 'Create', exact: true }).click();
+    const key = (await page.getByText(/^hfe_[\w-]{20,}$/).textContent())?.trim() ?? '';
+    await page.getByRole('button', { name: 'Done' }).click();
+    await expectSeen(page.getByRole('listitem').filter({ hasText: 'builders' }));
+    await pictures('environment-workers');
+
+    const client = new TestClient(platform);
+    const environments = await client.json<{ data: Environment[] }>('/v1/environments');
+    const { id } = environments.data.find(({ name }) => name === 'ours') ?? { id: '' };
+    const json = { name: 'far', model: 'demo', tools: [{ type: 'agent_toolset_20260401' }] };
+    const agent = await client.json<{ id: string }>('/v1/agents', { json });
+    const said = { type: 'user.message', content: [{ type: 'text', text: 'RUN[hostname]' }] };
+    const session = await client.json<{ id: string }>('/v1/sessions', {
+      json: { agent: agent.id, environment_id: id, initial_events: [said] },
+    });
+    await page.goto(`/sessions/${session.id}`);
+    await expectSeen(page.getByText('Waits for a worker'));
+    await expectSeen(page.getByText('no worker is polling'));
+    await pictures('session-without-worker');
+    const headers = { 'x-api-key': '', authorization: `Bearer ${key}`, 'anthropic-worker-id': 'builder-1' };
+    const work = await client.json<{ id: string }>(`/v1/environments/${id}/work/poll?block_ms=999`, { headers });
+    for (const verb of ['ack', 'heartbeat?expected_last_heartbeat=NO_HEARTBEAT'])
+      await client.json(`/v1/environments/${id}/work/${work.id}/${verb}`, { method: 'POST', headers });
+    await expectSeen(page.getByText('builder-1, last heard of'));
+    await pictures('session-with-worker');
+    const { waiting_calls } = await client.json<{ waiting_calls: string[] }>(`/v1/sessions/${session.id}/x/worker`);
+    const result = {
+      type: 'user.tool_result',
+      tool_use_id: waiting_calls[0],
+      content: [{ type: 'text', text: 'far' }],
+    };
+    await client.json(`/v1/sessions/${session.id}/events`, { json: { events: [result] } });
+    await expectSeen(log().getByText('Done. The last result was'));
+    await client.json(`/v1/environments/${id}/work/${work.id}/stop`, { method: 'POST', headers });
+    await client.json(`/v1/sessions/${session.id}`, { method: 'DELETE' });
+  });
 });
 
 describe('sandboxes', () => {
