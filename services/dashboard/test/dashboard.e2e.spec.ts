@@ -3,7 +3,15 @@ import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { DEFAULT_SANDBOX, type Environment } from '@holdfast/contracts';
-import { holdSandboxes, launchChromium, startPlatform, TestClient, type TestPlatform } from '@holdfast/testing';
+import {
+  holdSandboxes,
+  launchChromium,
+  startMcpServer,
+  startPlatform,
+  TestClient,
+  type TestMcpServer,
+  type TestPlatform,
+} from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import type { Browser, BrowserContext, Locator, Page } from 'playwright-core';
 
@@ -13,13 +21,22 @@ const DESKTOP = { width: 1280, height: 800 };
 const PHONE = { width: 390, height: 800 };
 
 let platform: TestPlatform;
+let tracker: TestMcpServer;
 let browser: Browser;
 let context: BrowserContext;
 let page: Page;
 const faults: string[] = [];
 
 beforeAll(async () => {
-  platform = await startPlatform({ DASHBOARD_ALLOWED_HOSTS: 'dashboard.example' });
+  tracker = await startMcpServer((server) => {
+    server.registerTool('find', { description: 'finds tickets' }, () => ({
+      content: [{ type: 'text', text: 'TICKET-7 is open' }],
+    }));
+  });
+  platform = await startPlatform({
+    DASHBOARD_ALLOWED_HOSTS: 'dashboard.example',
+    MCP_ALLOW_PRIVATE: tracker.host,
+  });
   browser = await launchChromium();
   context = await browser.newContext({ viewport: DESKTOP, baseURL: platform.dashboardUrl });
   // As browsers have it on every address but https and localhost.
@@ -36,6 +53,7 @@ beforeAll(async () => {
 afterAll(async () => {
   await browser?.close();
   await platform?.stop();
+  await tracker?.stop();
 }, 60_000);
 
 async function picture(name: string): Promise<void> {
@@ -223,6 +241,35 @@ describe('a chat', () => {
     await page.getByRole('button', { name: 'Send the result' }).click();
     await expectSeen(page.getByText('sunny, 21 degrees').first());
     await expectSeen(page.getByText('Idle', { exact: true }));
+  });
+
+  it('shows what the model thought, folded, and a call to an MCP server under its name, and asks before it', async () => {
+    const before = page.url();
+    const client = new TestClient(platform);
+    const agent = await client.json<{ id: string }>('/v1/agents', {
+      json: {
+        name: 'Thinker',
+        model: 'demo-thinking',
+        mcp_servers: [{ type: 'url', name: 'tracker', url: tracker.url }],
+        tools: [{ type: 'mcp_toolset', mcp_server_name: 'tracker' }],
+      },
+    });
+    const { id } = await client.json<{ id: string }>('/api/sessions', { json: { agent_id: agent.id } });
+    await page.goto(`/sessions/${id}`);
+    await say('THINK[the tracker may know] ASK[mcp__tracker__find] REFUSE[enough]');
+    await expectSeen(page.getByText('Allow this call?'));
+    await expectSeen(page.getByText('tracker › find', { exact: true }));
+    await page.getByRole('button', { name: 'Allow', exact: true }).press('Enter');
+    await expectSeen(page.getByLabel('done'));
+    await page.getByText('tracker › find', { exact: true }).click();
+    await expectSeen(page.getByText('TICKET-7 is open', { exact: true }));
+    await expectSeen(page.getByText('The model refused to answer'));
+    await expectSeen(page.getByText('Refused', { exact: true }));
+    await page.getByText('Thought', { exact: true }).click();
+    await expectSeen(page.getByLabel('thinking').getByText('the tracker may know', { exact: true }).last());
+    await picture('chat-thinking');
+    await client.json(`/v1/sessions/${id}`, { method: 'DELETE' });
+    await page.goto(before);
   });
 
   it('streams, and after a reload and a cut connection goes on with nothing lost or doubled', async () => {

@@ -7,13 +7,16 @@ import { checkLog, compareProjection, createLogPool, EventLog } from '@holdfast/
 import {
   eventsInStream,
   type Frame,
+  startMcpServer,
   startPlatform,
   TestClient,
+  type TestMcpServer,
   type TestPlatform,
   userMessage,
 } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import type pg from 'pg';
+import { z } from 'zod';
 import { sessionProjection } from './session/session.projection.ts';
 
 const CRASH = fileURLToPath(new URL('../../../libs/testing/src/crash.mjs', import.meta.url));
@@ -23,10 +26,17 @@ const CONTEXT_TOKENS = 4_000;
 let platform: TestPlatform;
 let client: TestClient;
 let pool: pg.Pool;
+let tracker: TestMcpServer;
 beforeAll(async () => {
+  tracker = await startMcpServer((server) => {
+    server.registerTool('open', { description: 'opens a ticket', inputSchema: z.object({}) }, () => ({
+      content: [{ type: 'text', text: 'TICKET-7' }],
+    }));
+  });
   platform = await startPlatform({
     NODE_OPTIONS: `--import=${CRASH}`,
     TURN_LEASE_MS: '1000',
+    MCP_ALLOW_PRIVATE: tracker.host,
     MODEL_CONTEXT_TOKENS: String(CONTEXT_TOKENS),
   });
   client = new TestClient(platform);
@@ -40,6 +50,7 @@ beforeAll(async () => {
 afterAll(async () => {
   await pool?.end();
   await platform?.stop();
+  await tracker?.stop();
 }, 60_000);
 
 type Event = Frame['data'];
@@ -142,6 +153,42 @@ describe('a process that dies', () => {
     await expectReached('tool.attached');
     expect(textOf(ofType(events, 'agent.tool_result')[0]).trim()).toBe('1');
   }, 60_000);
+
+  it.each([
+    ['tool.opened', 0],
+    ['tool.sent', 0],
+    ['tool.done', 1],
+  ] as const)(
+    'at %s of a call to an MCP server, which was made %i times, makes none after it, and its outcome is unknown (T4)',
+    async (step, made) => {
+      const agent = await client.json<{ id: string }>('/v1/agents', {
+        json: {
+          name: 'mcp',
+          model: 'demo',
+          mcp_servers: [{ type: 'url', name: 'tracker', url: tracker.url }],
+          tools: [
+            {
+              type: 'mcp_toolset',
+              mcp_server_name: 'tracker',
+              default_config: { permission_policy: { type: 'always_allow' } },
+            },
+          ],
+        },
+      });
+      const { id } = await client.json<{ id: string }>('/api/sessions', { json: { agent_id: agent.id } });
+      const before = tracker.calls.length;
+      arm(step);
+      const events = await converse(id, 'ASK[mcp__tracker__open]');
+      await expectReached(step);
+      const results = ofType(events, 'agent.mcp_tool_result');
+      expect(results.map((event) => [event['is_error'], textOf(event).slice(0, 16)])).toEqual([
+        [true, 'Outcome unknown:'],
+      ]);
+      expect(textOf(ofType(events, 'agent.message').at(-1))).toContain('Outcome unknown');
+      expect(tracker.calls.length - before).toBe(made);
+    },
+    60_000,
+  );
 
   it('in the middle of a compaction makes it again, and the turn goes on', async () => {
     const id = await client.session();
