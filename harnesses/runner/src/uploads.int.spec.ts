@@ -49,6 +49,12 @@ it('another file for its place replaces it, and one without bytes is a file too'
   expect(await uploads.missing([file('a', 'two'), file('b')])).toEqual([]);
 });
 
+it('a name may be as long as the file system lets it be', async () => {
+  const one = file(`${'n'.repeat(251)}.csv`);
+  expect(await put(one, 'a')).toEqual([null]);
+  expect(readdirSync(join(folder, 'uploads'))).toEqual([`${'n'.repeat(251)}.csv`]);
+});
+
 it('one that breaks off is not there, and begins anew', async () => {
   await put(file('a'), 'kept');
   const two = file('a', 'two');

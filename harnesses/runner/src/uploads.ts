@@ -52,7 +52,8 @@ export class Uploads {
   async take(piece: Piece): Promise<string | null> {
     try {
       const target = this.#targetOf(piece.file.path);
-      const beside = `${target}.holdfast-upload`;
+      // Not after the target's own name, which may be as long as a name can be.
+      const beside = join(dirname(target), '.holdfast-upload');
       if (piece.at === 0) {
         await this.#drop();
         await mkdir(dirname(target), { recursive: true });

@@ -8,6 +8,9 @@ import { LIMITS } from './limits.ts';
 export const UPLOADS_PATH = '/mnt/session/uploads';
 export const OUTPUTS_PATH = '/mnt/session/outputs';
 
+/** File systems count a name in bytes. */
+const utf8Bytes = (name: string): number => new TextEncoder().encode(name).length;
+
 /**
  * Where in a sandbox a file is put: always below {@link UPLOADS_PATH}, however it is written (`/data.csv`, `data.csv`, or in
  * full).
@@ -17,7 +20,10 @@ const mountPath = text(LIMITS.mountPathChars, 1)
   .transform((path) => path.replace(new RegExp(`^${UPLOADS_PATH}(?=/|$)`), '').split('/'))
   .transform((parts) => parts.filter((part) => part !== '' && part !== '.'))
   .refine((parts) => parts.length > 0, 'must name a file')
-  .refine((parts) => parts.every((part) => part !== '..' && part.length <= 255), 'must not contain ".." or long names')
+  .refine(
+    (parts) => parts.every((part) => part !== '..' && utf8Bytes(part) <= 255),
+    'must not contain ".." or long names',
+  )
   .transform((parts) => `${UPLOADS_PATH}/${parts.join('/')}`);
 
 const fileParam = z.strictObject({
