@@ -19,6 +19,12 @@ import type { Browser, BrowserContext, Locator, Page } from 'playwright-core';
 const PICTURES = process.env.HOLDFAST_PICTURES;
 const DESKTOP = { width: 1280, height: 800 };
 const PHONE = { width: 390, height: 800 };
+const FILE_MAX_BYTES = 1024 ** 2;
+/** A picture of one dot. */
+const DOT = Buffer.from(
+  'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP4z8DwHwAFAAH/iZk9HQAAAABJRU5ErkJggg==',
+  'base64',
+);
 
 let platform: TestPlatform;
 let tracker: TestMcpServer;
@@ -36,6 +42,7 @@ beforeAll(async () => {
   platform = await startPlatform({
     DASHBOARD_ALLOWED_HOSTS: 'dashboard.example',
     MCP_ALLOW_PRIVATE: tracker.host,
+    FILE_MAX_BYTES: String(FILE_MAX_BYTES),
   });
   browser = await launchChromium();
   context = await browser.newContext({ viewport: DESKTOP, baseURL: platform.dashboardUrl });
@@ -486,6 +493,140 @@ describe('a chat', () => {
   });
 });
 
+describe('files', () => {
+  const chips = () => page.getByRole('list', { name: 'Attached files' }).getByRole('listitem');
+  const choose = async (...files: { name: string; mimeType: string; buffer: Buffer }[]) => {
+    const chooser = page.waitForEvent('filechooser');
+    await page.getByRole('button', { name: 'Attach files' }).press('Enter');
+    await (await chooser).setFiles(files);
+  };
+  const textFile = (name: string, text: string) => ({ name, mimeType: 'text/csv', buffer: Buffer.from(text) });
+  /** Lets go of files over the page, as a person does who dragged them there. */
+  const drop = async (name: string, text: string) => {
+    const data = await page.evaluateHandle(
+      ([called, content]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([content ?? ''], called ?? '', { type: 'text/plain' }));
+        return transfer;
+      },
+      [name, text],
+    );
+    await page.dispatchEvent('body', 'dragenter', { dataTransfer: data });
+    await expectSeen(page.getByText('Drop files to attach them'));
+    await pictures('chat-drop');
+    await page.dispatchEvent('body', 'drop', { dataTransfer: data });
+    await expectGone(page.getByText('Drop files to attach them'));
+  };
+  const download = async (press: () => Promise<unknown>): Promise<string> => {
+    const [file] = await Promise.all([page.waitForEvent('download'), press()]);
+    return readFileSync(await file.path(), 'utf8');
+  };
+  let session = '';
+
+  it('go with a message: the agent has them in its sandbox, the model sees pictures, and the chat gives them back', async () => {
+    session = await new TestClient(platform).session();
+    await page.goto(`/sessions/${session}`);
+    await expectSeen(page.getByText('Nothing was said yet'));
+    await choose(textFile('numbers 1.csv', 'a,b\n1,2\n'), { name: 'dot.png', mimeType: 'image/png', buffer: DOT });
+    await drop('übersicht.txt', 'dropped');
+    await expect(chips().allInnerTexts()).resolves.toMatchObject([
+      expect.stringContaining('numbers 1.csv'),
+      expect.stringContaining('dot.png'),
+      expect.stringContaining('übersicht.txt'),
+    ]);
+    await expectSeen(page.getByRole('button', { name: 'Remove übersicht.txt' }));
+    // What was uploaded is not lost with the page.
+    await page
+      .getByLabel('Message', { exact: true })
+      .fill('RUN[cat /mnt/session/uploads/*/*.csv /mnt/session/uploads/*/*.txt]');
+    await page.reload();
+    await expectSeen(page.getByRole('button', { name: 'Remove dot.png' }));
+    await pictures('chat-attachments');
+    await page.getByRole('button', { name: 'Send' }).click();
+    await expectSeen(log().getByText(/The last result was:\s*a,b\s*1,2\s*dropped/));
+    await expect(chips().count()).resolves.toBe(0);
+    const message = log().getByRole('article', { name: 'user' }).first();
+    await expectSeen(message.getByRole('img', { name: 'attached' }));
+    await expect(download(() => message.getByRole('link', { name: 'numbers 1.csv' }).click())).resolves.toBe(
+      'a,b\n1,2\n',
+    );
+    await pictures('chat-attached');
+    await page.reload();
+    await expectSeen(log().getByRole('link', { name: 'übersicht.txt' }));
+  });
+
+  it('that are too large are refused before they are sent, and by the server too; an upload is cancelled, and tried again', async () => {
+    await choose({ name: 'large.bin', mimeType: 'application/zip', buffer: Buffer.alloc(FILE_MAX_BYTES + 1) });
+    await expectSeen(chips().getByText('Larger than the 1.0 MiB that the server takes'));
+    await expect(page.getByRole('button', { name: 'Send' }).isDisabled()).resolves.toBe(true);
+    await pictures('chat-attachment-refused');
+    await page.getByRole('button', { name: 'Remove large.bin' }).click();
+    const answer = await page.evaluate(async (bytes) => {
+      const form = new FormData();
+      form.append('file', new Blob([new Uint8Array(bytes)]), 'a');
+      const response = await fetch('/api/v1/files', { method: 'POST', body: form });
+      return [response.status, await response.text()];
+    }, FILE_MAX_BYTES * 8);
+    expect(answer).toEqual([413, expect.stringContaining('request_too_large')]);
+
+    let held = 0;
+    await page.route('**/api/v1/files', () => void (held += 1));
+    await choose(textFile('slow.csv', 'a'));
+    await page.getByLabel('Message', { exact: true }).fill('with a file');
+    await page.getByLabel('Message', { exact: true }).press('Enter');
+    await expectSeen(page.getByText('Can be sent once the files are uploaded'));
+    await expectSeen(page.getByRole('progressbar', { name: 'Upload of slow.csv' }));
+    const cut = page.waitForEvent('requestfailed', (request) => request.url().endsWith('/v1/files'));
+    await page.getByRole('button', { name: 'Cancel the upload of slow.csv' }).click();
+    await cut;
+    await expect(chips().count()).resolves.toBe(0);
+    expect(held).toBe(1);
+    await page.unroute('**/api/v1/files');
+    await page.route('**/api/v1/files', (route) => route.abort());
+    await choose(textFile('again.csv', 'a'));
+    await expectSeen(chips().getByText('The server cannot be reached'));
+    await page.unroute('**/api/v1/files');
+    await page.getByRole('button', { name: 'Upload again.csv again' }).click();
+    await expectSeen(page.getByRole('button', { name: 'Remove again.csv' }));
+    await page.getByLabel('Message', { exact: true }).press('Enter');
+    await expectSeen(log().getByText('You said: with a file'));
+    await expectSeen(log().getByRole('link', { name: 'again.csv' }));
+  });
+
+  it('that the agent left are listed with their session, page by page, and downloaded', async () => {
+    await page.getByRole('link', { name: 'Files' }).click();
+    await expectSeen(page.getByText('The agent has left no files yet'));
+    await pictures('outputs-empty');
+    await page.getByRole('link', { name: 'Chat' }).click();
+    const name = `${'a-long-name-'.repeat(12)}.txt`;
+    await say(
+      `RUN[cd /mnt/session/outputs && mkdir -p charts && echo done > charts/report.md && seq 60 | xargs -I N sh -c 'echo N > N.txt' && seq 100000 > ${name}]`,
+    );
+    await expectSeen(log().getByText('The last result was').last());
+    await expectSeen(page.getByText('Idle', { exact: true }));
+    await page.getByRole('link', { name: 'Files' }).click();
+    await page.getByRole('listitem').first().waitFor();
+    await expect(page.getByRole('listitem').count()).resolves.toBe(50);
+    await page.getByRole('button', { name: 'Show more' }).click();
+    await page.getByRole('listitem').nth(61).waitFor();
+    await expect(page.getByRole('listitem').count()).resolves.toBe(62);
+    await expectSeen(page.getByRole('listitem').filter({ hasText: name }).getByText('575.1 KiB'));
+    const report = page.getByRole('link', { name: 'charts/report.md' });
+    await expect(download(() => report.press('Enter'))).resolves.toBe('done\n');
+    await report.scrollIntoViewIfNeeded();
+    await pictures('outputs');
+    await page.route('**/api/v1/files?*', (route) =>
+      route.fulfill({ status: 500, json: { error: { message: 'Broken.' } } }),
+    );
+    await page.reload();
+    await expectSeen(page.getByText('Broken.'));
+    await page.unroute('**/api/v1/files?*');
+    await page.getByRole('button', { name: 'Try again' }).click();
+    await expectSeen(report);
+    await new TestClient(platform).json(`/v1/sessions/${session}`, { method: 'DELETE' });
+  });
+});
+
 describe('environments', () => {
   const saved = async (): Promise<Environment | undefined> =>
     (await new TestClient(platform).json<{ data: Environment[] }>('/v1/environments')).data.find(
@@ -737,8 +878,8 @@ describe('sandboxes', () => {
     expect(await rows.count()).toBe(50);
     await page.getByRole('button', { name: 'Show more' }).click();
     await expectSeen(row('sbx_gone'));
-    // With the one that the archived session left.
-    expect(await rows.count()).toBe(62);
+    // With those that the archived session and a deleted one left.
+    expect(await rows.count()).toBe(63);
     await page.route('**/api/v1/x/sandbox*', (route) =>
       route.fulfill({ status: 400, json: { error: { message: 'It is out of order.' } } }),
     );

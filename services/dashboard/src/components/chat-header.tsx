@@ -1,6 +1,6 @@
 import { type Chat, type Sandbox, type SessionView, type SessionWorker, waitsFor } from '@holdfast/contracts';
 import { keepPreviousData, useMutation, useQuery } from '@tanstack/react-query';
-import { ArrowLeft, Box, List, MoreHorizontal, Server } from 'lucide-react';
+import { ArrowLeft, Box, Folder, List, MoreHorizontal, Server } from 'lucide-react';
 import Link from 'next/link';
 import { useRouter } from 'next/navigation';
 import { DropdownMenu } from 'radix-ui';
@@ -60,6 +60,9 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
         </span>
         <Link className={buttonClass('ghost', 'small')} href={`/sessions/${view.id}/timeline`}>
           <List className="size-4" aria-hidden /> <span className="sr-only sm:not-sr-only">Timeline</span>
+        </Link>
+        <Link className={buttonClass('ghost', 'small')} href={`/sessions/${view.id}/files`}>
+          <Folder className="size-4" aria-hidden /> <span className="sr-only sm:not-sr-only">Files</span>
         </Link>
         <DropdownMenu.Root>
           <DropdownMenu.Trigger asChild>

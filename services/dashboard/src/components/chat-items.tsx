@@ -16,9 +16,11 @@ import {
 } from 'lucide-react';
 import Link from 'next/link';
 import { memo, type ReactNode, useId, useState } from 'react';
+import { attachedFile } from '../lib/attachments.ts';
 import type { ForkPlace } from '../lib/forks.ts';
 import { bytes, dateTime, seconds, timeOfDay } from '../lib/format.ts';
 import { reasonWords } from '../lib/sandboxes.ts';
+import { AttachedFile } from './attachment-list.tsx';
 import { COMPOSER_ID } from './composer.tsx';
 import { Markdown } from './markdown.tsx';
 import { Button, CopyButton, cn, Input, TextArea, useNow, Verbatim } from './ui.tsx';
@@ -240,6 +242,8 @@ function Block({ block, plain }: { block: ContentBlock; plain: boolean }) {
       <Markdown text={block.text} />
     );
   }
+  const file = attachedFile(block);
+  if (file !== null) return <AttachedFile file={file} />;
   const { source } = block;
   if (block.type === 'image' && source.type === 'base64' && /^image\/(png|jpeg|gif|webp)$/.test(source.media_type)) {
     return (

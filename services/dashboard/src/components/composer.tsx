@@ -1,15 +1,30 @@
 'use client';
 import { type SessionView, waitsFor } from '@holdfast/contracts';
-import { SendHorizontal, Square } from 'lucide-react';
-import { type KeyboardEvent, useEffect, useRef, useState } from 'react';
+import { useQuery } from '@tanstack/react-query';
+import { Paperclip, SendHorizontal, Square } from 'lucide-react';
+import { type KeyboardEvent, useEffect, useRef, useState, useSyncExternalStore } from 'react';
+import { toast } from 'sonner';
+import { api, messageOf } from '../lib/api.ts';
+import { Attachments, mountAttachments } from '../lib/attachments.ts';
+import { AttachmentList, DropArea } from './attachment-list.tsx';
 import type { SendEvents } from './chat-items.tsx';
-import { Button } from './ui.tsx';
+import { Button, cn } from './ui.tsx';
 
 /** Where the keyboard goes when what had it is gone. */
 export const COMPOSER_ID = 'composer';
 const MAX_HEIGHT_PX = 240;
 
-/** The message box. A draft survives a reload, and is kept until its message is stored. */
+/** What the server takes of one file; null while it has not said. */
+function useFileMaxBytes(): number | null {
+  const query = useQuery({
+    queryKey: ['capabilities'],
+    queryFn: ({ signal }) => api<{ file_max_bytes: number }>('/v1/x/capabilities', { signal }),
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+  return query.data?.file_max_bytes ?? null;
+}
+
+/** The message box. A draft and its files survive a reload, and are kept until their message is stored. */
 export function Composer({ view, send }: { view: SessionView; send: SendEvents }) {
   const draft = `draft:${view.id}`;
   const box = useRef<HTMLTextAreaElement>(null);
@@ -22,10 +37,20 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
   const isRunning = view.status === 'running' || view.status === 'rescheduling';
   const isInterrupting = isRunning && interrupted !== null && interrupted === view.runningSince;
   const isWaiting = waitsFor(view) !== null;
+  const picker = useRef<HTMLInputElement>(null);
+  const [attachments] = useState(() => new Attachments(`attached:${view.id}`));
+  const files = useSyncExternalStore(attachments.subscribe, attachments.snapshot, attachments.snapshot);
+  const fileMaxBytes = useFileMaxBytes();
+  const isUploading = files.some(({ state }) => state.type === 'uploading' || state.type === 'waiting');
+  const isFailed = files.some(({ state }) => state.type === 'failed');
+  const isEmpty = text.trim() === '' && files.length === 0;
+  // Workers of self-hosted environments are given no files.
+  const takesFiles = view.worker === undefined;
 
   useEffect(() => {
     box.current?.focus();
   }, []);
+  useEffect(() => () => attachments.stop(), [attachments]);
   // biome-ignore lint/correctness/useExhaustiveDependencies: the height follows the text
   useEffect(() => {
     const area = box.current;
@@ -43,18 +68,28 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
       // The store is full or refused: the draft lives as long as the page.
     }
   };
+  const attach = (added: readonly File[]) => {
+    if (takesFiles) attachments.add(added, fileMaxBytes);
+    else toast.error('A self-hosted environment is given no files.');
+    box.current?.focus();
+  };
   const submit = async () => {
-    if (busy || text.trim() === '') return;
+    if (busy || isEmpty || isUploading || isFailed) return;
     setBusy(true);
     try {
+      const content = await mountAttachments(view.id, files).catch((error: unknown) => {
+        toast.error(messageOf(error));
+        throw error;
+      });
       await send([
         {
           type: 'user.message',
-          content: [{ type: 'text', text }],
+          content: [...content, ...(text.trim() === '' ? [] : [{ type: 'text', text }])],
           ...(steer && isRunning ? { x_steer: true } : {}),
         },
       ]);
       change('');
+      attachments.sent(files);
     } catch {
       // The reason was shown; the draft is still here.
     } finally {
@@ -95,8 +130,28 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
         void submit();
       }}
     >
+      <DropArea onFiles={attach} />
       <div className="mx-auto max-w-3xl">
+        <AttachmentList list={files} attachments={attachments} />
         <div className="flex items-end gap-1.5 rounded-xl border border-edge bg-page p-1.5 focus-within:border-accent focus-within:ring-1 focus-within:ring-accent">
+          {takesFiles ? (
+            <>
+              <input
+                ref={picker}
+                type="file"
+                multiple
+                hidden
+                onChange={({ currentTarget: input }) => {
+                  attach([...(input.files ?? [])]);
+                  // The same file may be chosen again.
+                  input.value = '';
+                }}
+              />
+              <Button look="ghost" size="icon" aria-label="Attach files" onClick={() => picker.current?.click()}>
+                <Paperclip className="size-4" aria-hidden />
+              </Button>
+            </>
+          ) : null}
           <textarea
             ref={box}
             id={COMPOSER_ID}
@@ -109,6 +164,11 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
             value={text}
             onChange={(event) => change(event.target.value)}
             onKeyDown={onKeyDown}
+            onPaste={(event) => {
+              if (event.clipboardData.files.length === 0) return;
+              event.preventDefault();
+              attach([...event.clipboardData.files]);
+            }}
           />
           {isRunning ? (
             <Button busy={isInterrupting} aria-keyshortcuts="Escape" onClick={() => void interrupt()}>
@@ -116,12 +176,26 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
               <span className="max-sm:sr-only">Interrupt</span>
             </Button>
           ) : null}
-          <Button look="primary" size="icon" type="submit" aria-label="Send" busy={busy} disabled={text.trim() === ''}>
+          <Button
+            look="primary"
+            size="icon"
+            type="submit"
+            aria-label="Send"
+            busy={busy}
+            disabled={isEmpty || isUploading || isFailed}
+          >
             {busy ? null : <SendHorizontal className="size-4" aria-hidden />}
           </Button>
         </div>
         <div className="mt-1.5 flex items-center sm:min-h-5 justify-between gap-2 px-1 text-xs text-soft">
-          <span className="hidden sm:inline">
+          <span role="status" className="empty:hidden">
+            {isFailed
+              ? 'Remove what could not be uploaded, or try it again'
+              : isUploading
+                ? 'Can be sent once the files are uploaded'
+                : ''}
+          </span>
+          <span className={cn('hidden', isFailed || isUploading || 'sm:inline')}>
             <kbd>Enter</kbd> sends, <kbd>Shift</kbd> <kbd>Enter</kbd> makes a new line
             {isRunning ? (
               <>

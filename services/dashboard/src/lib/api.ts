@@ -1,3 +1,5 @@
+import type { FileResource } from '@holdfast/contracts';
+
 /** What the API refused, or that it could not be reached (`status` 0). */
 export class ApiError extends Error {
   readonly status: number;
@@ -40,7 +42,7 @@ export async function api<T>(path: string, options: Options = {}): Promise<T> {
     });
   } catch (error) {
     if (signal?.aborted === true) throw error;
-    throw new ApiError(0, 'connection_error', 'The server cannot be reached. Check that it runs, then try again.');
+    throw unreachable();
   }
   if (!response.ok) throw await toApiError(response);
   return (await response.json()) as T;
@@ -57,6 +59,55 @@ export async function apiPersistent<T>(path: string, body: unknown, idempotencyK
       await new Promise((resolve) => setTimeout(resolve, 300 * 2 ** attempt));
     }
   }
+}
+
+interface Upload {
+  /** With it a repeated upload is one file. */
+  readonly idempotencyKey: string;
+  readonly signal: AbortSignal;
+  /** How many bytes have left so far. */
+  readonly onSent: (bytes: number) => void;
+}
+
+/** Uploads a file. @throws ApiError, or the signal's reason */
+export function uploadFile(
+  file: Blob,
+  name: string,
+  { idempotencyKey, signal, onSent }: Upload,
+): Promise<FileResource> {
+  // `fetch` does not tell how much has left.
+  const request = new XMLHttpRequest();
+  const form = new FormData();
+  form.append('file', file, name);
+  return new Promise((resolve, reject) => {
+    signal.addEventListener('abort', () => request.abort(), { once: true });
+    request.onabort = () => reject(signal.reason as Error);
+    request.onerror = () => reject(unreachable());
+    request.onload = () => {
+      if (request.status < 300) resolve(JSON.parse(request.responseText) as FileResource);
+      else void toApiError(new Response(request.responseText, { status: request.status })).then(reject);
+    };
+    request.upload.onprogress = ({ loaded }) => onSent(Math.min(loaded, file.size));
+    request.open('POST', '/api/v1/files');
+    request.setRequestHeader('idempotency-key', idempotencyKey);
+    request.send(form);
+  });
+}
+
+/** Where a file's bytes are; the server sends them as an attachment. */
+export const downloadHref = (fileId: string): string => `/api/v1/files/${fileId}/content`;
+
+/** A file's bytes, for what needs them in the page. @throws ApiError */
+export async function downloadFile(fileId: string): Promise<Blob> {
+  const response = await fetch(downloadHref(fileId)).catch(() => {
+    throw unreachable();
+  });
+  if (!response.ok) throw await toApiError(response);
+  return response.blob();
+}
+
+function unreachable(): ApiError {
+  return new ApiError(0, 'connection_error', 'The server cannot be reached. Check that it runs, then try again.');
 }
 
 export async function toApiError(response: Response): Promise<ApiError> {

@@ -115,6 +115,7 @@ export class GatewayService {
         beats: alive,
         deadLetters: () => deadLetters(bus),
         demoGateway: config.LITELLM_GATEWAY_URL !== '' && config.LITELLM_GATEWAY_URL === config.DEMO_GATEWAY_URL,
+        fileMaxBytes: config.FILE_MAX_BYTES,
       }),
     ];
     const callers = new Callers(authenticator, new RateLimit(config.REQUESTS_PER_MINUTE));

@@ -34,6 +34,8 @@ const capabilities = z.strictObject({
   quick_sessions: z.boolean(),
   contexts: z.boolean(),
   steering: z.boolean(),
+  /** What one uploaded file may have. */
+  file_max_bytes: z.int().min(1),
   not_supported_yet: z.array(z.string()),
 });
 
@@ -54,6 +56,7 @@ export function platformOperations(parts: {
   beats: () => readonly ServiceBeat[];
   deadLetters: () => Promise<number | null>;
   demoGateway: boolean;
+  fileMaxBytes: number;
 }): Operation[] {
   const { reader, commands, authenticator, pool } = parts;
 
@@ -254,6 +257,7 @@ export function platformOperations(parts: {
         quick_sessions: true,
         contexts: true,
         steering: true,
+        file_max_bytes: parts.fileMaxBytes,
         not_supported_yet: [...NOT_BUILT.map(({ name }) => name), ...NOT_BUILT_FIELDS],
       }),
     }),
