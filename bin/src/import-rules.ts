@@ -35,8 +35,8 @@ export const PROJECT_RULES: readonly ProjectRule[] = [
   { folder: 'services/*', libs: SERVICE_LIBS, refused: [...KUBERNETES, ...PAGES] },
   {
     folder: 'harnesses/*',
-    libs: ['contracts'],
-    typesOnly: ['contracts'],
+    libs: ['contracts', 'runner'],
+    typesOnly: ['contracts', 'runner'],
     refused: [...NEST, ...KUBERNETES, ...PAGES, '@nats-io/*', 'typeorm', 'pg', 'pg-*'],
   },
   { folder: 'bench', libs: [...SERVICE_LIBS, 'testing'], refused: [] },

@@ -4,6 +4,7 @@ import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { natsServerConfig } from '@holdfast/bus';
+import { type Harnesses, prepareHarnesses } from './harnesses.ts';
 import { findNatsServer } from './nats-server.ts';
 import {
   bootstrap,
@@ -206,7 +207,7 @@ async function prepareSchema(): Promise<void> {
   if (!serversOnly) await bootstrap(settings, baseEnv());
 }
 
-function startServices(current: Settings): void {
+function startServices(current: Settings, harnesses: Harnesses): void {
   status('starting the services');
   const { ports } = current;
   const service = (name: string, entry: string, env: Record<string, string>, readyUrl: string): void => {
@@ -247,6 +248,7 @@ function startServices(current: Settings): void {
         DATABASE_URL: roleUrl(current, 'session'),
         ...natsLogin(current, 'session'),
         ...modelEnv,
+        HARNESSES: harnesses.enabled,
         ...namedValues(
           current,
           /^(TURN_|MODEL_|MCP_|TOOL_|SANDBOX_WAIT_MS$|WEB_FETCH_|WORK_LEASE_MS$|MAX_TURNS$|BLOB_|FILE_)/,
@@ -265,7 +267,12 @@ function startServices(current: Settings): void {
         {
           DATABASE_URL: roleUrl(current, 'sandbox'),
           ...natsLogin(current, 'sandbox'),
-          ...namedValues(current, /^(CONTAINER_ENV_|SANDBOX_|HUB_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_|KUBECONFIG$)/),
+          ...modelEnv,
+          HARNESS_DIR: harnesses.folder,
+          ...namedValues(
+            current,
+            /^(CONTAINER_ENV_|SANDBOX_|MODEL_SILENCE_MS$|HUB_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_|KUBECONFIG$)/,
+          ),
           HUB_PORT: String(ports.hub),
           HUB_SECRET: derivedSecret(current, 'hub'),
           HEALTH_PORT: String(port),
@@ -354,7 +361,10 @@ try {
   await refuseTakenPorts();
   await Promise.all([startPostgres(), startNats()]);
   await prepareSchema();
-  if (!serversOnly) startServices(settings);
+  if (!serversOnly) {
+    const { HARNESSES = '' } = settings.values;
+    startServices(settings, await prepareHarnesses(HARNESSES, settings.stateDir, (line) => status(line)));
+  }
   for (const [name, url] of Object.entries(health))
     await waitFor(name, async () => folder.find(name) !== null && (await isReady(url)), 60_000, name);
   status('ready', { ready: true });

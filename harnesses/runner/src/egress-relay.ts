@@ -1,4 +1,4 @@
-import { createConnection, createServer, type Socket } from 'node:net';
+import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import type { HubMessage } from '@holdfast/contracts';
 import type { HubPlace } from './hub-place.ts';
 
@@ -6,15 +6,15 @@ import type { HubPlace } from './hub-place.ts';
 const MAX_CONNECTIONS = 128;
 const END = Buffer.alloc(0);
 
-/** The only way out of a sandbox: a port on its own loopback that leads to the platform's proxy. */
-export function startEgressRelay(port: number, carry: (client: Socket) => void): void {
+/** The only ways out of a sandbox: ports on its own loopback that lead to the platform's proxy, and to its model door. */
+export function startEgressRelay(port: number, carry: (client: Socket) => void): Server {
   const server = createServer({ allowHalfOpen: true }, carry);
   server.maxConnections = MAX_CONNECTIONS;
   server.on('error', () => undefined);
-  server.listen(port, '127.0.0.1');
+  return server.listen(port, '127.0.0.1');
 }
 
-/** Carries connections to the proxy's socket on this machine. */
+/** Carries connections to a socket on this machine: the proxy's, or the model door's. */
 export const carryToSocket =
   (path: string) =>
   (client: Socket): void => {
@@ -35,14 +35,14 @@ export const carryToSocket =
  * leaves the other open. One that closes without it resets the connection.
  */
 export const carryToHub =
-  (hub: HubPlace) =>
+  (hub: HubPlace, channel: 'egress' | 'door') =>
   (client: Socket): void => {
     const socket = hub.dial();
     let ended = false;
     socket.on('message', (data, isBinary) => {
       if (!isBinary) {
         const message = JSON.parse(String(data as Buffer)) as HubMessage;
-        if (message.type === 'challenge') socket.send(JSON.stringify(hub.hello(message.nonce, 'egress')));
+        if (message.type === 'challenge') socket.send(JSON.stringify(hub.hello(message.nonce, channel)));
         else if (message.type === 'welcome') begin();
       } else if ((data as Buffer).length === 0) {
         ended = true;

@@ -52,13 +52,13 @@ export class HubPlace {
     });
   }
 
-  hello(nonce: string, channel: 'calls' | 'egress'): RunnerMessage {
+  hello(nonce: string, channel: 'calls' | 'egress' | 'door'): RunnerMessage {
     const { publicKey, privateKey } = this.#keys;
     return {
       type: 'hello',
       publicKey: publicKey.export({ type: 'spki', format: 'der' }).toString('base64'),
       signature: sign(null, Buffer.from(nonce), privateKey).toString('base64'),
-      token: this.bound || channel === 'egress' ? null : this.#options.token(),
+      token: this.bound || channel !== 'calls' ? null : this.#options.token(),
       journalId: this.#options.journalId,
       pod: this.#options.pod,
       channel,

@@ -1,7 +1,9 @@
 import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
 import { closeSync, openSync, readFileSync, unlinkSync } from 'node:fs';
-import type { Socket } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import { join } from 'node:path';
+import { HarnessHost } from './acp/harness-host.ts';
 import { carryToHub, carryToSocket, startEgressRelay } from './egress-relay.ts';
 import { HubPlace, type HubPlaceOptions, pinnedAgent } from './hub-place.ts';
 import { Journal } from './journal.ts';
@@ -20,7 +22,7 @@ const ALONE_MS = 120_000;
 interface Surroundings {
   readonly journal: Journal;
   readonly hub: Omit<HubPlaceOptions, 'journalId'>;
-  readonly carry: (hub: HubPlace) => (client: Socket) => void;
+  readonly carry: (hub: HubPlace, channel: 'egress' | 'door') => (client: Socket) => void;
   readonly aloneMs: number;
 }
 
@@ -50,11 +52,24 @@ const network: Record<string, string> =
 
 const { journal, hub: place, carry, aloneMs } = hubUrl === undefined ? onThisMachine() : inPod(hubUrl);
 const hub = new HubPlace({ ...place, journalId: journal.id });
+const places = { workspace, home, scratch: join(home, '.holdfast'), alone: setting('ALONE') === '1' };
+/** Listens from its first use on: the native harness needs no door. */
+let door: Promise<string> | null = null;
+const openDoor = async (): Promise<string> => {
+  const server = startEgressRelay(0, carry(hub, 'door'));
+  await once(server, 'listening');
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+};
 const runner = new Runner({
   hub,
   aloneMs,
   journal,
-  tools: new Tools({ workspace, home, scratch: join(home, '.holdfast'), alone: setting('ALONE') === '1' }),
+  tools: new Tools(places),
+  harnesses: new HarnessHost({
+    ...places,
+    folder: setting('HARNESS_DIR') ?? '/opt/holdfast/harnesses',
+    door: () => (door ??= openDoor()),
+  }),
   uploads: new Uploads(session),
   outputs: new Outputs(join(session, 'outputs')),
   defaults: { LANG: 'C.UTF-8', TERM: 'dumb' },
@@ -62,7 +77,7 @@ const runner = new Runner({
   leave: (code) => process.exit(code),
 });
 for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => void runner.stop(0));
-if (proxyPort > 0) startEgressRelay(proxyPort, carry(hub));
+if (proxyPort > 0) startEgressRelay(proxyPort, carry(hub, 'egress'));
 runner.start();
 
 /** Hub and proxy are sockets in a folder. */
@@ -74,7 +89,7 @@ function onThisMachine(): Surroundings {
   return {
     journal: new Journal(JOURNAL_FILE),
     hub: { url: 'ws+unix:hub.sock:', pod: null, token: () => token },
-    carry: () => carryToSocket('egress.sock'),
+    carry: (_hub, channel) => carryToSocket(`${channel}.sock`),
     aloneMs: ALONE_MS,
   };
 }

@@ -1,8 +1,9 @@
 import { closeSync, read } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import type { HubMessage, RunnerMessage, RunnerOutcome } from '@holdfast/contracts';
+import type { HarnessEvent, HubMessage, RunnerMessage, RunnerOutcome } from '@holdfast/contracts';
 import { WebSocket } from 'ws';
+import type { HarnessHost } from './acp/harness-host.ts';
 import type { HubPlace } from './hub-place.ts';
 import type { Journal } from './journal.ts';
 import { MAX_WHOLE_BYTES } from './output.ts';
@@ -22,6 +23,8 @@ const CLOSE_MS = 300;
 /** {@link RUNNER_LEFT}, of which a runner imports no values. */
 const LEFT = 4_000;
 const OUTPUT_PIECE_BYTES = 512 * 1024;
+/** Prompts whose events can be asked for again: the one that runs, and what may still be taken up of the one before. */
+const KEPT_PROMPTS = 2;
 
 export interface RunnerOptions {
   readonly hub: HubPlace;
@@ -31,6 +34,7 @@ export interface RunnerOptions {
   readonly tools: Tools;
   readonly uploads: Uploads;
   readonly outputs: Outputs;
+  readonly harnesses: HarnessHost;
   /** What every call's environment has where the platform says nothing else. */
   readonly defaults: Readonly<Record<string, string>>;
   /** What every call's environment has whatever the platform says. */
@@ -39,13 +43,17 @@ export interface RunnerOptions {
 }
 
 /**
- * Runs tool calls for the hub. A call is journalled, so it runs at most once however often it is asked for; a result
+ * Runs tool calls for the hub, and prompts for the session's harness. A call is journalled, so it runs at most once however often it is asked for; a result
  * that could not be told is kept and told when the hub is back.
  */
 export class Runner {
   readonly #options: RunnerOptions;
   readonly #running = new Map<string, AbortController>();
   readonly #asked = new Set<string>();
+  /** What the harness did in each prompt, by call id, the newest last. */
+  readonly #outbox = new Map<string, HarnessEvent[]>();
+  /** The prompt that runs; another waits for its end. */
+  #prompting: Promise<void> = Promise.resolve();
   #env: Readonly<Record<string, string>>;
   #socket: WebSocket | null = null;
   #welcomed = false;
@@ -158,6 +166,13 @@ export class Runner {
       case 'exec':
         this.#exec(message);
         return;
+      case 'prompt':
+        this.#prompt(message);
+        return;
+      case 'permit':
+        if (journal.admits(message.generation) && this.#running.has(message.callId))
+          this.#options.harnesses.permit(message.toolCallId, message.allow);
+        return;
       case 'cancel':
         this.#cancel(message);
         return;
@@ -185,6 +200,7 @@ export class Runner {
         return;
       case 'over-limit':
         for (const controller of this.#running.values()) controller.abort(message.text);
+        this.#options.harnesses.kill();
         this.#options.tools.killLeftovers();
     }
   }
@@ -220,12 +236,51 @@ export class Runner {
         result: { outcome: 'completed' as const, isError: true, text: `Failed: ${String(error)}` },
         whole: null,
       }))
-      .then(async ({ result, whole }) => {
-        if (whole !== null) await this.#sendWhole(callId, whole);
-        journal.finish(callId, result);
-        if (this.#asked.delete(callId)) this.#send({ type: 'done', callId, result });
-        this.#running.delete(callId);
-      });
+      .then(({ result, whole }) => this.#finish(callId, result, whole));
+  }
+
+  async #finish(callId: string, result: RunnerOutcome, whole: number | null): Promise<void> {
+    if (whole !== null) await this.#sendWhole(callId, whole);
+    this.#options.journal.finish(callId, result);
+    if (this.#asked.delete(callId)) this.#send({ type: 'done', callId, result });
+    this.#running.delete(callId);
+  }
+
+  /**
+   * Journalled like a tool call, so the harness gets it at most once (T3). Asked again, it tells what came after the event
+   * that is named. A prompt before it that still runs was given up by the platform: it is cancelled first.
+   */
+  #prompt(message: Extract<HubMessage, { type: 'prompt' }>): void {
+    const { journal, harnesses } = this.#options;
+    const { callId, after } = message;
+    if (!journal.admits(message.generation)) {
+      this.#send({ type: 'refused', callId, code: 'stale-generation' });
+      return;
+    }
+    const known = journal.find(callId);
+    for (const [n, event] of (this.#outbox.get(callId) ?? []).entries())
+      if (n >= after) this.#send({ type: 'progress', callId, sequence: n + 1, event });
+    if (known?.state === 'finished') {
+      this.#send({ type: 'done', callId, result: known.result });
+      return;
+    }
+    this.#asked.add(callId);
+    if (known !== undefined || this.#stopped) return;
+    for (const earlier of this.#outbox.keys()) this.#running.get(earlier)?.abort('Another prompt came.');
+    const controller = new AbortController();
+    const events: HarnessEvent[] = [];
+    this.#running.set(callId, controller);
+    this.#outbox.set(callId, events);
+    for (const oldest of this.#outbox.keys()) if (this.#outbox.size > KEPT_PROMPTS) this.#outbox.delete(oldest);
+    journal.start(callId);
+    const emit = (event: HarnessEvent): void => {
+      events.push(event);
+      if (this.#asked.has(callId)) this.#send({ type: 'progress', callId, sequence: events.length, event });
+    };
+    this.#prompting = this.#prompting.then(async () => {
+      const { result, raw } = await harnesses.prompt(message, this.#env, emit, controller.signal);
+      await this.#finish(callId, result, raw);
+    });
   }
 
   #cancel(message: Extract<HubMessage, { type: 'cancel' }>): void {

@@ -7,6 +7,7 @@ export * from './event-versions.ts';
 export * from './ids.ts';
 export * from './json.ts';
 export * from './json-schema.ts';
+export * from './sandbox/harness.messages.ts';
 export * from './sandbox/runner-link.messages.ts';
 export * from './sandbox/sandbox.events.ts';
 export * from './sandbox/sandbox.messages.ts';

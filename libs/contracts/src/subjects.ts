@@ -51,11 +51,19 @@ export function openPreviewSubject(sessionId: string): string {
   return `qry.session.${sessionId}.open-preview`;
 }
 
+/** The worker that runs a session's turn answers the model door here; nobody else does. */
+export function modelDoorSubject(sessionId: string): string {
+  return `qry.session.${sessionId}.model-door`;
+}
+
 /**
  * Commands that only the service holding a runner's link may answer, by the sandbox's id, or by the pod's UID while
  * nobody has claimed the pod.
  */
-export function sandboxLinkSubject(id: string, verb: 'exec' | 'cancel' | 'claim' | 'bind' | 'harvest'): string {
+export function sandboxLinkSubject(
+  id: string,
+  verb: 'exec' | 'prompt' | 'permit' | 'cancel' | 'claim' | 'bind' | 'harvest',
+): string {
   return `cmd.sandbox.${id}.link.${verb}`;
 }
 
@@ -132,7 +140,7 @@ export const NATS_PERMISSIONS: Readonly<
     ],
   },
   sandbox: {
-    publish: ['cmd.sandbox.>', 'dead.>', 'live.>', '$JS.API.>', '$JS.ACK.>', '_INBOX.>'],
+    publish: ['cmd.sandbox.>', 'qry.session.*.model-door', 'dead.>', 'live.>', '$JS.API.>', '$JS.ACK.>', '_INBOX.>'],
     subscribe: ['cmd.sandbox.>', 'qry.sandbox.>', 'live.>', '_INBOX.>'],
   },
 };

@@ -8,6 +8,13 @@ export const sandboxConfig = z.object({
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).default(0),
   /** `local` = processes on this machine, `kubernetes` = agent-sandbox resources on a cluster. */
   SANDBOX_PROVIDER: z.enum(['local', 'kubernetes']).default('local'),
+  /** The model gateway, and its key: harnesses in sandboxes reach it through this service, which alone has the key. */
+  LITELLM_GATEWAY_URL: z.string().default(''),
+  LITELLM_API_KEY: z.string().default(''),
+  /** A model gateway that is silent for so long is taken as gone. */
+  MODEL_SILENCE_MS: positive(300_000),
+  /** Folder with one folder for each coding harness, handed read-only to every local sandbox; empty = none. */
+  HARNESS_DIR: z.string().default(''),
   /** bubblewrap, by name or path. */
   SANDBOX_BUBBLEWRAP: z.string().min(1).default('bwrap'),
   /** `1` = run tools as plain processes where bubblewrap cannot be had. They see everything that the service sees. */

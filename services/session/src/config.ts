@@ -8,6 +8,22 @@ export const sessionConfig = z.object({
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).default(0),
   LITELLM_GATEWAY_URL: z.string().default(''),
   LITELLM_API_KEY: z.string().default(''),
+  /** Coding harnesses that sandboxes have, `name@version` separated by commas; agents may name these and no others. */
+  HARNESSES: z
+    .string()
+    .default('')
+    .transform(
+      (text) =>
+        new Map(
+          text
+            .split(',')
+            .filter((entry) => entry !== '')
+            .map((entry) => {
+              const [name = '', version = ''] = entry.trim().split('@');
+              return [name, version] as const;
+            }),
+        ),
+    ),
   /** A turn worker that does not renew its lease for so long is taken over. */
   TURN_LEASE_MS: positive(5_000),
   /** Turns that one process runs at once; more wait for another replica. */

@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { jsonObject } from '../json-schema.ts';
 import { SANDBOX_TOOLS } from '../wire/agents.ts';
+import { harnessEvent, harnessStart } from './harness.messages.ts';
 
 /**
  * The link between a runner in its sandbox and the hub in the sandbox service: JSON messages over a WebSocket that the
@@ -10,7 +11,7 @@ import { SANDBOX_TOOLS } from '../wire/agents.ts';
  *
  * A pod dials before anybody has claimed it: it is `bound` to its key at once, and `welcome` comes with the claim. It
  * opens one link for calls, and one more for each connection that leaves the sandbox: after `welcome` the messages of
- * such an `egress` link are binary, the bytes of one connection to the platform's proxy.
+ * such an `egress` link are binary, the bytes of one connection to the platform's proxy, of a `door` link to its model door.
  */
 export const RUNNER_LINK_PATH = '/runner-link';
 /** A link that is silent for so long is taken as gone; both sides ping at a third of it. */
@@ -57,6 +58,22 @@ export const hubMessage = z.discriminatedUnion('type', [
     input: jsonObject,
     timeoutMs: z.int().min(1),
   }),
+  /** Hands a prompt to the session's harness, or goes on telling of it; a prompt before it that still runs is cancelled. */
+  z.object({
+    type: z.literal('prompt'),
+    callId,
+    generation: z.int(),
+    harness: harnessStart,
+    sessionId: z.string().nullable(),
+    content: z.array(
+      z.discriminatedUnion('type', [
+        z.object({ type: z.literal('text'), text: z.string() }),
+        z.object({ type: z.literal('image'), mimeType: z.string(), data: z.string() }),
+      ]),
+    ),
+    after: z.int().min(0),
+  }),
+  z.object({ type: z.literal('permit'), callId, generation: z.int(), toolCallId: z.string(), allow: z.boolean() }),
   z.object({ type: z.literal('cancel'), id: z.string(), callId, generation: z.int() }),
   /** How many bytes do workspace and home hold? */
   z.object({ type: z.literal('measure'), id: z.string() }),
@@ -91,9 +108,11 @@ export const runnerMessage = z.discriminatedUnion('type', [
     journalId: z.string().max(128),
     /** The pod's UID, which its key is bound to; null where the socket itself says who dials. */
     pod: z.string().max(64).nullable(),
-    channel: z.enum(['calls', 'egress']),
+    channel: z.enum(['calls', 'egress', 'door']),
   }),
-  /** Part of a call's whole output, base64; before its `done`. */
+  /** What a harness does, numbered from 1 for each prompt; before its `done`. */
+  z.object({ type: z.literal('progress'), callId, sequence: z.int().min(1), event: harnessEvent }),
+  /** Part of a call's whole output, or of a harness's own lines, base64; before its `done`. */
   z.object({ type: z.literal('output'), callId, data: z.string() }),
   z.object({ type: z.literal('done'), callId, result: outcome }),
   z.object({ type: z.literal('refused'), callId, code: z.literal('stale-generation') }),

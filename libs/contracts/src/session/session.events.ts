@@ -287,7 +287,13 @@ export const AgentToolUse = durableEvent({
   schemaVersion,
   aggregate,
   summary: 'The agent calls a built-in tool; the event’s id is the call’s id everywhere.',
-  data: z.object({ name: z.string(), input: jsonObject, evaluated_permission: z.enum(['allow', 'ask', 'deny']) }),
+  data: z.object({
+    name: z.string(),
+    input: jsonObject,
+    evaluated_permission: z.enum(['allow', 'ask', 'deny']),
+    /** The call as the session's coding harness has it. */
+    harness: z.object({ call_id: z.string(), name: z.string(), input: jsonObject }).optional(),
+  }),
   wire: (event) =>
     shown(event, {
       name: event.data.name,
@@ -434,6 +440,44 @@ export const WorkerDetached = durableEvent({
     'The work item ended: stopped, or its worker was not heard from for the length of its lease. Open calls that may have begun are closed after it.',
   data: z.object({ work_id: z.string(), reason: z.enum(['stopped', 'lost']) }),
 });
+export const HarnessPrompted = durableEvent({
+  type: 'session.harness_prompted',
+  schemaVersion,
+  aggregate,
+  summary: 'The messages that were processed and no prompt held yet go to the coding harness, once, under this id.',
+  data: z.object({ prompt_id: z.string() }),
+});
+export const HarnessProgressed = durableEvent({
+  type: 'session.harness_progressed',
+  schemaVersion,
+  aggregate,
+  summary: 'What the harness did up to `sequence` is in the log; with the harness’s own session once that is known.',
+  data: z.object({ prompt_id: z.string(), sequence: z.int(), harness_session_id: z.string().optional() }),
+});
+export const HarnessFinished = durableEvent({
+  type: 'session.harness_finished',
+  schemaVersion,
+  aggregate,
+  summary: 'A prompt is over: the harness answered it or failed, or it was cut; `raw` is the blob of its own lines.',
+  data: z.object({
+    prompt_id: z.string(),
+    outcome: z.enum(['answered', 'failed', 'unknown', 'cut', 'session-lost']),
+    raw: z.object({ digest: z.string(), size_bytes: z.int() }).nullable(),
+  }),
+});
+export const ModelSideCall = durableEvent({
+  type: 'session.model_side_call',
+  schemaVersion,
+  aggregate,
+  summary: 'A harness called the model beside its steps, for a title for instance: its usage counts, it is not shown.',
+  data: z.object({
+    model: z.string(),
+    is_error: z.boolean(),
+    model_usage: modelUsage,
+    cost_usd: z.number().min(0).nullable(),
+    gateway_call_id: z.string().nullable(),
+  }),
+});
 
 export const OutputsKept = durableEvent({
   type: 'session.outputs_kept',
@@ -482,6 +526,10 @@ export const sessionEvents = Object.freeze([
   OutputsKept,
   WorkerAttached,
   WorkerDetached,
+  HarnessPrompted,
+  HarnessProgressed,
+  HarnessFinished,
+  ModelSideCall,
 ] as const);
 
 /** A stored session event, discriminated by `type`. */

@@ -138,6 +138,10 @@ describe('wire frames', () => {
     expect(internal.sort()).toEqual([
       'session.created',
       'session.fork_created',
+      'session.harness_finished',
+      'session.harness_progressed',
+      'session.harness_prompted',
+      'session.model_side_call',
       'session.outputs_kept',
       'session.resources_changed',
       'session.sandbox_attached',

@@ -167,6 +167,7 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
     case 'session.resources_changed':
       return { ...next, resources: event.data.resources };
     case 'span.model_request_end':
+    case 'session.model_side_call':
     case 'agent.thread_context_compacted':
       return { ...next, usage: addUsage(view.usage, event.data.model_usage, event.data.cost_usd) };
     case 'session.fork_created':
@@ -198,6 +199,9 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
     case 'session.outputs_kept':
     case 'session.worker_attached':
     case 'session.worker_detached':
+    case 'session.harness_prompted':
+    case 'session.harness_progressed':
+    case 'session.harness_finished':
       return next;
     default:
       return unreachable(event);

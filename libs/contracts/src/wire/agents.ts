@@ -265,9 +265,21 @@ export function resolveTools(list: readonly ToolParam[]): ResolvedTool[] {
 const executionIdentity = z
   .strictObject({ type: z.literal('service_account', { error: naming('aws_role') }) })
   .nullish();
-const harness = z
-  .strictObject({ type: z.literal('native', { error: 'the only harness so far is "native"' }) })
-  .nullish();
+/** What runs an agent's turns: the platform's own loop, or a coding harness in the sandbox. */
+export const HARNESS_NATIVE = 'native';
+const harnessType = z
+  .string()
+  .regex(/^[a-z][a-z0-9_]{0,31}$/, 'must be the name of a harness, "opencode" for instance');
+export const harnessParam = z.strictObject({
+  type: harnessType,
+  /** Refused unless it is the version that the deployment has. */
+  version: text(LIMITS.nameChars, 1).nullish(),
+  options: notYet('harness options'),
+});
+export type HarnessParam = z.infer<typeof harnessParam>;
+const harness = harnessParam.nullish();
+/** Clients whose types know no `harness` name it in the agent's metadata under this key. */
+export const HARNESS_METADATA_KEY = 'harness';
 
 export const createAgentBody = z.strictObject({
   name: text(LIMITS.nameChars, 1),
@@ -313,7 +325,7 @@ export const agentResource = z.strictObject({
   skills: z.array(z.never()),
   multiagent: z.null(),
   execution_identity: z.strictObject({ type: z.literal('service_account') }),
-  harness: z.strictObject({ type: z.literal('native') }),
+  harness: z.strictObject({ type: harnessType, version: z.string().optional() }),
   metadata: z.record(z.string(), z.string()),
   version: z.int(),
   created_at: timestamp,

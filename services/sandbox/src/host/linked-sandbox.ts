@@ -4,23 +4,29 @@ import {
   AppError,
   type CancelBody,
   type ClaimBody,
+  type ContentBlock,
   type EnsureSandboxReply,
   EXEC_ALIVE_MS,
   type ExecBody,
   type ExecReply,
   type FoundOutput,
   type FoundOutputs,
+  type HarnessEvent,
   type HarvestBody,
   type HarvestUpdate,
   isAppError,
   type LeftOutOutput,
   LIMITS,
+  type PermitBody,
+  type PromptBody,
+  type PromptReply,
+  type StoredBlock,
   sandboxLinkSubject,
   TOOL_OUTPUT_CHARS,
   type ToolOutcome,
   type UploadedFile,
 } from '@holdfast/contracts';
-import type { RunnerLink } from '../hub/runner-link.ts';
+import type { LinkPrompt, RunnerLink } from '../hub/runner-link.ts';
 import type { SandboxRow } from '../store/sandbox.store.ts';
 import type { HostParts } from './sandbox-host.port.ts';
 
@@ -120,6 +126,13 @@ export class LinkedSandbox {
       bus.replyMany<HarvestBody, HarvestUpdate>(sandboxLinkSubject(id, 'harvest'), {}, (body, _context, send) =>
         this.#harvest(body, send),
       ),
+      bus.replyMany<PromptBody, PromptReply>(sandboxLinkSubject(id, 'prompt'), {}, (body, _context, send) =>
+        this.#prompt(body, send),
+      ),
+      bus.reply<PermitBody, null>(sandboxLinkSubject(id, 'permit'), {}, (body) => {
+        this.link.permit(body);
+        return null;
+      }),
       bus.reply<CancelBody, ToolOutcome>(sandboxLinkSubject(id, 'cancel'), {}, async ({ callId, generation }) => ({
         ...(await this.link.cancel(callId, generation)),
         fullOutput: null,
@@ -128,6 +141,52 @@ export class LinkedSandbox {
         this.claim(generation),
       ),
     ];
+  }
+
+  async #prompt(body: PromptBody, send: (reply: PromptReply) => void): Promise<void> {
+    this.lastUsedMs = Date.now();
+    const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
+    try {
+      const link = this.#lasting;
+      const { files, content, ...prompt } = body;
+      const tell = (sequence: number, event: HarnessEvent): void => send({ kind: 'event', sequence, event });
+      // What has begun is not held up any more.
+      const lack = body.after > 0 ? null : ((await this.#parts.lack()) ?? (await this.#upload(link, files)));
+      if (lack !== null) {
+        await link.cancel(body.callId, body.generation);
+        tell(1, { type: 'turn.finished', reason: 'error', error: { code: 'failed', message: lack } });
+        send({ kind: 'done', outcome: 'completed', raw: null });
+        return;
+      }
+      const { outcome, fullOutput } = await link.prompt({ ...prompt, content: await this.#handedOver(content) }, tell);
+      send({ kind: 'done', outcome, raw: fullOutput });
+    } finally {
+      clearInterval(alive);
+      this.lastUsedMs = Date.now();
+    }
+  }
+
+  /** Blocks as harnesses take them: text, and images; what is too large for the bus comes from the blob store. */
+  #handedOver(content: readonly StoredBlock[]): Promise<LinkPrompt['content']> {
+    return Promise.all(
+      content.map(async (stored): Promise<LinkPrompt['content'][number]> => {
+        const block =
+          stored.type === 'x_blob'
+            ? (JSON.parse(
+                (await this.#parts.blobs.read(this.row.workspace_id, stored.digest)).toString(),
+              ) as ContentBlock)
+            : stored;
+        const text = (said: string) => ({ type: 'text' as const, text: said });
+        if (block.type === 'text') return text(block.text);
+        const { source } = block;
+        if (source.type === 'url') return text(`[${block.type}: ${source.url}]`);
+        if (source.type === 'text')
+          return text(`${block.type === 'document' ? (block.title ?? '') : ''}\n${source.data}`);
+        return block.type === 'image'
+          ? { type: 'image', mimeType: source.media_type, data: source.data }
+          : text(`[a document that cannot be handed to a coding harness: ${block.title ?? source.media_type}]`);
+      }),
+    );
   }
 
   async #exec(body: ExecBody, send: (reply: ExecReply) => void): Promise<void> {

@@ -3,6 +3,7 @@ import type { EnsureSandboxBody, EnsureSandboxReply, SandboxReason, ServiceBeat 
 import type { BlobStore } from '@holdfast/event-store';
 import type { Logger } from '@holdfast/platform';
 import type pg from 'pg';
+import type { GatewayConnections } from '../door/model-door.ts';
 import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
 
 /** What every host works with. */
@@ -16,6 +17,8 @@ export interface HostParts {
   /** What every call's environment has. */
   readonly env: Readonly<Record<string, string>>;
   readonly logger: Logger;
+  /** Where the model doors lead. */
+  readonly connections: GatewayConnections;
 }
 
 /**

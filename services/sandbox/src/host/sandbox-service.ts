@@ -16,6 +16,7 @@ import type { Logger } from '@holdfast/platform';
 import { blobPlace, Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import type { SandboxConfig } from '../config.ts';
+import { GatewayConnections } from '../door/model-door.ts';
 import { LocalHost } from '../local/local-host.ts';
 import { EnvironmentStore } from '../store/environment.store.ts';
 import { SandboxStore } from '../store/sandbox.store.ts';
@@ -29,6 +30,7 @@ interface Running {
   readonly log: EventLog;
   readonly store: SandboxStore;
   readonly environments: EnvironmentStore;
+  readonly connections: GatewayConnections;
   readonly host: SandboxHost;
   readonly server: Server | null;
   readonly stopBeats: () => void;
@@ -74,8 +76,14 @@ export class SandboxService {
     bus.onDefect = (subject, error) => logger.error({ err: error, subject }, 'a command failed');
     const log = new EventLog({ pool });
     const store = new SandboxStore(pool, log, instance, `${instance}:${randomUUID()}`);
+    const connections = new GatewayConnections({
+      url: config.LITELLM_GATEWAY_URL,
+      apiKey: config.LITELLM_API_KEY,
+      silenceMs: config.MODEL_SILENCE_MS,
+    });
     const hostParts: HostParts = {
       bus,
+      connections,
       pool,
       store,
       blobs: await openBlobStore(blobPlace(config)),
@@ -108,7 +116,7 @@ export class SandboxService {
     this.#health.add('bus', () => (bus.connected ? undefined : 'not connected'));
     const stopBeats = startBeats(bus, 'sandbox', instance, () => host.figures());
     const environments = new EnvironmentStore(pool);
-    this.#parts = { bus, pool, log, store, environments, host, server, stopBeats };
+    this.#parts = { bus, pool, log, store, environments, connections, host, server, stopBeats };
     logger.info({ provider: host.name, isolation: host.isolation }, 'ready');
   }
 
@@ -119,6 +127,7 @@ export class SandboxService {
     if (parts === null) return;
     parts.stopBeats();
     await parts.host.close();
+    await parts.connections.close();
     await parts.bus.close();
     await parts.log.close();
     await parts.pool.end();

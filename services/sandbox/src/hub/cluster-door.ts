@@ -16,6 +16,8 @@ const MAX_UNPROVEN_PER_ADDRESS = 64;
 const MAX_EGRESS_PER_POD = 128;
 /** An egress connection on which nothing moves for so long is ended; it is not pinged. */
 const EGRESS_IDLE_MS = 120_000;
+/** A model may think for long without a word. */
+const DOOR_IDLE_MS = 30 * 60_000;
 /** So often each refusal is told within a minute, and so many different ones. */
 const MAX_TOLD = 3;
 const MAX_REFUSALS = 1_000;
@@ -55,8 +57,8 @@ export interface ClusterDoorOptions {
   };
   /** A link whose key is bound. It ends the pod's link before it, whose `onLost` comes after this. */
   readonly onLink: (pod: PodIdentity, link: RunnerLink) => void;
-  /** One connection out of the sandbox, after its hello was proven with the bound key. */
-  readonly onEgress: (pod: PodIdentity, stream: Duplex) => void;
+  /** One connection out of the sandbox, to its proxy or its model door, after its hello was proven with the bound key. */
+  readonly onEgress: (pod: PodIdentity, stream: Duplex, channel: 'egress' | 'door') => void;
   /** A few times a minute for each reason and pod. */
   readonly onRefused: (refusal: LinkRefusal) => void;
 }
@@ -153,7 +155,7 @@ export class ClusterDoor {
     }
     if (socket.readyState !== socket.OPEN) return;
     this.#release(remoteAddress, remotePort);
-    if (hello.channel === 'egress') this.#carry(proof.pod, socket, request.socket);
+    if (hello.channel !== 'calls') this.#carry(proof.pod, socket, request.socket, hello.channel);
     else this.#link(proof.pod, socket, hello.journalId, remoteAddress);
   }
 
@@ -168,7 +170,7 @@ export class ClusterDoor {
       return { pod };
     }
     // A token binds a key, and then it is used up: what it proves is known, what leaves the sandbox goes by the key.
-    if (hello.token === null || hello.channel === 'egress')
+    if (hello.token === null || hello.channel !== 'calls')
       return {
         refused: bound === null ? 'no key is bound to its pod' : 'another key is bound to this pod',
         podUid: null,
@@ -200,7 +202,7 @@ export class ClusterDoor {
     this.#options.onLink(pod, link);
   }
 
-  #carry(pod: PodIdentity, socket: WebSocket, connection: Socket): void {
+  #carry(pod: PodIdentity, socket: WebSocket, connection: Socket, channel: 'egress' | 'door'): void {
     const { uid } = pod;
     const open = this.#egress.get(uid) ?? 0;
     if (open >= MAX_EGRESS_PER_POD) {
@@ -214,9 +216,9 @@ export class ClusterDoor {
       if (left > 0) this.#egress.set(uid, left);
       else this.#egress.delete(uid);
     });
-    connection.setTimeout(EGRESS_IDLE_MS, () => socket.terminate());
+    connection.setTimeout(channel === 'door' ? DOOR_IDLE_MS : EGRESS_IDLE_MS, () => socket.terminate());
     say(socket, { type: 'welcome', env: {} });
-    this.#options.onEgress(pod, new EgressStream(socket));
+    this.#options.onEgress(pod, new EgressStream(socket), channel);
   }
 
   #refuse(reason: string, pod: string | null, remoteAddress: string | undefined): void {

@@ -231,6 +231,18 @@ describe('who plays a runner', () => {
     await Promise.all(open.map((one) => one.closed));
   });
 
+  it('gets to its model door by another channel, with the same proof', async () => {
+    const channels: string[] = [];
+    cluster.onEgress = (_pod, stream, channel) => {
+      channels.push(channel);
+      streams.push(stream);
+    };
+    for (const channel of ['door', 'egress'] as const)
+      await cluster.dial(hello({ pod: 'p1', token: null, channel }, keys)).hears('welcome');
+    await cluster.dial(hello({ pod: 'p1', token: null, channel: 'door' }, newKeys())).closed;
+    expect(channels).toEqual(['door', 'egress']);
+  });
+
   it('loses the connection when it sends text, goes on after its end, or sends too much at once', async () => {
     for (const wrong of [['text'], [Buffer.alloc(0), Buffer.from('more')], [Buffer.alloc(9 * 1024 * 1024)]]) {
       const one = out();

@@ -207,6 +207,33 @@ describe('a call', () => {
     expect([link.busy, faults]).toEqual([false, []]);
   });
 
+  it('that is a prompt tells what its harness does, to each who asks from where they ask', async () => {
+    await welcome();
+    const prompt = {
+      ...{ callId: 'c1', generation: 1, sessionId: null, content: [], after: 0 },
+      harness: { type: 'scripted', model: 'm', system: null, tools: {}, contextTokens: 1, outputTokens: 1 },
+    };
+    const told: number[][] = [[], []];
+    const first = link.prompt(prompt, (sequence) => told[0]?.push(sequence));
+    const event = { type: 'thinking' } as const;
+    for (const sequence of [1, 2]) runner.say({ type: 'progress', callId: 'c1', sequence, event });
+    await read();
+    const second = link.prompt({ ...prompt, generation: 2, after: 1 }, (sequence) => told[1]?.push(sequence));
+    for (const sequence of [2, 3]) runner.say({ type: 'progress', callId: 'c1', sequence, event });
+    runner.say(output('lines'));
+    runner.say({ type: 'done', callId: 'c1', result });
+    for (const outcome of [first, second])
+      expect(await outcome).toEqual({ ...result, fullOutput: { digest: 'lines', sizeBytes: 5 } });
+    expect(told).toEqual([
+      [1, 2, 2, 3],
+      [2, 3],
+    ]);
+    link.permit({ callId: 'c1', generation: 2, toolCallId: 't', allow: true });
+    await runner.hears('permit');
+    expect(asked('prompt')).toMatchObject([{ after: 0 }, { after: 1 }]);
+    expect(faults).toEqual([]);
+  });
+
   it('is lost with its link, and what came of its output is dropped', async () => {
     await welcome();
     const pending = [link.exec(call), link.claim(1), link.measure()];

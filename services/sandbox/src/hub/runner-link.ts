@@ -3,9 +3,11 @@ import { PassThrough, type Readable } from 'node:stream';
 import {
   AppError,
   type ExecBody,
+  type HarnessEvent,
   type HubMessage,
   LINK_SILENCE_MS,
   type OutputFile,
+  type PermitBody,
   RUNNER_LEFT,
   type RunnerMessage,
   type RunnerOutcome,
@@ -37,8 +39,12 @@ export interface LinkHandlers {
   onFault: (reason: string) => void;
 }
 
+/** What a harness is prompted with; its content as it is handed over. */
+export type LinkPrompt = Omit<Extract<HubMessage, { type: 'prompt' }>, 'type'>;
+
 interface Waiter {
   readonly generation: number;
+  readonly onEvent?: (sequence: number, event: HarnessEvent) => void;
   readonly resolve: (outcome: ToolOutcome) => void;
   readonly reject: (error: unknown) => void;
 }
@@ -128,13 +134,31 @@ export class RunnerLink {
    * runner left and had not begun it, `sandbox.stale-generation`
    */
   exec({ callId, generation, tool, input, timeoutMs }: ExecBody): Promise<ToolOutcome> {
+    return this.#call(callId, generation, { type: 'exec', callId, generation, tool, input, timeoutMs });
+  }
+
+  /**
+   * Hands a prompt to the session's harness, or joins it: `onEvent` is told what the harness does, also again what another
+   * caller was told. Its outcome's whole output are the harness's own lines. @throws AppError as {@link exec}
+   */
+  prompt(prompt: LinkPrompt, onEvent: (sequence: number, event: HarnessEvent) => void): Promise<ToolOutcome> {
+    return this.#call(prompt.callId, prompt.generation, { type: 'prompt', ...prompt }, onEvent);
+  }
+
+  /** Answers a harness's call that asks. @throws AppError `sandbox.link-lost` */
+  permit({ callId, generation, toolCallId, allow }: PermitBody): void {
+    this.#mustStand();
+    this.#send({ type: 'permit', callId, generation, toolCallId, allow });
+  }
+
+  #call(callId: string, generation: number, message: HubMessage, onEvent?: Waiter['onEvent']): Promise<ToolOutcome> {
     return new Promise((resolve, reject) => {
       this.#mustStand();
       const pending = this.#calls.get(callId) ?? { waiters: [], whole: null };
-      pending.waiters.push({ generation, resolve, reject });
+      pending.waiters.push({ generation, resolve, reject, ...(onEvent === undefined ? {} : { onEvent }) });
       this.#calls.set(callId, pending);
       this.#give(callId);
-      this.#send({ type: 'exec', callId, generation, tool, input, timeoutMs });
+      this.#send(message);
     });
   }
 
@@ -292,6 +316,7 @@ export class RunnerLink {
         // One that nobody waits for any more came too late.
         this.#questions.get(message.id)?.answer(message);
         return;
+      case 'progress':
       case 'output':
       case 'done':
       case 'refused':
@@ -307,7 +332,9 @@ export class RunnerLink {
   #onCall(message: Extract<RunnerMessage, { callId: string }>): void {
     const pending = this.#calls.get(message.callId);
     if (pending === undefined) return;
-    if (message.type === 'output') {
+    if (message.type === 'progress') {
+      for (const { onEvent } of pending.waiters) onEvent?.(message.sequence, message.event);
+    } else if (message.type === 'output') {
       this.#take(pending, Buffer.from(message.data, 'base64'));
     } else if (message.type === 'done') {
       this.#calls.delete(message.callId);

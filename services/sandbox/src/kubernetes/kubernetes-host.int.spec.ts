@@ -14,6 +14,7 @@ import { createLogger } from '@holdfast/platform';
 import { type NatsServer, startNats, type TestDatabase, testDatabase } from '@holdfast/testing';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
 import type pg from 'pg';
+import { GatewayConnections } from '../door/model-door.ts';
 import { hubCertificate } from '../hub/certificate.ts';
 import { SandboxStore } from '../store/sandbox.store.ts';
 import { freePort, until } from '../test/cluster.ts';
@@ -68,6 +69,7 @@ async function replica(idleMs = IDLE_MS): Promise<Replica> {
   const host = await KubernetesHost.start(
     {
       ...{ bus, pool, store, env: {}, blobs: {} as BlobStore, fileBlobs: {} as BlobStore },
+      connections: new GatewayConnections({ url: '', apiKey: '', silenceMs: 1_000 }),
       logger: createLogger({ service: 'sandbox', instance: name, level: 'silent' }),
     },
     cluster.cluster,

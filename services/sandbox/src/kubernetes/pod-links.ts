@@ -2,6 +2,7 @@ import type { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Registration } from '@holdfast/bus';
 import { type BindBody, type EnsureSandboxReply, HUB_AUDIENCE, sandboxLinkSubject } from '@holdfast/contracts';
+import { ModelDoor } from '../door/model-door.ts';
 import { EgressProxy } from '../egress/egress-proxy.ts';
 import type { HostParts } from '../host/sandbox-host.port.ts';
 import { ClusterDoor, type ClusterDoorOptions, type LinkRefusal, type PodIdentity } from '../hub/cluster-door.ts';
@@ -14,7 +15,7 @@ import { SERVICE_ACCOUNT } from './names.ts';
 /** A second key may be of a container that was restarted; the kubelet has told the API server by then. */
 const RESTART_SEEN_MS = 4_000;
 
-export interface PodLinksParts extends Pick<HostParts, 'bus' | 'store' | 'logger'> {
+export interface PodLinksParts extends Pick<HostParts, 'bus' | 'store' | 'logger' | 'connections'> {
   readonly cluster: Cluster;
   readonly view: ClusterView;
   readonly rows: ClusterStore;
@@ -40,6 +41,7 @@ export class PodLinks {
   readonly #door: ClusterDoor;
   readonly #links = new Map<string, HeldLink & { readonly registration: Registration }>();
   readonly #proxies = new Map<string, EgressProxy>();
+  readonly #doors = new Map<string, ModelDoor>();
   /** How many were refused since the start. */
   refused = 0;
 
@@ -62,14 +64,17 @@ export class PodLinks {
         bind: (pod, publicKey) => this.#asked('bind', this.#bindKey(pod, publicKey)),
       },
       onLink: tried((pod: PodIdentity, link: RunnerLink) => this.#onLink(pod, link)),
-      onEgress: tried((pod: PodIdentity, stream: Duplex) => this.#onEgress(pod, stream)),
+      onEgress: tried((pod: PodIdentity, stream: Duplex, channel: 'egress' | 'door') =>
+        this.#onEgress(pod, stream, channel),
+      ),
       onRefused: (refusal) => onRefused(null, refusal),
     });
     parts.view.onPodGone((uid) => {
       this.#links.get(uid)?.link.close();
-      const proxy = this.#proxies.get(uid);
-      this.#proxies.delete(uid);
-      void proxy?.close();
+      for (const served of [this.#proxies, this.#doors]) {
+        void served.get(uid)?.close();
+        served.delete(uid);
+      }
     });
   }
 
@@ -84,7 +89,7 @@ export class PodLinks {
     }
     this.#links.clear();
     await this.#door.close();
-    await Promise.all([...this.#proxies.values()].map((proxy) => proxy.close()));
+    await Promise.all([...this.#proxies.values(), ...this.#doors.values()].map((served) => served.close()));
   }
 
   get size(): number {
@@ -155,11 +160,17 @@ export class PodLinks {
     return false;
   }
 
-  async #onEgress(pod: PodIdentity, stream: Duplex): Promise<void> {
+  async #onEgress(pod: PodIdentity, stream: Duplex, channel: 'egress' | 'door'): Promise<void> {
     const { store, logger } = this.#parts;
     const row = await store.ofPod(pod.uid);
     if (row === null) {
       stream.destroy();
+      return;
+    }
+    if (channel === 'door') {
+      const door = this.#doors.get(pod.uid) ?? new ModelDoor(row.session_id, this.#parts);
+      this.#doors.set(pod.uid, door);
+      door.accept(stream);
       return;
     }
     const proxy =

@@ -22,7 +22,7 @@ export const CALM_MS = 250;
 export const ISOLATION = 'container';
 
 export interface SandboxBinderParts
-  extends Pick<HostParts, 'store' | 'bus' | 'blobs' | 'fileBlobs' | 'env' | 'logger'>,
+  extends Pick<HostParts, 'store' | 'bus' | 'blobs' | 'fileBlobs' | 'env' | 'logger' | 'connections'>,
     Pick<PodLinksParts, 'cluster' | 'rows' | 'door'> {
   readonly view: ClusterView;
   readonly driven: DrivenSandboxes;

@@ -47,6 +47,7 @@ export class LocalHost implements SandboxHost {
     const provider = await LocalProvider.create({
       stateDir: config.HOLDFAST_STATE_DIR,
       runnerFile: runnerFile(),
+      harnessDir: config.HARNESS_DIR === '' ? null : config.HARNESS_DIR,
       bubblewrap: config.SANDBOX_BUBBLEWRAP,
       allowUnisolated: config.HOLDFAST_ALLOW_UNISOLATED,
       minFreeBytes: config.SANDBOX_MIN_FREE_BYTES,

@@ -33,6 +33,7 @@ const create = (changes: Partial<LocalProviderOptions> = {}): Promise<LocalProvi
   LocalProvider.create({
     stateDir: join(folder, 'state'),
     runnerFile,
+    harnessDir: null,
     bubblewrap: 'bwrap',
     allowUnisolated: false,
     minFreeBytes: 1,

@@ -18,6 +18,8 @@ const FIRST_UID = 1_000_000;
 const FIRST_CONTEXT_GID = 1_000_000_000;
 const TMP_BYTES = 512 * 1024 * 1024;
 const SHM_BYTES = 64 * 1024 * 1024;
+/** Where a sandbox finds the coding harnesses. */
+const HARNESSES = '/opt/holdfast/harnesses';
 /** Joins the groups among the script's arguments, which end at `--`, before anything else is started. */
 const JOIN_GROUPS = ['while [ "$1" != -- ]; do echo 0 > "$1"; shift; done', 'shift'];
 /** Only the token (3) and the journal (4) are handed on, nothing that this service happened to inherit. */
@@ -38,6 +40,8 @@ export interface LocalProviderOptions {
   readonly stateDir: string;
   /** The runner's bundle. */
   readonly runnerFile: string;
+  /** The coding harnesses that every sandbox finds in {@link HARNESSES}; null = none. */
+  readonly harnessDir: string | null;
   /** bubblewrap, by name or path. */
   readonly bubblewrap: string;
   readonly allowUnisolated: boolean;
@@ -293,18 +297,19 @@ export class LocalProvider {
       HOLDFAST_LINK_DIR: places.link,
       HOLDFAST_WORKSPACE: places.workspace,
       HOLDFAST_PROXY_PORT: '0',
+      ...(this.#options.harnessDir === null ? {} : { HOLDFAST_HARNESS_DIR: this.#options.harnessDir }),
     };
   }
 
   #command(spec: SandboxSpec, places: Places): [string, string[]] {
-    const { runnerFile } = this.#options;
+    const { runnerFile, harnessDir: harnesses } = this.#options;
     if (this.#isolation === null) return [process.execPath, [runnerFile]];
     const { node } = this.#isolation;
     const { workspace, home, link, etc } = places;
     const groups = this.#limits.make(spec.id);
     if (!this.#root) {
       const script = ['set -e', CLOSE_THE_REST, ...JOIN_GROUPS, 'exec "$@"'].join('\n');
-      const outside = { workspace, home, link, etc, node, runner: runnerFile };
+      const outside = { workspace, home, link, etc, node, runner: runnerFile, harnesses };
       return ['/bin/bash', ['-c', script, 'sandbox', ...groups, '--', ...this.#bwrap(spec, outside)]];
     }
     // In a mount namespace of its own, what the sandbox needs is put where its uid can reach it: the platform's own
@@ -316,6 +321,7 @@ export class LocalProvider {
       etc: '/mnt/3',
       node: '/mnt/node',
       runner: '/mnt/runner.mjs',
+      harnesses: harnesses === null ? null : '/mnt/harnesses',
     };
     const uid = this.#uid(spec);
     const script = [
@@ -327,10 +333,11 @@ export class LocalProvider {
       'mount --bind "$5" /mnt/node',
       'mount --bind "$6" /mnt/runner.mjs',
       'shift 6',
+      ...(harnesses === null ? [] : ['mkdir /mnt/harnesses; mount --rbind "$1" /mnt/harnesses; shift']),
       ...JOIN_GROUPS,
       `exec setpriv --reuid=${uid} --regid=${this.#gid(spec)} --clear-groups --inh-caps=-all --no-new-privs "$@"`,
     ].join('\n');
-    const binds = [workspace, home, link, etc, node, runnerFile];
+    const binds = [workspace, home, link, etc, node, runnerFile, ...(harnesses === null ? [] : [harnesses])];
     return [
       'unshare',
       [
@@ -340,7 +347,10 @@ export class LocalProvider {
     ];
   }
 
-  #bwrap(spec: SandboxSpec, from: Record<'workspace' | 'home' | 'link' | 'etc' | 'node' | 'runner', string>): string[] {
+  #bwrap(
+    spec: SandboxSpec,
+    from: Record<'workspace' | 'home' | 'link' | 'etc' | 'node' | 'runner', string> & { harnesses: string | null },
+  ): string[] {
     const etc = ['passwd', 'group', 'hosts', 'nsswitch.conf', 'gitconfig'].flatMap((name) => [
       '--ro-bind',
       join(from.etc, name),
@@ -369,6 +379,7 @@ export class LocalProvider {
       ...['--symlink', '/home/agent/.session', '/mnt/session'],
       ...['--ro-bind', from.link, '/run/holdfast/link'],
       ...['--ro-bind', from.node, '/run/holdfast/node', '--ro-bind', from.runner, '/run/holdfast/runner.mjs'],
+      ...(from.harnesses === null ? [] : ['--ro-bind', from.harnesses, HARNESSES]),
       ...['--remount-ro', '/run', '--remount-ro', '/dev', '--remount-ro', '/'],
       ...['--clearenv', ...set('PATH', '/usr/local/bin:/usr/bin:/bin'), ...set('HOME', '/home/agent')],
       ...set('HOLDFAST_ALONE', '1'),

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { AppError, type EnsureSandboxReply } from '@holdfast/contracts';
+import { ModelDoor } from '../door/model-door.ts';
 import { EgressProxy } from '../egress/egress-proxy.ts';
 import { LinkedSandbox } from '../host/linked-sandbox.ts';
 import type { HostParts } from '../host/sandbox-host.port.ts';
@@ -27,7 +28,7 @@ export function specOf(row: SandboxRow): SandboxSpec {
   return { id: row.id, contextId: contextIdOf(row), serial: row.serial };
 }
 
-/** A sandbox that this replica serves: its door, its link, its proxy and the subjects that lead to it. */
+/** A sandbox that this replica serves: its door, its link, its proxy, its model door and the subjects that lead to it. */
 export class ServedSandbox {
   readonly row: SandboxRow;
   readonly spec: SandboxSpec;
@@ -35,6 +36,7 @@ export class ServedSandbox {
   readonly #linked: LinkedSandbox;
   #door: LocalDoor | null = null;
   #proxy: EgressProxy | null = null;
+  #modelDoor: ModelDoor | null = null;
   #wakes: (() => void)[] = [];
   #incarnation: number;
   #closed = false;
@@ -137,11 +139,14 @@ export class ServedSandbox {
     const proxy = new EgressProxy(this.row.environment.networking, (decision) => {
       void store.record(this.row, 'sandbox.egress_decided', { ...decision }).catch(() => undefined);
     });
+    const modelDoor = new ModelDoor(this.row.session_id, this.#parts);
     await provider.prepareLink(this.spec);
     await door.listen();
     await proxy.listen(linkDir);
+    await modelDoor.listen(linkDir);
     this.#door = door;
     this.#proxy = proxy;
+    this.#modelDoor = modelDoor;
     if (token !== null) await provider.ensure(this.spec, token);
   }
 
@@ -183,12 +188,11 @@ export class ServedSandbox {
   }
 
   async #closeLink(): Promise<void> {
-    const door = this.#door;
-    const proxy = this.#proxy;
+    const served = [this.#door, this.#proxy, this.#modelDoor];
     this.#door = null;
     this.#proxy = null;
-    await door?.close();
-    await proxy?.close();
+    this.#modelDoor = null;
+    for (const one of served) await one?.close();
   }
 
   /** Lets go of it without touching its processes. */

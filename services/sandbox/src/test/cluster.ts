@@ -78,7 +78,7 @@ export class Cluster {
   reviewed = 0;
   apiServerIsAway = false;
   onLink = (_link: RunnerLink): void => undefined;
-  onEgress = (_pod: PodIdentity, stream: Duplex): unknown => stream.destroy();
+  onEgress = (_pod: PodIdentity, stream: Duplex, _channel: 'egress' | 'door'): unknown => stream.destroy();
   cert = '';
   port = 0;
   readonly #runners: RunnerProcess[] = [];
@@ -113,7 +113,7 @@ export class Cluster {
         this.links.push({ door: number, pod, link });
         this.onLink(link);
       },
-      onEgress: (pod, stream) => this.onEgress(pod, stream),
+      onEgress: (pod, stream, channel) => this.onEgress(pod, stream, channel),
       onRefused: (refusal) => this.refusals.push(refusal),
     });
     this.doors.push(door);

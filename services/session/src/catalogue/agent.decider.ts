@@ -2,6 +2,9 @@ import {
   type Agent,
   AppError,
   type CreateAgentBody,
+  HARNESS_METADATA_KEY,
+  HARNESS_NATIVE,
+  type HarnessParam,
   LIMITS,
   type McpServer,
   mcpFault,
@@ -14,8 +17,11 @@ import {
   type UpdateAgentBody,
 } from '@holdfast/contracts';
 
-/** A new agent, version 1. @throws AppError `agent.mcp` */
-export function createAgent(id: string, body: CreateAgentBody, at: string): Agent {
+/** The coding harnesses of this deployment, by name, with their versions. */
+export type EnabledHarnesses = ReadonlyMap<string, string>;
+
+/** A new agent, version 1. @throws AppError as {@link requireHarness} */
+export function createAgent(id: string, body: CreateAgentBody, at: string, harnesses: EnabledHarnesses): Agent {
   const agent: Agent = {
     id,
     type: 'agent',
@@ -28,14 +34,16 @@ export function createAgent(id: string, body: CreateAgentBody, at: string): Agen
     skills: [],
     multiagent: null,
     execution_identity: { type: 'service_account' },
-    harness: { type: 'native' },
+    harness: wantedHarness(body.harness, body.metadata ?? {}) ?? { type: HARNESS_NATIVE },
     metadata: body.metadata ?? {},
     version: 1,
     created_at: at,
     updated_at: at,
     archived_at: null,
   };
-  return withTools(agent, body.tools, body.mcp_servers);
+  const equipped = withTools(agent, body.tools, body.mcp_servers);
+  requireHarness(equipped, harnesses);
+  return equipped;
 }
 
 /**
@@ -55,6 +63,53 @@ export function withTools<
   return changed;
 }
 
+/** The harness that a body names by itself or in its metadata; null when it names none. */
+function wantedHarness(
+  harness: HarnessParam | null | undefined,
+  metadata: Readonly<Record<string, string | null>>,
+): Agent['harness'] | null {
+  const alias = metadata[HARNESS_METADATA_KEY];
+  if (harness == null) return alias == null ? null : { type: alias };
+  return { type: harness.type, ...(harness.version == null ? {} : { version: harness.version }) };
+}
+
+/**
+ * Refuses an agent that this deployment cannot run.
+ *
+ * @throws AppError `agent.harness-alias` when its metadata name another harness than it has, `agent.harness-not-enabled`,
+ * `agent.harness-version`, and as {@link requireHarnessTools}
+ */
+export function requireHarness(
+  agent: Pick<Agent, 'harness' | 'tools'> & Partial<Pick<Agent, 'metadata'>>,
+  harnesses: EnabledHarnesses,
+): void {
+  const refuse = (code: string, message: string): never => {
+    throw new AppError('invalid', `agent.${code}`, message);
+  };
+  const { type, version } = agent.harness;
+  const alias = agent.metadata?.[HARNESS_METADATA_KEY] ?? type;
+  if (alias !== type)
+    refuse('harness-alias', `metadata.harness names "${alias}" and harness.type "${type}"; name one of them.`);
+  const known = type === HARNESS_NATIVE ? undefined : harnesses.get(type);
+  if (type !== HARNESS_NATIVE && known === undefined) {
+    const names = [HARNESS_NATIVE, ...harnesses.keys()].join(', ');
+    refuse('harness-not-enabled', `The harness "${type}" is not enabled in this deployment; it has: ${names}.`);
+  }
+  if (version !== undefined && version !== known)
+    refuse('harness-version', `This deployment has ${type} ${known ?? 'without a version'}, not ${version}.`);
+  requireHarnessTools(agent);
+}
+
+/** @throws AppError `agent.harness-tools` for tools that the agent's harness cannot be given */
+export function requireHarnessTools({ harness, tools }: Pick<Agent, 'harness' | 'tools'>): void {
+  if (harness.type === HARNESS_NATIVE || tools.every((tool) => tool.type === 'agent_toolset_20260401')) return;
+  throw new AppError(
+    'invalid',
+    'agent.harness-tools',
+    `Custom tools and MCP servers are not supported with the harness "${harness.type}" yet; leave them out.`,
+  );
+}
+
 function emptyToNull(text: string | null | undefined): string | null {
   return text === undefined || text === '' ? null : text;
 }
@@ -62,9 +117,10 @@ function emptyToNull(text: string | null | undefined): string | null {
 /**
  * The agent's next version, or the same object when nothing changes.
  *
- * @throws AppError `agent.version-conflict` when the body names another version than the newest, `agent.archived`.
+ * @throws AppError `agent.version-conflict` when the body names another version than the newest, `agent.archived`, and as
+ * {@link requireHarness}
  */
-export function updateAgent(agent: Agent, body: UpdateAgentBody, at: string): Agent {
+export function updateAgent(agent: Agent, body: UpdateAgentBody, at: string, harnesses: EnabledHarnesses): Agent {
   if (agent.archived_at !== null) throw new AppError('invalid', 'agent.archived', `The agent ${agent.id} is archived.`);
   if (body.version !== undefined && body.version !== agent.version) {
     throw new AppError(
@@ -84,8 +140,10 @@ export function updateAgent(agent: Agent, body: UpdateAgentBody, at: string): Ag
     ...(body.description === undefined ? {} : { description: emptyToNull(body.description) }),
     ...(body.system === undefined ? {} : { system: emptyToNull(body.system) }),
     ...(body.model === undefined ? {} : { model: resolveModel(body.model, agent.model) }),
+    harness: wantedHarness(body.harness, body.metadata ?? {}) ?? agent.harness,
     metadata,
   };
   if (sameJson(changed, agent)) return agent;
+  requireHarness(changed, harnesses);
   return { ...changed, version: agent.version + 1, updated_at: at };
 }

@@ -12,7 +12,7 @@ import {
 import type { CompanionStatement, EventLog } from '@holdfast/event-store';
 import { appendObject } from '../commands/append-object.ts';
 import type { Idempotent } from '../commands/idempotent.ts';
-import { createAgent, updateAgent } from './agent.decider.ts';
+import { createAgent, type EnabledHarnesses, updateAgent } from './agent.decider.ts';
 import type { Catalogue } from './catalogue.ts';
 import { createEnvironment, updateEnvironment } from './environment.decider.ts';
 
@@ -26,8 +26,10 @@ export class CatalogueCommands {
   readonly #log: EventLog;
   readonly #catalogue: Catalogue;
   readonly #idempotent: Idempotent;
+  readonly #harnesses: EnabledHarnesses;
 
-  constructor(log: EventLog, catalogue: Catalogue, idempotent: Idempotent) {
+  constructor(log: EventLog, catalogue: Catalogue, idempotent: Idempotent, harnesses: EnabledHarnesses) {
+    this.#harnesses = harnesses;
     this.#log = log;
     this.#catalogue = catalogue;
     this.#idempotent = idempotent;
@@ -35,7 +37,7 @@ export class CatalogueCommands {
 
   createAgent(id: string, command: Command<CreateAgentBody>): Promise<Agent> {
     return this.#idempotent.run(command, storedAgent, async (claim) => {
-      const agent = createAgent(id, command.body, new Date().toISOString());
+      const agent = createAgent(id, command.body, new Date().toISOString(), this.#harnesses);
       await this.#store(command, 'agent', id, 'agent.created', { agent }, [
         insertAgent(command.workspaceId, agent),
         insertVersion(command.workspaceId, agent),
@@ -49,7 +51,7 @@ export class CatalogueCommands {
     return this.#idempotent.run(command, storedAgent, (claim) =>
       this.#retryRaces(async () => {
         const agent = await this.#catalogue.agent(command.workspaceId, id);
-        const next = updateAgent(agent, command.body, new Date().toISOString());
+        const next = updateAgent(agent, command.body, new Date().toISOString(), this.#harnesses);
         if (next === agent) return agent;
         await this.#store(command, 'agent', id, 'agent.updated', { agent: next }, [
           replaceAgent(next, agent.version),

@@ -198,11 +198,19 @@ export class SessionService {
       onError: (error) => logger.warn({ err: error }, 'the relay tries again'),
     });
     const onRevoked = (id: string): void => bus.publishLive(CREDENTIAL_REVOKED, { id } satisfies CredentialRevoked);
-    const sessions = new SessionCommands({ store, log, pool, catalogue, idempotent, turns });
+    const sessions = new SessionCommands({
+      store,
+      log,
+      pool,
+      catalogue,
+      idempotent,
+      turns,
+      harnesses: config.HARNESSES,
+    });
     const leaseMs = config.WORK_LEASE_MS;
     const work = new WorkCommands({ pool, catalogue, sessions, onRevoked, leaseMs, owner, logger });
     const handlers = commandHandlers({
-      catalogue: new CatalogueCommands(log, catalogue, idempotent),
+      catalogue: new CatalogueCommands(log, catalogue, idempotent, config.HARNESSES),
       credentials: new CredentialCommands(log, source, catalogue, idempotent, onRevoked),
       files,
       sessions,

@@ -29,7 +29,7 @@ import {
 } from '@holdfast/contracts';
 import type { CompanionStatement, EventLog } from '@holdfast/event-store';
 import type pg from 'pg';
-import { withTools } from '../catalogue/agent.decider.ts';
+import { type EnabledHarnesses, requireHarness, withTools } from '../catalogue/agent.decider.ts';
 import type { Catalogue } from '../catalogue/catalogue.ts';
 import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
 import type { TurnWorker } from '../turn/turn-worker.ts';
@@ -67,6 +67,7 @@ export class SessionCommands {
   readonly #catalogue: Catalogue;
   readonly #idempotent: Idempotent;
   readonly #turns: TurnWorker;
+  readonly #harnesses: EnabledHarnesses;
 
   constructor(parts: {
     store: SessionStore;
@@ -75,6 +76,7 @@ export class SessionCommands {
     catalogue: Catalogue;
     idempotent: Idempotent;
     turns: TurnWorker;
+    harnesses: EnabledHarnesses;
   }) {
     this.#store = parts.store;
     this.#log = parts.log;
@@ -82,6 +84,7 @@ export class SessionCommands {
     this.#catalogue = parts.catalogue;
     this.#idempotent = parts.idempotent;
     this.#turns = parts.turns;
+    this.#harnesses = parts.harnesses;
   }
 
   create(id: string, command: Command<CreateSessionBody>, deadlineAtMs: number): Promise<Session> {
@@ -430,12 +433,17 @@ export class SessionCommands {
         ? newest
         : await this.#catalogue.agentVersion(workspaceId, wanted.id, wanted.version);
     const snapshot = snapshotAgent(agent);
-    if (wanted.type === 'agent') return snapshot;
-    return {
-      ...withTools(snapshot, wanted.tools, wanted.mcp_servers),
-      ...(wanted.model === undefined ? {} : { model: resolveModel(wanted.model) }),
-      ...(wanted.system === undefined ? {} : { system: wanted.system ?? null }),
-    };
+    const session: AgentSnapshot =
+      wanted.type === 'agent'
+        ? snapshot
+        : {
+            ...withTools(snapshot, wanted.tools, wanted.mcp_servers),
+            ...(wanted.model === undefined ? {} : { model: resolveModel(wanted.model) }),
+            ...(wanted.system === undefined ? {} : { system: wanted.system ?? null }),
+          };
+    // An agent may be older than what the deployment has now.
+    requireHarness(session, this.#harnesses);
+    return session;
   }
 
   /** The read model's row; it commits with the events, so it is never behind them. */

@@ -19,12 +19,17 @@ import {
   decideClientEvent,
   decideCreate,
   decideDelete,
+  decideFork,
   decideRemoveResource,
   decideUpdate,
   detachWorker,
+  endPrompt,
+  type Fork,
   failModelRequest,
+  finishPrompt,
   type IdSource,
   INTERRUPTED,
+  limitReached,
   type ModelAnswer,
   nextStep,
   startTurn,
@@ -63,6 +68,7 @@ const agent = {
   version: 1,
   model: { id: 'demo', effort: { type: 'high' } },
   tools: resolveTools([{ type: 'agent_toolset_20260401' }]),
+  harness: { type: 'native' },
 } as unknown as AgentSnapshot;
 const BOUNDS: TurnBounds = { modelSteps: 3, wallTimeMs: 60_000, outputTokens: 100, toolTimeMs: 10_000 };
 const CONTEXT = 1_000;
@@ -251,6 +257,25 @@ describe('a session', () => {
     given()
       .when((state) => decideCreate(state, { ...facts, contextKey: 'k', selfHosted: true }, ids()))
       .thenRefused('session.no-context');
+    const coder = { ...agent, harness: { type: 'opencode' } };
+    given()
+      .when((state) => decideCreate(state, { ...facts, agent: coder, selfHosted: true }, ids()))
+      .thenRefused('session.no-harness');
+  });
+
+  it('with a harness is not forked to where a worker runs the tools', () => {
+    const coder = { ...agent, harness: { type: 'opencode' } };
+    const fork: Fork = {
+      from: { session_id: 'sesn_a', root_session_id: 'sesn_a', event_id: 'sevt_created', version: 1 },
+      ...{ agent: null, environmentId: 'env_b', title: null, metadata: null },
+      selfHosted: true,
+    };
+    given({ ...created, data: { ...created.data, agent: coder } } as Past)
+      .when((state) => decideFork(state, fork, ids()))
+      .thenRefused('session.no-harness');
+    given({ ...created, data: { ...created.data, agent: coder } } as Past)
+      .when((state) => decideFork(state, { ...fork, agent }, ids()))
+      .thenState((state) => expect(state).toMatchObject({ selfHosted: true, status: 'idle' }));
   });
 
   it('does not exist before it is created and after it is deleted, and accepts nothing once it is archived', () => {
@@ -898,4 +923,157 @@ it('opens a model call with the system message that follows the message it takes
       ]);
       expect([state.queue, blockedCalls(state)]).toEqual([[], []]);
     });
+});
+
+describe('a coding harness', () => {
+  const withHarness: Past = {
+    id: 'sevt_created',
+    type: 'session.created',
+    data: {
+      agent: { ...agent, harness: { type: 'opencode' } },
+      environment_id: 'env_a',
+      title: null,
+      metadata: {},
+      context_key: null,
+    },
+  };
+  const prompted: Past = { id: 'sevt_prompted', type: 'session.harness_prompted', data: { prompt_id: 'prompt_a' } };
+  const progressed = (sequence: number): Past => ({
+    id: `sevt_progress_${sequence}`,
+    type: 'session.harness_progressed',
+    data: { prompt_id: 'prompt_a', sequence, harness_session_id: 'ses_a' },
+  });
+  const harnessUse = (id: string, permission: 'allow' | 'ask' = 'allow'): Past => ({
+    id,
+    type: 'agent.tool_use',
+    data: {
+      ...{ name: 'bash', input: {}, evaluated_permission: permission },
+      harness: { call_id: `native_${id}`, name: 'bash', input: {} },
+    },
+  });
+  const spent = (type: 'exhausted' | 'retrying'): Past => ({
+    id: 'sevt_error',
+    type: 'session.error',
+    data: { error: { type: 'billing_error', message: 'no budget', retry_status: { type } } },
+  });
+  const begun = [withHarness, message('a'), started(), processed('a'), running];
+  const open = [...begun, prompted, progressed(1)];
+  const end =
+    (outcome: 'answered' | 'failed' | 'unknown', failure: string | null = null) =>
+    (state: SessionState) =>
+      goOn(endPrompt(state, { outcome, failure, raw: null }, 'w', ids()))(state);
+
+  it('is prompted with the message that the turn begins with, once', () => {
+    given(...begun)
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.harness_prompted']);
+        expect(state).toMatchObject({ owesStep: false, prompt: { sequence: 0 } });
+        expect(step(state)).toEqual({ kind: 'prompt' });
+        expect(goOn()(state)).toEqual([]);
+      });
+  });
+
+  it('runs its own tools, and what it waits for shows only when nothing else runs', () => {
+    given(...open, harnessUse('c'))
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toEqual({ kind: 'prompt' }));
+    given(...open, harnessUse('c'), harnessUse('d', 'ask'))
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toEqual({ kind: 'prompt' }));
+    given(...open, harnessUse('d', 'ask'))
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(drafts.at(-1)?.data).toEqual({ stop_reason: { type: 'requires_action', event_ids: ['d'] } });
+        expect(state).toMatchObject({ status: 'idle', prompt: { id: 'prompt_a', sequence: 1 } });
+      });
+  });
+
+  it('goes on with its prompt once the client has answered, and is not prompted again', () => {
+    const confirmed: Past = {
+      id: 'sevt_yes',
+      type: 'user.tool_confirmation',
+      data: { tool_use_id: 'd', result: 'allow', deny_message: null },
+    };
+    given(...open, harnessUse('d', 'ask'), idle(['d']), confirmed)
+      .when((state) => startTurn(state, { generation: 2, worker: 'w', contextLimitTokens: CONTEXT }, ids()))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.turn_started', 'session.status_running']);
+        expect(step(state)).toEqual({ kind: 'prompt' });
+        expect(state.prompt?.id).toBe('prompt_a');
+      });
+  });
+
+  it('is given up by an interrupt while it waits for the client', () => {
+    given(...open, harnessUse('d', 'ask'), idle(['d']))
+      .when(whatFollows({ interrupted: true }))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['agent.tool_result', 'session.harness_finished', 'session.status_idle']);
+        expect(state).toMatchObject({ status: 'idle', prompt: null, calls: [] });
+      });
+  });
+
+  it('is stopped by the worker before an interrupt or a bound is in the log', () => {
+    given(...open, interrupt)
+      .when(goOn())
+      .thenState((state, drafts) => {
+        expect(drafts).toEqual([]);
+        expect(step(state)).toEqual({ kind: 'interrupted' });
+      });
+    given(...open, harnessUse('c'), message('b'), interrupt)
+      .when((state) => goOn(cutTurn(state, [], INTERRUPTED, 'w', ids()))(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual([
+          ...['agent.tool_result', 'session.harness_finished', 'session.turn_started'],
+          ...['session.message_processed', 'session.harness_prompted'],
+        ]);
+        expect(state.queue).toEqual([]);
+      });
+    given(...open)
+      .when(() => [])
+      .thenState((state) => expect(step(state, 60_100)).toEqual({ kind: 'limit', limit: 'wall_time' }));
+    given(...open, harnessUse('c'), asked())
+      .when((state) => goOn(limitReached(state, 'wall_time', 'w', ids()))(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual([
+          ...['agent.tool_result', 'span.model_request_end', 'session.harness_finished'],
+          ...['session.error', 'session.status_idle'],
+        ]);
+        expect(state).toMatchObject({ status: 'idle', calls: [], openRequest: null, prompt: null });
+      });
+  });
+
+  it('ends its turn; what it left open has an explicit result', () => {
+    given(...open)
+      .when(end('answered'))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.harness_finished', 'session.status_idle']);
+        expect(state).toMatchObject({ stopReason: { type: 'end_turn' }, harnessSessionId: 'ses_a', prompt: null });
+      });
+    given(...open, harnessUse('c'))
+      .when(end('unknown', 'lost'))
+      .thenState((state, drafts) => {
+        expect(drafts[0]?.data).toMatchObject({ tool_use_id: 'c', outcome: 'unknown', is_error: true });
+        expect(types(drafts).slice(1)).toEqual(['session.harness_finished', 'session.error', 'session.status_idle']);
+        expect(state).toMatchObject({ stopReason: { type: 'retries_exhausted' }, calls: [] });
+      });
+  });
+
+  it('that says it is done after a model call that failed for good is not believed', () => {
+    given(...open, asked(), answered({}, { isError: true }), spent('exhausted'))
+      .when(end('answered'))
+      .thenState((state) => expect(state.stopReason).toEqual({ type: 'retries_exhausted' }));
+    given(...open, asked(), answered({}, { isError: true }), spent('exhausted'), asked('sevt_request'), answered())
+      .when(end('answered'))
+      .thenState((state) => expect(state.stopReason).toEqual({ type: 'end_turn' }));
+  });
+
+  it('that has lost its session gets the same message again, as a new one', () => {
+    given(...open)
+      .when((state) => goOn(finishPrompt(state, 'session-lost', null, ids()))(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.harness_finished', 'session.harness_prompted']);
+        expect(state).toMatchObject({ harnessSessionId: null, prompt: { sequence: 0 } });
+      });
+  });
 });

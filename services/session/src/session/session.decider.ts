@@ -3,6 +3,7 @@ import {
   AppError,
   type ClientEventParam,
   type ForkPoint,
+  HARNESS_NATIVE,
   type JsonObject,
   type LeftOutOutput,
   LIMITS,
@@ -21,7 +22,7 @@ import {
   type UpdateSessionBody,
   WAITING_PREFIX,
 } from '@holdfast/contracts';
-import { withTools } from '../catalogue/agent.decider.ts';
+import { requireHarnessTools, withTools } from '../catalogue/agent.decider.ts';
 import {
   answerKey,
   answerText,
@@ -87,6 +88,7 @@ export function decideCreate(state: SessionState, command: CreateSession, ids: I
     throw new AppError('rejected', 'session.exists', 'A session with this id exists already.');
   }
   requireMountable(command.resources, command.selfHosted);
+  requirePlace(command.agent, command.selfHosted);
   if (command.selfHosted && command.contextKey !== null) {
     throw new AppError(
       'invalid',
@@ -129,13 +131,15 @@ const NOT_HERE = 'Not run in this fork: the session was forked before the call w
 export function decideFork(state: SessionState, fork: Fork, ids: IdSource): Draft[] {
   if (state.version !== fork.from.version || state.agent === null)
     throw new AppError('rejected', 'session.exists', 'A session with this id exists already.');
+  const agent = fork.agent ?? state.agent;
   requireMountable(state.resources, fork.selfHosted);
+  requirePlace(agent, fork.selfHosted);
   return [
     draft(ids, {
       type: 'session.forked',
       data: {
         from: fork.from,
-        agent: fork.agent ?? state.agent,
+        agent,
         environment_id: fork.environmentId ?? state.environmentId,
         title: fork.title ?? state.title,
         metadata: { ...(fork.metadata ?? state.metadata) },
@@ -159,6 +163,16 @@ export function decideFork(state: SessionState, fork: Fork, ids: IdSource): Draf
 export function noteFork(fork: Fork, forkSessionId: string, ids: IdSource): Draft {
   const { event_id, version } = fork.from;
   return draft(ids, { type: 'session.fork_created', data: { fork_session_id: forkSessionId, event_id, version } });
+}
+
+/** A harness needs a sandbox of the platform to run in. */
+function requirePlace({ harness }: AgentSnapshot, selfHosted: boolean): void {
+  if (!selfHosted || harness.type === HARNESS_NATIVE) return;
+  throw new AppError(
+    'invalid',
+    'session.no-harness',
+    `The harness "${harness.type}" runs in a sandbox of the platform, and a self_hosted environment has none; use a cloud environment, or the harness "${HARNESS_NATIVE}".`,
+  );
 }
 
 /** What a client's answer to a call met: a fresh answer, or the one that was stored before. */
@@ -352,6 +366,8 @@ export function afterClientEvents(
   if (state.status !== 'idle' || state.lifecycle !== 'open') return { kind: 'nothing' };
   if (interrupted && state.calls.length > 0) {
     const drafts = closeCalls(state.calls, 'Interrupted by the user before it ran.', ids);
+    // A harness that waits for the answer is cancelled before it is asked anything else.
+    drafts.push(...finishPrompt(state, 'cut', null, ids));
     return { kind: 'settle', drafts: [...drafts, idle(ids, { type: 'end_turn' })] };
   }
   const blocked = blockedCalls(state);
@@ -406,6 +422,8 @@ export type NextStep =
   | { readonly kind: 'model' }
   | { readonly kind: 'tools'; readonly calls: readonly OpenCall[] }
   | { readonly kind: 'compact' }
+  /** The coding harness works, or is to be asked. */
+  | { readonly kind: 'prompt' }
   /** The last model call failed; the next one is not due yet. */
   | { readonly kind: 'wait'; readonly untilMs: number }
   | { readonly kind: 'limit'; readonly limit: TurnLimit }
@@ -415,6 +433,7 @@ export type NextStep =
 /** The policy of the loop: pure, so that a takeover continues exactly where the log stands. */
 export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTokens: number, nowMs: number): NextStep {
   if (state.interruptPending) return { kind: 'interrupted' };
+  if (hasHarness(state)) return nextOfHarness(state, bounds, nowMs);
   const runnable = runnableCalls(state);
   if (runnable.length > 0) return { kind: 'tools', calls: runnable };
   if (state.calls.length > 0) {
@@ -427,17 +446,72 @@ export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTo
     return { kind: 'idle', stopReason: { type: state.refusal === null ? 'end_turn' : 'refusal' } };
   }
   // A call that is open was within the bounds when it began.
-  if (state.owesStep && state.turn !== null && state.openRequest === null) {
-    if (state.turn.modelSteps >= bounds.modelSteps && state.retry === null)
-      return { kind: 'limit', limit: 'model_steps' };
-    if (state.turn.outputTokens >= bounds.outputTokens) return { kind: 'limit', limit: 'output_tokens' };
-    if (state.turn.toolMs >= bounds.toolTimeMs) return { kind: 'limit', limit: 'tool_time' };
-    if (nowMs - Date.parse(state.turn.startedAt) >= bounds.wallTimeMs) return { kind: 'limit', limit: 'wall_time' };
-  }
+  const limit = state.owesStep && state.openRequest === null ? limitOf(state, bounds, nowMs) : null;
+  if (limit !== null) return { kind: 'limit', limit };
   if (state.retry !== null && state.openRequest === null && Date.parse(state.retry.at) > nowMs)
     return { kind: 'wait', untilMs: Date.parse(state.retry.at) };
   if (state.contextTokens >= contextLimitTokens) return { kind: 'compact' };
   return { kind: 'model' };
+}
+
+/** The bound that a turn has come to; null when it may go on. */
+function limitOf(state: SessionState, bounds: TurnBounds, nowMs: number): TurnLimit | null {
+  const { turn } = state;
+  if (turn === null) return null;
+  if (turn.modelSteps >= bounds.modelSteps && state.retry === null) return 'model_steps';
+  if (turn.outputTokens >= bounds.outputTokens) return 'output_tokens';
+  if (turn.toolMs >= bounds.toolTimeMs) return 'tool_time';
+  return nowMs - Date.parse(turn.startedAt) >= bounds.wallTimeMs ? 'wall_time' : null;
+}
+
+/** Whether a coding harness runs the session's turns. */
+export function hasHarness({ agent }: SessionState): boolean {
+  return agent !== null && agent.harness.type !== HARNESS_NATIVE;
+}
+
+function nextOfHarness(state: SessionState, bounds: TurnBounds, nowMs: number): NextStep {
+  if (state.prompt === null)
+    return state.owesStep || state.queue.length > 0
+      ? { kind: 'prompt' }
+      : { kind: 'idle', stopReason: { type: 'end_turn' } };
+  const blocked = blockedCalls(state);
+  // What runs beside a call that waits for the client keeps the session running.
+  if (blocked.length > 0 && blocked.length === state.calls.length)
+    return { kind: 'idle', stopReason: { type: 'requires_action', event_ids: blocked.map((call) => call.id) } };
+  // A model call that is open was within the bounds when it began, and so was a tool.
+  const busy = state.openRequest !== null || state.calls.length > 0;
+  const limit = limitOf(state, bounds, nowMs);
+  return limit !== null && (!busy || limit === 'wall_time') ? { kind: 'limit', limit } : { kind: 'prompt' };
+}
+
+/** The events that hand messages to the harness: they are stamped, one message at a time as for a model call. */
+function beginPrompt(state: SessionState, ids: IdSource): Draft[] {
+  const stamped = state.owesStep ? [] : stampMessages(takeFromQueue(state), ids);
+  return [
+    ...stamped,
+    draft(ids, { type: 'session.harness_prompted', data: { prompt_id: ids().replace(/^[a-z]+_/, 'prompt_') } }),
+  ];
+}
+
+/** Closes the open prompt, and the model call that it has open; nothing where there is none. */
+export function finishPrompt(
+  state: SessionState,
+  outcome: 'answered' | 'failed' | 'unknown' | 'cut' | 'session-lost',
+  raw: { readonly digest: string; readonly sizeBytes: number } | null,
+  ids: IdSource,
+): Draft[] {
+  if (state.prompt === null) return [];
+  return [
+    ...(state.openRequest === null ? [] : [endLostRequest(state.openRequest.id, ids)]),
+    draft(ids, {
+      type: 'session.harness_finished',
+      data: {
+        prompt_id: state.prompt.id,
+        outcome,
+        raw: raw === null ? null : { digest: raw.digest, size_bytes: raw.sizeBytes },
+      },
+    }),
+  ];
 }
 
 /**
@@ -517,7 +591,7 @@ export function cutTurn(
   ids: IdSource,
 ): Draft[] {
   const drafts: Draft[] = [];
-  if (state.openRequest !== null) drafts.push(endLostRequest(state.openRequest.id, ids));
+  if (state.openRequest !== null && state.prompt === null) drafts.push(endLostRequest(state.openRequest.id, ids));
   drafts.push(...closed);
   const done = new Set(closed.map(closedCall));
   drafts.push(
@@ -527,6 +601,7 @@ export function cutTurn(
       ids,
     ),
   );
+  drafts.push(...finishPrompt(state, 'cut', null, ids));
   if (cut.error !== null) drafts.push(draft(ids, { type: 'session.error', data: { error: cut.error } }));
   drafts.push(...giveUp(state, { type: cut.error === null ? 'end_turn' : 'retries_exhausted' }, worker, ids));
   return drafts;
@@ -540,7 +615,7 @@ function closedCall(event: Draft): string {
 
 /** Ends a turn that was cut. The message that it did not get to is taken up all the same, or it would begin again for ever. */
 function giveUp(state: SessionState, stopReason: StopReason, worker: string, ids: IdSource): Draft[] {
-  const began = state.owesStep || state.turn === null || state.turn.modelSteps > 0;
+  const began = state.owesStep || state.prompt !== null || state.turn === null || state.turn.modelSteps > 0;
   const unbegun = began ? [] : takeFromQueue(state);
   return [
     ...stampMessages(unbegun, ids),
@@ -548,7 +623,7 @@ function giveUp(state: SessionState, stopReason: StopReason, worker: string, ids
   ];
 }
 
-/** Reaching a bound is an explicit event; open calls cannot exist here, queued messages start a turn of their own. */
+/** Reaching a bound is an explicit event; what a harness left open is closed, queued messages start a turn of their own. */
 export function limitReached(state: SessionState, limit: TurnLimit, worker: string, ids: IdSource): Draft[] {
   const words = {
     model_steps: 'model calls',
@@ -556,7 +631,11 @@ export function limitReached(state: SessionState, limit: TurnLimit, worker: stri
     output_tokens: 'output tokens',
     tool_time: 'tool time',
   } as const;
-  const drafts: Draft[] = state.openRequest === null ? [] : [endLostRequest(state.openRequest.id, ids)];
+  const drafts: Draft[] = [
+    ...closeCalls(state.calls, 'Ended: the turn reached a bound.', ids),
+    ...(state.openRequest === null || state.prompt !== null ? [] : [endLostRequest(state.openRequest.id, ids)]),
+    ...finishPrompt(state, 'cut', null, ids),
+  ];
   drafts.push(
     draft(ids, {
       type: 'session.error',
@@ -642,6 +721,134 @@ export function answerModelRequest(state: SessionState, answer: ModelAnswer, ids
             }),
     );
   }
+  return drafts;
+}
+
+/** A harness calls the model through the door: one step of the turn, whose text gets the id that is named here. */
+export function beginHarnessStep(state: SessionState, model: string, ids: IdSource): Draft[] {
+  const drafts: Draft[] =
+    state.status === 'rescheduling' ? [draft(ids, { type: 'session.status_running', data: {} })] : [];
+  drafts.push(draft(ids, { type: 'span.model_request_start', data: { model, message_id: ids() } }));
+  return drafts;
+}
+
+/** What the door measured of a call of the harness: the end of the step's span, or an event of its own beside it. */
+export function meterHarnessCall(
+  call: { spanId: string | null; model: string; isError: boolean } & Pick<
+    ModelAnswer,
+    'usage' | 'costUsd' | 'finishReason' | 'gatewayCallId'
+  >,
+  ids: IdSource,
+): Draft {
+  const metered = {
+    is_error: call.isError,
+    model_usage: call.usage,
+    cost_usd: call.costUsd,
+    gateway_call_id: call.gatewayCallId,
+  };
+  return call.spanId === null
+    ? draft(ids, { type: 'session.model_side_call', data: { model: call.model, ...metered } })
+    : draft(ids, {
+        type: 'span.model_request_end',
+        data: { model_request_start_id: call.spanId, ...metered, finish_reason: call.finishReason },
+      });
+}
+
+/** The gateway failed a call of the harness. The door asks again, or the harness is told, which is the harness's to take. */
+export function failHarnessStep(
+  state: SessionState,
+  failure: { type: SessionError['type']; message: string; final: boolean; attempt: number; retryAt: string },
+  ids: IdSource,
+): Draft[] {
+  const retryStatus = failure.final ? 'exhausted' : 'retrying';
+  return [
+    ...(state.openRequest === null ? [] : [endLostRequest(state.openRequest.id, ids)]),
+    draft(ids, {
+      type: 'session.error',
+      data: { error: { type: failure.type, message: failure.message, retry_status: { type: retryStatus } } },
+    }),
+    ...(failure.final
+      ? []
+      : [
+          draft(ids, {
+            type: 'session.status_rescheduled',
+            data: { attempt: failure.attempt, retry_at: failure.retryAt },
+          }),
+        ]),
+  ];
+}
+
+/** Text of the harness; under the id that the open step named, the first time. */
+export function recordHarnessText(id: string, text: string): Draft {
+  return { id, type: 'agent.message', data: { content: [{ type: 'text', text }] } };
+}
+
+export function recordThinking(ids: IdSource): Draft {
+  return draft(ids, { type: 'agent.thinking', data: {} });
+}
+
+export function recordHarnessCall(
+  call: {
+    readonly callId: string;
+    readonly name: string;
+    readonly input: JsonObject;
+    readonly native: { readonly name: string; readonly input: JsonObject };
+    readonly asks: boolean;
+  },
+  ids: IdSource,
+): Draft {
+  return draft(ids, {
+    type: 'agent.tool_use',
+    data: {
+      name: call.name,
+      input: call.input,
+      evaluated_permission: call.asks ? 'ask' : 'allow',
+      harness: { call_id: call.callId, name: call.native.name, input: call.native.input },
+    },
+  });
+}
+
+export function recordProgress(promptId: string, sequence: number, sessionId: string | null, ids: IdSource): Draft {
+  return draft(ids, {
+    type: 'session.harness_progressed',
+    data: {
+      prompt_id: promptId,
+      sequence,
+      ...(sessionId === null ? {} : { harness_session_id: sessionId }),
+    },
+  });
+}
+
+/**
+ * The harness is done: what it left open is closed, and the turn ends. `failure` is what the platform knows of why it
+ * failed; null with a failed model call means that the gateway's answer has been told already.
+ */
+export function endPrompt(
+  state: SessionState,
+  end: {
+    readonly outcome: 'answered' | 'failed' | 'unknown';
+    readonly failure: string | null;
+    readonly raw: { readonly digest: string; readonly sizeBytes: number } | null;
+  },
+  worker: string,
+  ids: IdSource,
+): Draft[] {
+  const failed = end.outcome !== 'answered' || state.prompt?.modelFailed === true;
+  const unknown = 'Outcome unknown: the harness ended while this ran. Check before doing it again.';
+  const drafts: Draft[] = [
+    ...state.calls.map((call) =>
+      recordToolResult(call, { text: unknown, isError: true, outcome: 'unknown', fullOutput: null }, ids),
+    ),
+    ...finishPrompt(state, failed && end.outcome === 'answered' ? 'failed' : end.outcome, end.raw, ids),
+  ];
+  if (end.failure !== null)
+    drafts.push(
+      draft(ids, {
+        type: 'session.error',
+        data: { error: { type: 'unknown_error', message: end.failure, retry_status: { type: 'exhausted' } } },
+      }),
+    );
+  drafts.push(...giveUp(state, { type: failed ? 'retries_exhausted' : 'end_turn' }, worker, ids));
   return drafts;
 }
 
@@ -812,8 +1019,10 @@ export function decideUpdate(state: SessionState, body: UpdateSessionBody, ids: 
     }
     if (JSON.stringify(metadata) !== JSON.stringify(state.metadata)) change.metadata = metadata;
   }
-  if (body.agent?.tools !== undefined || body.agent?.mcp_servers !== undefined)
+  if (body.agent?.tools !== undefined || body.agent?.mcp_servers !== undefined) {
     change.agent = withTools(agent, body.agent.tools, body.agent.mcp_servers);
+    requireHarnessTools(change.agent);
+  }
   return Object.keys(change).length === 0 ? [] : [draft(ids, { type: 'session.updated', data: change })];
 }
 
@@ -898,7 +1107,7 @@ export interface Advance {
 
 /**
  * Adds everything that follows by itself from `drafts`: the next model call's start, the end of the turn, a bound that
- * was reached. Stops where the outside world must act: a model, tools, a compaction, or open calls to cancel.
+ * was reached. Stops where the outside world must act: a model, a harness, tools, a compaction, or open calls to cancel.
  */
 export function advance(
   state: SessionState,
@@ -913,6 +1122,10 @@ export function advance(
     if (now.status === 'idle') return { drafts, idle: true };
     const next = nextStep(now, options.bounds, options.contextLimitTokens, options.nowMs);
     if (next.kind === 'tools' || next.kind === 'compact' || next.kind === 'wait') return { drafts, idle: false };
+    if (next.kind === 'prompt') {
+      if (now.prompt === null) drafts.push(...beginPrompt(now, ids));
+      return { drafts, idle: false };
+    }
     if (next.kind === 'model') {
       const model = now.agent?.model.id ?? '';
       drafts.push(...beginModelRequest(now, model, ids));
@@ -920,6 +1133,8 @@ export function advance(
     }
     // The turn is over, and something is to be done before the log says so.
     if (options.holdEnd === true) return { drafts, idle: false };
+    // A harness is stopped before the log says so.
+    if ((next.kind === 'interrupted' || next.kind === 'limit') && now.prompt !== null) return { drafts, idle: false };
     if (next.kind === 'interrupted') {
       if (runnableCalls(now).length > 0) return { drafts, idle: false };
       drafts.push(...cutTurn(now, [], INTERRUPTED, options.worker, ids));

@@ -40,6 +40,19 @@ export interface OpenCall {
   readonly byWorker: boolean;
   /** True once a worker had the session while it could run: it may have begun. */
   readonly exposed: boolean;
+  /** The id under which the session's harness runs it; null for a call that the platform runs. */
+  readonly harnessCallId: string | null;
+}
+
+/** What a coding harness was asked and has not finished. */
+export interface OpenPrompt {
+  readonly id: string;
+  /** Of what the harness did, everything up to here is in the log. */
+  readonly sequence: number;
+  /** The first journal that it may have been sent under; null while no sandbox was attached. */
+  readonly journalId: string | null;
+  /** The newest model call of the harness failed for good, whatever the harness makes of it. */
+  readonly modelFailed: boolean;
 }
 
 /** What one message's turn has spent so far (T6). */
@@ -76,7 +89,16 @@ export interface SessionState {
   readonly worker: string;
   readonly queue: readonly QueuedMessage[];
   readonly turn: TurnSpending | null;
-  readonly openRequest: { readonly id: string; readonly messageId: string; readonly at: string } | null;
+  readonly openRequest: {
+    readonly id: string;
+    readonly messageId: string;
+    readonly at: string;
+    /** Its message is in the log. */
+    readonly told: boolean;
+  } | null;
+  readonly prompt: OpenPrompt | null;
+  /** The harness's own session, to go on with. */
+  readonly harnessSessionId: string | null;
   readonly calls: readonly OpenCall[];
   /** The newest client answers by {@link answerKey}, to tell a repeated answer from a contradicting one. */
   readonly answers: Readonly<Record<string, { readonly eventId: string; readonly text: string }>>;
@@ -111,6 +133,8 @@ export const initialState: SessionState = {
   queue: [],
   turn: null,
   openRequest: null,
+  prompt: null,
+  harnessSessionId: null,
   calls: [],
   answers: {},
   interruptPending: false,
@@ -266,7 +290,14 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
     case 'session.deleted':
       return { ...next, lifecycle: 'deleted', status: 'idle', queue: [], calls: [] };
     case 'session.error':
-      return event.data.error.retry_status.type === 'retrying' ? next : { ...next, retry: null, owesStep: false };
+      return event.data.error.retry_status.type === 'retrying'
+        ? next
+        : {
+            ...next,
+            retry: null,
+            owesStep: false,
+            prompt: state.prompt === null ? null : { ...state.prompt, modelFailed: true },
+          };
     case 'session.resources_changed':
       return { ...next, resources: event.data.resources };
     case 'session.updated':
@@ -280,7 +311,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return {
         ...next,
         refusal: null,
-        openRequest: { id: event.id, messageId: event.data.message_id, at: event.recordedAt },
+        openRequest: { id: event.id, messageId: event.data.message_id, at: event.recordedAt, told: false },
         turn: state.turn === null ? null : { ...state.turn, modelSteps: state.turn.modelSteps + 1 },
       };
     case 'span.model_request_end': {
@@ -292,6 +323,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         retry: null,
         owesStep: false,
         refusal: event.data.refusal ?? null,
+        prompt: state.prompt === null ? null : { ...state.prompt, modelFailed: false },
         contextTokens:
           usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens + usage.output_tokens,
         turn:
@@ -317,6 +349,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             journalId: state.sandbox?.journalId ?? null,
             byWorker,
             exposed: state.workId !== null && byWorker && permission === 'allow',
+            harnessCallId: event.data.harness?.call_id ?? null,
           },
         ],
       };
@@ -338,6 +371,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             journalId: null,
             byWorker: false,
             exposed: false,
+            harnessCallId: null,
           },
         ],
       };
@@ -358,6 +392,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
             journalId: state.sandbox?.journalId ?? null,
             byWorker: false,
             exposed: false,
+            harnessCallId: null,
           },
         ],
       };
@@ -369,7 +404,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return {
         ...next,
         ...closeCall(state, id),
-        owesStep: true,
+        // A harness goes on by itself.
+        owesStep: call?.harnessCallId == null || state.owesStep,
         turn: state.turn === null ? null : { ...state.turn, toolMs: state.turn.toolMs + spentMs },
       };
     }
@@ -381,6 +417,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         ...next,
         sandbox: { sandboxId, journalId },
         calls: state.calls.map((call) => (call.journalId === null ? { ...call, journalId } : call)),
+        prompt: state.prompt === null ? null : { ...state.prompt, journalId: state.prompt.journalId ?? journalId },
       };
     }
     case 'session.forked':
@@ -405,6 +442,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         sandbox: null,
         selfHosted: event.data.self_hosted === true,
         workId: null,
+        prompt: null,
+        harnessSessionId: null,
         owesStep: false,
       };
     case 'session.outputs_kept':
@@ -417,7 +456,37 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       };
     case 'session.worker_detached':
       return state.workId === event.data.work_id ? { ...next, workId: null } : next;
+    case 'session.harness_prompted':
+      return {
+        ...next,
+        owesStep: false,
+        prompt: {
+          id: event.data.prompt_id,
+          sequence: 0,
+          journalId: state.sandbox?.journalId ?? null,
+          modelFailed: false,
+        },
+      };
+    case 'session.harness_progressed':
+      return {
+        ...next,
+        prompt: state.prompt === null ? null : { ...state.prompt, sequence: event.data.sequence },
+        harnessSessionId: event.data.harness_session_id ?? state.harnessSessionId,
+      };
+    case 'session.harness_finished':
+      return {
+        ...next,
+        prompt: null,
+        retry: null,
+        ...(event.data.outcome === 'session-lost' ? { harnessSessionId: null, owesStep: true } : {}),
+      };
     case 'agent.message':
+      return {
+        ...next,
+        openRequest:
+          state.openRequest?.messageId === event.id ? { ...state.openRequest, told: true } : state.openRequest,
+      };
+    case 'session.model_side_call':
     case 'agent.thinking':
     case 'session.fork_created':
       return next;
@@ -442,7 +511,9 @@ export function blockedCalls(state: SessionState): readonly OpenCall[] {
 
 /** The calls that the platform can act on now. */
 export function runnableCalls(state: SessionState): readonly OpenCall[] {
-  return state.calls.filter((call) => call.kind !== 'custom' && !isUnconfirmed(call) && !waitsForWorker(call));
+  return state.calls.filter(
+    (call) => call.kind !== 'custom' && call.harnessCallId === null && !isUnconfirmed(call) && !waitsForWorker(call),
+  );
 }
 
 /** The runnable calls that nothing remembers but the worker that ran them: whoever comes after it cannot know their outcome. */

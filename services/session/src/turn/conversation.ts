@@ -41,6 +41,19 @@ export class Conversation {
   #chars = 0;
   /** True until the model is told that it goes on in another session: with its next message. */
   #isForked = false;
+  /** Messages that no harness has been asked yet, and those of its newest prompt. */
+  #unasked: ConversationItem[] = [];
+  #asked: readonly ConversationItem[] = [];
+
+  /** What the newest prompt of a harness says. */
+  get prompt(): readonly ConversationItem[] {
+    return this.#asked;
+  }
+  /** What came before it. */
+  get beforePrompt(): readonly ConversationItem[] {
+    const [first] = this.#asked;
+    return first === undefined ? this.#items : this.#items.slice(0, this.#items.indexOf(first));
+  }
 
   /** About how much text it holds. */
   get chars(): number {
@@ -59,20 +72,30 @@ export class Conversation {
         if (this.#isForked) this.#add({ role: 'system', text: FORKED });
         this.#isForked = false;
         if (message.type === 'system.message') {
-          this.#add({ role: 'system', text: message.content.map((block) => block.text).join('\n') });
+          this.#ask({ role: 'system', text: message.content.map((block) => block.text).join('\n') });
         } else {
           this.#lastUser = { role: 'user', content: message.content };
-          this.#add(this.#lastUser);
+          this.#ask(this.#lastUser);
         }
         return;
       }
       case 'session.forked':
         // Not yet: results of the calls that are open here come first.
         this.#isForked = true;
+        this.#unasked = [];
+        return;
+      case 'session.harness_prompted':
+        this.#asked = this.#unasked;
+        this.#unasked = [];
+        return;
+      case 'session.harness_finished':
+        // It never reached a harness.
+        if (event.data.outcome === 'session-lost') this.#unasked = [...this.#asked, ...this.#unasked];
         return;
       case 'span.model_request_start':
         this.#step = null;
         this.#model = event.data.model;
+        this.#unasked = [];
         return;
       case 'agent.message':
         this.#say(event.data.content);
@@ -113,6 +136,11 @@ export class Conversation {
       default:
         return;
     }
+  }
+
+  #ask(item: Exclude<ConversationItem, Assistant>): void {
+    this.#unasked.push(item);
+    this.#add(item);
   }
 
   #add(item: Exclude<ConversationItem, Assistant>): void {

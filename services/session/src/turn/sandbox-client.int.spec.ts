@@ -83,7 +83,6 @@ const exec = (changes: Partial<Dispatch> = {}) =>
         contextKey: null,
         generation: 1,
       },
-      exec: { sessionId: 'sesn_1', callId: 'c1', generation: 1, tool: 'bash', input: {}, timeoutMs: 1_000 },
       known: null,
       sentUnder: null,
       waitMs: 1_000,
@@ -94,6 +93,7 @@ const exec = (changes: Partial<Dispatch> = {}) =>
       },
       ...changes,
     },
+    { sessionId: 'sesn_1', callId: 'c1', generation: 1, tool: 'bash', input: {}, timeoutMs: 1_000 },
     new AbortController().signal,
   );
 const first: EnsureSandboxReply = { sandboxId: 'sbx_1', journalId: 'j1' };

@@ -10,9 +10,13 @@ import {
   type ExecBody,
   type ExecReply,
   type FoundOutputs,
+  type HarnessEvent,
   type HarvestBody,
   type HarvestUpdate,
   isAppError,
+  type PermitBody,
+  type PromptBody,
+  type PromptReply,
   type SandboxReason,
   sandboxLinkSubject,
   type ToolOutcome,
@@ -25,11 +29,12 @@ const CANCEL_WAIT_MS = 5_000;
 /** Outputs may be many and large; a sandbox that nobody serves for so long has none to give. */
 const HARVEST_WAIT_MS = 10 * 60_000;
 const HARVEST_LOST_MS = 5_000;
+/** A stream of events is asked for anew at least so often. */
+const PROMPT_MS = 24 * 3_600_000;
 
-/** One tool call on its way to a sandbox. */
+/** One call on its way to a sandbox: a tool call, or a prompt for a harness. */
 export interface Dispatch {
   readonly ensure: EnsureSandboxBody;
-  readonly exec: ExecBody;
   /** Where the session's calls went so far; tried first. */
   readonly known: EnsureSandboxReply | null;
   /** The journal that the call may have been sent under already; null = never sent. */
@@ -41,6 +46,9 @@ export interface Dispatch {
   /** Must be durable before the call is sent. */
   readonly onAttach: (sandbox: EnsureSandboxReply) => Promise<void>;
 }
+
+/** What a call came to where the sandbox itself could not say. */
+export type Undelivered = { readonly unavailable: string } | { readonly unknown: true };
 
 /** Nobody heard it: no replica holds a link, or the one that did has none any more. */
 const NOT_SENT: ReadonlySet<string> = new Set(['bus.no-responders', 'sandbox.not-linked']);
@@ -63,8 +71,54 @@ export class SandboxClient {
     this.#bus = bus;
   }
 
-  /** @throws AppError `sandbox.stale-generation` when a newer worker holds the session; the signal's reason. */
-  async exec(call: Dispatch, signal: AbortSignal): Promise<ToolOutcome | { unavailable: string }> {
+  /** Runs a tool call. @throws AppError `sandbox.stale-generation` when a newer worker holds the session; the signal's reason. */
+  async exec(call: Dispatch, body: ExecBody, signal: AbortSignal): Promise<ToolOutcome | { unavailable: string }> {
+    const outcome = await this.#deliver(call, signal, (sandboxId, onAlive) =>
+      this.#exec(sandboxId, body, signal, onAlive),
+    );
+    return 'unknown' in outcome ? unknownOutcome : outcome;
+  }
+
+  /**
+   * Hands a prompt to a harness and tells what it does, each event once and in order however often the link is lost.
+   * `onEvent` is waited for before the next. @throws as {@link exec}
+   */
+  async prompt(
+    call: Dispatch,
+    body: PromptBody,
+    signal: AbortSignal,
+    onEvent: (event: HarnessEvent, sequence: number) => Promise<void>,
+  ): Promise<Extract<PromptReply, { kind: 'done' }> | Undelivered> {
+    let after = body.after;
+    return this.#deliver(call, signal, async (sandboxId, onAlive) => {
+      const replies = this.#bus.requestMany<PromptReply>(
+        sandboxLinkSubject(sandboxId, 'prompt'),
+        { ...body, after } satisfies PromptBody,
+        { silenceMs: LINK_SILENCE_MS, deadlineAtMs: Date.now() + PROMPT_MS },
+      );
+      for await (const reply of untilAborted(replies, signal)) {
+        onAlive();
+        if (reply.kind === 'done') return reply;
+        if (reply.kind === 'alive' || reply.sequence <= after) continue;
+        // One was lost on the way: it is asked for again.
+        if (reply.sequence > after + 1) break;
+        await onEvent(reply.event, reply.sequence);
+        after = reply.sequence;
+      }
+      throw new AppError('unavailable', 'sandbox.link-ended', 'The sandbox broke off.');
+    });
+  }
+
+  /** Answers a harness's call that asks; best effort, a lost answer is given again. */
+  async permit(sandboxId: string, body: PermitBody): Promise<void> {
+    await this.#bus.request<null>(sandboxLinkSubject(sandboxId, 'permit'), body, { timeoutMs: CANCEL_WAIT_MS });
+  }
+
+  async #deliver<R>(
+    call: Dispatch,
+    signal: AbortSignal,
+    send: (sandboxId: string, onAlive: () => void) => Promise<R>,
+  ): Promise<R | Undelivered> {
     let target = call.known;
     let sentUnder = call.sentUnder;
     let patientUntilMs = Date.now() + call.waitMs;
@@ -80,14 +134,14 @@ export class SandboxClient {
         if (target === null) {
           target = await this.#ensure({ ...call, onWaiting }, patientUntilMs, signal);
         }
-        if (sentUnder !== null && sentUnder !== target.journalId) return unknownOutcome;
+        if (sentUnder !== null && sentUnder !== target.journalId) return { unknown: true };
         await call.onAttach(target);
         // A call that was cut meanwhile is closed in the log, or will be: it must not be sent any more (T1).
         signal.throwIfAborted();
         const before: string | null = sentUnder;
         sentUnder = target.journalId;
         try {
-          return await this.#exec(target.sandboxId, call.exec, signal, () => {
+          return await send(target.sandboxId, () => {
             patientUntilMs = Date.now() + call.waitMs;
           });
         } catch (error) {
@@ -98,11 +152,12 @@ export class SandboxClient {
         signal.throwIfAborted();
         if (!isAppError(error) || error.code === 'sandbox.stale-generation') throw error;
         // A call that may have been sent is never said not to have run.
-        if (error.kind !== 'unavailable') return sentUnder === null ? { unavailable: error.message } : unknownOutcome;
+        if (error.kind !== 'unavailable')
+          return sentUnder === null ? { unavailable: error.message } : { unknown: true };
         if (Date.now() + RETRY_MS >= patientUntilMs) {
           return sentUnder === null
             ? { unavailable: `No sandbox could be had: ${waitsFor ?? error.message}` }
-            : unknownOutcome;
+            : { unknown: true };
         }
         // Where the last call went nobody answers any more: it rests, and is woken without delay.
         const rests = target !== null && target === call.known && NOT_SENT.has(error.code);

@@ -19,6 +19,7 @@ import {
   type StoredBlock,
   storableText,
   type ThinkingBlock,
+  type UploadedFile,
 } from '@holdfast/contracts';
 import { isConnectionLoss, step } from '@holdfast/event-store';
 import type { Logger } from 'pino';
@@ -41,6 +42,7 @@ import {
   failModelRequest,
   type IdSource,
   INTERRUPTED,
+  limitReached,
   type ModelAnswer,
   nextStep,
   recordCompaction,
@@ -58,7 +60,8 @@ import type { McpServers } from '../tools/mcp-servers.ts';
 import { type McpTool, type McpTools, offeredTools, resolveCall } from '../tools/tool-definitions.ts';
 import type { WebFetch } from '../tools/web-fetch.ts';
 import type { ConversationItem } from './conversation.ts';
-import type { SandboxClient } from './sandbox-client.ts';
+import { HarnessRun } from './harness-run.ts';
+import type { Dispatch, SandboxClient } from './sandbox-client.ts';
 
 /** What a turn works with. */
 export interface TurnTools {
@@ -115,8 +118,8 @@ function isFenced(error: unknown): boolean {
 }
 
 /** Whether calls of the open turn may have left outputs: what the worker that was lost knew, as far as the log tells. */
-export function mayHaveOutputs({ calls, turn }: SessionState): boolean {
-  return calls.length > 0 || (turn?.toolMs ?? 0) > 0;
+export function mayHaveOutputs({ calls, prompt, turn }: SessionState): boolean {
+  return calls.length > 0 || prompt !== null || (turn?.toolMs ?? 0) > 0;
 }
 
 /** One lease's worth of work on a session: decides the next step from the log's state until the session is idle or the lease is gone. */
@@ -140,6 +143,8 @@ export class Turn {
   readonly #sent = new Set<string>();
   /** Whether calls may have left outputs that are no files yet: it must not end before they are (C1). */
   #harvestDue: boolean;
+  /** The prompt of the coding harness that this turn drives. */
+  #run: { readonly promptId: string; readonly over: AbortController } | null = null;
   #failure: unknown;
   #changed: () => void = () => undefined;
   #preview: LiveDelta | null = null;
@@ -149,9 +154,12 @@ export class Turn {
     this.#options = options;
     this.session = options.session;
     this.generation = options.generation;
-    const { openRequest, calls } = this.session.state;
+    const { openRequest, calls, prompt } = this.session.state;
     if (openRequest !== null) this.#mine.add(openRequest.id);
     this.#harvestDue = options.takeover && mayHaveOutputs(this.session.state);
+    // A prompt is open from turn to turn while its harness waits for the client; one that begins here was not sent yet.
+    if (prompt?.journalId != null && (options.takeover || prompt.sequence > 0))
+      this.#sentUnder.set(prompt.id, prompt.journalId);
     if (!options.takeover) return;
     for (const { id, journalId } of calls) if (journalId !== null) this.#sentUnder.set(id, journalId);
   }
@@ -224,6 +232,9 @@ export class Turn {
         return this.#waitForChange();
       case 'compact':
         return this.#compact();
+      case 'prompt':
+        if (state.prompt === null) return this.#commit((now, ids) => this.#goOn(now, [], ids));
+        return this.#drive(state.prompt.id, state);
       case 'wait':
         return this.#waitForChange(next.untilMs - Date.now());
       case 'model':
@@ -232,10 +243,82 @@ export class Turn {
         await this.#commit((now, ids) => this.#goOn(now, [], ids));
         return;
       case 'limit':
+        if (state.prompt !== null) {
+          const { limit } = next;
+          await this.#stopHarness(state);
+          return this.#commit((now, ids) =>
+            this.#goOn(now, limitReached(now, limit, this.#options.advance.worker, ids), ids),
+          );
+        }
+        return this.#commit((now, ids) => this.#goOn(now, [], ids));
       case 'idle':
         await this.#harvest();
         await this.#commit((now, ids) => this.#goOn(now, [], ids));
     }
+  }
+
+  // -- coding harnesses
+
+  /** Sees to it that the prompt is driven, and waits for what follows from it. */
+  async #drive(promptId: string, state: SessionState): Promise<void> {
+    const { bus, tools, advance: bounds } = this.#options;
+    if (this.#run?.promptId !== promptId) {
+      const dispatch = await this.#dispatch(promptId);
+      this.#harvestDue = true;
+      this.#run?.over.abort(new Error('another prompt follows'));
+      const over = new AbortController();
+      this.#run = { promptId, over };
+      const signal = AbortSignal.any([over.signal, this.#over.signal]);
+      const run = new HarnessRun(
+        promptId,
+        {
+          session: this.session,
+          generation: this.generation,
+          bus,
+          sandboxes: tools.sandboxes,
+          dispatch,
+          worker: bounds.worker,
+          contextLimitTokens: bounds.contextLimitTokens,
+          settings: tools.settings,
+          files: filesOf(this.session.state),
+          commit: (decide) => this.#commit(decide),
+          goOn: (now, drafts, ids) => this.#goOn(now, drafts, ids),
+          show: (piece) => {
+            if (piece === null) this.#preview = null;
+            else {
+              this.#openPreview({ ...piece.delta, text: piece.textSoFar });
+              bus.publishLive(deltaSubject(this.session.id), piece.delta);
+            }
+          },
+        },
+        signal,
+      );
+      void run
+        .run()
+        .catch((error: unknown) => {
+          if (!signal.aborted) this.#failure = error;
+        })
+        .finally(() => {
+          if (this.#run?.over === over) this.#run = null;
+          this.#changed();
+        });
+    }
+    const endsAtMs = Date.parse(state.turn?.startedAt ?? new Date().toISOString()) + bounds.bounds.wallTimeMs;
+    return this.#waitForChange(Math.max(1, endsAtMs - Date.now()));
+  }
+
+  /** Cancels what the harness does, before the log says that it is over (T1). */
+  async #stopHarness({ sandbox, prompt }: SessionState): Promise<void> {
+    if (prompt === null) return;
+    const { sandboxes } = this.#options.tools;
+    if (sandbox !== null)
+      await sandboxes.cancel(sandbox.sandboxId, {
+        sessionId: this.session.id,
+        callId: prompt.id,
+        generation: this.generation,
+      });
+    this.#run?.over.abort(new Error('cut'));
+    this.#run = null;
   }
 
   /** `drafts` and everything that follows from them by itself. */
@@ -587,51 +670,23 @@ export class Turn {
 
   async #runInSandbox(call: OpenCall, tool: SandboxTool, signal: AbortSignal): Promise<ToolResult> {
     const { tools } = this.#options;
-    const workspaceId = this.session.workspaceId ?? '';
     const { settings } = tools;
-    const { environmentId, contextKey, resources, sandbox } = this.session.state;
     this.#harvestDue = true;
     const asked = call.input['timeout_ms'];
     const timeoutMs = Math.min(
       settings.toolTimeoutMs,
       typeof asked === 'number' && asked >= 1 ? Math.trunc(asked) : settings.toolDefaultTimeoutMs,
     );
-    let told: string | null = null;
     const outcome = await tools.sandboxes.exec(
+      await this.#dispatch(call.id),
       {
-        onWaiting: (reason) => {
-          if (reason.code === told) return;
-          told = reason.code;
-          // What cannot be told now is told with the next reason, or with the call's own result.
-          void this.#commit((_state, ids) => ({ drafts: [reportWaiting(reason, ids)] })).catch((error: unknown) =>
-            this.#options.logger.warn({ err: error, session: this.session.id }, 'a wait could not be told'),
-          );
-        },
-        ensure: {
-          workspaceId,
-          sessionId: this.session.id,
-          environmentId,
-          environment: await tools.environment(workspaceId, environmentId),
-          contextKey,
-          generation: this.generation,
-        },
-        exec: {
-          sessionId: this.session.id,
-          callId: call.id,
-          generation: this.generation,
-          tool,
-          input: call.input,
-          timeoutMs,
-          files: resources.map(({ mount_path, digest }) => ({ path: mount_path, digest })),
-        },
-        known: sandbox,
-        sentUnder: this.#sentUnder.get(call.id) ?? null,
-        waitMs: settings.sandboxWaitMs,
-        onAttach: async (reply) => {
-          await this.#attach(reply);
-          step.publish('tool.attached');
-          this.#sentUnder.set(call.id, reply.journalId);
-        },
+        sessionId: this.session.id,
+        callId: call.id,
+        generation: this.generation,
+        tool,
+        input: call.input,
+        timeoutMs,
+        files: filesOf(this.session.state),
       },
       signal,
     );
@@ -641,6 +696,40 @@ export class Turn {
       isError: outcome.isError,
       outcome: outcome.outcome,
       fullOutput: outcome.fullOutput,
+    };
+  }
+
+  /** How a call, or a harness's prompt, gets to the session's sandbox. */
+  async #dispatch(callId: string): Promise<Dispatch> {
+    const { tools } = this.#options;
+    const workspaceId = this.session.workspaceId ?? '';
+    const { environmentId, contextKey, sandbox } = this.session.state;
+    let told: string | null = null;
+    return {
+      onWaiting: (reason) => {
+        if (reason.code === told) return;
+        told = reason.code;
+        // What cannot be told now is told with the next reason, or with the call's own result.
+        void this.#commit((_state, ids) => ({ drafts: [reportWaiting(reason, ids)] })).catch((error: unknown) =>
+          this.#options.logger.warn({ err: error, session: this.session.id }, 'a wait could not be told'),
+        );
+      },
+      ensure: {
+        workspaceId,
+        sessionId: this.session.id,
+        environmentId,
+        environment: await tools.environment(workspaceId, environmentId),
+        contextKey,
+        generation: this.generation,
+      },
+      known: sandbox,
+      sentUnder: this.#sentUnder.get(callId) ?? null,
+      waitMs: tools.settings.sandboxWaitMs,
+      onAttach: async (reply) => {
+        await this.#attach(reply);
+        step.publish('tool.attached');
+        this.#sentUnder.set(callId, reply.journalId);
+      },
     };
   }
 
@@ -656,6 +745,7 @@ export class Turn {
   /** Ends the turn. Stops what runs, in the sandbox first, so that nothing starts after the log says that it was cancelled (T1). */
   async #cut(cut: Cut): Promise<void> {
     const { state } = this.session;
+    await this.#stopHarness(state);
     const closed = await Promise.all(
       runnableCalls(state).map(async (call) => ({ call, result: await this.#stopCall(call, state) })),
     );
@@ -752,4 +842,9 @@ function answerOf(agent: AgentSnapshot, mcp: McpTools, reply: ModelReply, ids: P
     refusal: reply.refusal,
     gatewayCallId: reply.gatewayCallId,
   };
+}
+
+/** What the session's sandbox is to hold before anything runs there. */
+function filesOf({ resources }: SessionState): UploadedFile[] {
+  return resources.map(({ mount_path: path, digest }) => ({ path, digest }));
 }

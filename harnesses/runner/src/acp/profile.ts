@@ -1,0 +1,46 @@
+import type { HarnessStart } from '@holdfast/contracts';
+
+/** What a harness finds around it. */
+export interface HarnessPlaces {
+  /** The harness's own folder, read-only: its program and this profile. */
+  readonly folder: string;
+  readonly workspace: string;
+  readonly home: string;
+  /** The model door, without a path: `http://127.0.0.1:<port>`. */
+  readonly door: string;
+}
+
+/** How a harness is started: its program speaks ACP on its standard streams. */
+export interface HarnessCommand {
+  readonly command: string;
+  readonly args: readonly string[];
+  /** Over the sandbox's own environment. */
+  readonly env: Readonly<Record<string, string>>;
+  /** Written before it starts; absolute paths. */
+  readonly files: readonly { readonly path: string; readonly content: string }[];
+}
+
+/** A tool call as the harness told it so far. */
+export interface NativeCall {
+  /** Its first title, which is the tool's name in most harnesses. */
+  readonly name: string;
+  readonly kind: string | null;
+  readonly input: Readonly<Record<string, unknown>>;
+  /** Text of its content. */
+  readonly text: string;
+  readonly output: unknown;
+  readonly failed: boolean;
+}
+
+/**
+ * What differs from one ACP harness to the next. A harness is a folder in the sandbox, named as its type, that holds
+ * `profile.mjs` with an export `profile` of this shape, and the harness's program. It runs inside the runner, so it is
+ * the platform's code, never the agent's.
+ */
+export interface HarnessProfile {
+  readonly command: (start: HarnessStart, places: HarnessPlaces) => HarnessCommand;
+  /** The call under the reference's names, as far as it has one of these tools; else under its own. */
+  readonly toolOf: (call: NativeCall) => { readonly name: string; readonly input: Readonly<Record<string, unknown>> };
+  /** What the model was told of it, once it is over. */
+  readonly resultOf: (call: NativeCall) => { readonly text: string; readonly isError: boolean };
+}
