@@ -1,20 +1,30 @@
 import { execFile } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { createReadStream, existsSync, readFileSync } from 'node:fs';
 import { chmod, copyFile, link, mkdir, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
 import { promisify } from 'node:util';
 import { cacheDir } from './nats-server.ts';
 import { ROOT } from './settings.ts';
 
 const run = promisify(execFile);
 
-/** `harness.json` in a harness's folder: its version, and the npm package of each platform that its program comes from. */
+/** One file that a harness comes with, and the npm package that holds it: that package's tarball is checked. */
+interface HarnessFile {
+  readonly name: string;
+  /** Where it runs, `linux-x64` for instance; everywhere where it says nothing. */
+  readonly platform?: string;
+  /** With its version. */
+  readonly package: string;
+  readonly path: string;
+  readonly integrity: string;
+}
+
+/** `harness.json` in a harness's folder: its version, and the files that its build does not make. */
 interface HarnessManifest {
   readonly version: string;
-  readonly program?: string;
-  readonly packages?: Readonly<
-    Record<string, { readonly name: string; readonly path: string; readonly integrity: string }>
-  >;
+  readonly files?: readonly HarnessFile[];
 }
 
 /** The coding harnesses of a deployment. */
@@ -39,21 +49,21 @@ export async function prepareHarnesses(
   const folder = join(stateDir, 'harnesses');
   const enabled: string[] = [];
   for (const name of wanted) {
-    const { version, program, packages } = manifestOf(name);
+    const { version, files = [] } = manifestOf(name);
     const own = join(folder, name);
     await mkdir(own, { recursive: true });
     const built = join(ROOT, 'harnesses', name, 'dist');
     for (const file of (await readdir(built)).filter((one) => one.endsWith('.mjs')))
       await put(join(built, file), join(own, file), copyFile);
-    if (program !== undefined) {
-      const source = packages?.[`${process.platform}-${process.arch}`];
-      if (source === undefined)
-        throw new Error(`HARNESSES: there is no ${name} for ${process.platform}-${process.arch}; leave it out`);
-      // Large, and never changed: one file for all platforms on a machine where that can be.
-      await put(await installed(name, version, source, log), join(own, program), (from, to) =>
+    const here = `${process.platform}-${process.arch}`;
+    const fitting = files.filter(({ platform = here }) => platform === here);
+    if (new Set(fitting.map((file) => file.name)).size < new Set(files.map((file) => file.name)).size)
+      throw new Error(`HARNESSES: there is no ${name} for ${here}; leave it out`);
+    // Large, and never changed: one file for all platforms on a machine where that can be.
+    for (const file of fitting)
+      await put(await installed(file, log), join(own, file.name), (from, to) =>
         link(from, to).catch(() => copyFile(from, to)),
       );
-    }
     enabled.push(`${name}@${version}`);
   }
   return { enabled: enabled.join(','), folder };
@@ -73,35 +83,33 @@ async function put(from: string, to: string, by: (from: string, to: string) => P
   await by(from, fresh);
   await chmod(fresh, 0o755);
   await rename(fresh, to);
+  // Renamed to what is the same file already, it stays.
+  await rm(fresh, { force: true });
 }
 
-async function installed(
-  name: string,
-  version: string,
-  source: { readonly name: string; readonly path: string; readonly integrity: string },
-  log: (line: string) => void,
-): Promise<string> {
-  const home = join(cacheDir(), `harness-${name}-${version}`);
-  const program = join(home, 'node_modules', source.name, source.path);
-  if (existsSync(program)) return program;
-  log(`installing ${name} ${version} from npm (once)`);
-  const fresh = `${home}.${process.pid}`;
-  await rm(fresh, { recursive: true, force: true });
+/** The file in this machine's cache, from npm the first time. */
+async function installed(file: HarnessFile, log: (line: string) => void): Promise<string> {
+  const kept = join(cacheDir(), `harness-${file.package.replace(/\W+/g, '-')}-${file.name}`);
+  if (existsSync(kept)) return kept;
+  log(`getting ${file.package} from npm (once)`);
+  const fresh = `${kept}.${process.pid}`;
   await mkdir(fresh, { recursive: true });
-  const flags = ['--prefix', fresh, '--no-save', '--ignore-scripts', '--no-audit', '--no-fund'];
-  await run('npm', ['install', ...flags, `${source.name}@${version}`], { timeout: 600_000, maxBuffer: 1 << 24 });
-  const lock = JSON.parse(readFileSync(join(fresh, 'node_modules', '.package-lock.json'), 'utf8')) as {
-    packages: Record<string, { integrity?: string }>;
-  };
-  const found = lock.packages[`node_modules/${source.name}`]?.integrity;
-  if (found !== source.integrity) {
+  try {
+    await run('npm', ['pack', file.package, '--pack-destination', fresh], { timeout: 600_000 });
+    const [tarball = ''] = await readdir(fresh);
+    const found = await integrityOf(join(fresh, tarball));
+    if (found !== file.integrity) throw new Error(`${file.package} has the integrity ${found}, not ${file.integrity}`);
+    await run('tar', ['-xzf', tarball, `package/${file.path}`], { cwd: fresh, timeout: 600_000 });
+    // Whoever was faster has the same.
+    await rename(join(fresh, 'package', file.path), kept);
+  } finally {
     await rm(fresh, { recursive: true, force: true });
-    throw new Error(`${source.name}@${version} has the integrity ${found}, not ${source.integrity}`);
   }
-  await rename(fresh, home).catch(async (error: unknown) => {
-    await rm(fresh, { recursive: true, force: true });
-    // Another one was faster.
-    if (!existsSync(program)) throw error;
-  });
-  return program;
+  return kept;
+}
+
+async function integrityOf(file: string): Promise<string> {
+  const hash = createHash('sha512');
+  await pipeline(createReadStream(file), hash);
+  return `sha512-${hash.digest('base64')}`;
 }

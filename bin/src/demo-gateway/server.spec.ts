@@ -11,9 +11,9 @@ afterAll(() => {
   server.close();
 });
 
-function post(path: string, messages: unknown[]): Promise<Response> {
+function post(path: string, messages: unknown[], more: object = {}): Promise<Response> {
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}${path}`;
-  return fetch(url, { method: 'POST', body: JSON.stringify({ model: 'demo', messages }) });
+  return fetch(url, { method: 'POST', body: JSON.stringify({ model: 'demo', messages, ...more }) });
 }
 async function answerTo(messages: unknown[]): Promise<string> {
   return (await post('/v1/messages', messages)).text();
@@ -39,6 +39,45 @@ describe('the demo gateway', () => {
       { role: 'user', content: [{ type: 'tool_result', tool_use_id: 'a', content: [text('a.txt')] }] },
     ]);
     expect(done).toContain('The last result was:\\na.txt');
+  });
+
+  it('calls the shell by the name that it is offered under', async () => {
+    const calls = async (...names: string[]): Promise<unknown> => {
+      const tools = names.map((name) => ({ type: 'function', function: { name } }));
+      const answer = await post('/v1/chat/completions', [{ role: 'user', content: 'RUN[ls]' }], { tools });
+      const { choices } = (await answer.json()) as { choices: { message: { tool_calls: { function: object }[] } }[] };
+      return choices[0]?.message.tool_calls[0]?.function;
+    };
+    expect(await calls('exec_command')).toEqual({ name: 'exec_command', arguments: '{"cmd":"ls"}' });
+    expect(await calls('exec_command', 'bash')).toEqual({ name: 'bash', arguments: '{"command":"ls"}' });
+  });
+
+  it('speaks responses, whole and streamed', async () => {
+    const input = [
+      { type: 'message', role: 'user', content: [{ type: 'input_text', text: 'SLOW[2]RUN[ls]' }] },
+      { type: 'message', role: 'assistant', content: [{ type: 'output_text', text: 'word1 word2' }] },
+      { type: 'function_call', call_id: 'a', name: 'bash', arguments: '{}' },
+      { type: 'function_call_output', call_id: 'a', output: 'a.txt' },
+    ];
+    const first = (await (await post('/v1/responses', [], { input: input.slice(0, 1) })).json()) as object;
+    expect(first).toMatchObject({
+      object: 'response',
+      status: 'completed',
+      output: [
+        { type: 'message', content: [{ type: 'output_text', text: 'word1 word2' }] },
+        { type: 'function_call', name: 'bash', arguments: '{"command":"ls"}' },
+      ],
+      usage: { output_tokens: 23 },
+    });
+    const streamed = await (await post('/v1/responses', [], { input, stream: true })).text();
+    expect(streamed.match(/^event: .*/gm)).toEqual([
+      'event: response.created',
+      'event: response.output_item.added',
+      'event: response.output_text.delta',
+      'event: response.output_item.done',
+      'event: response.completed',
+    ]);
+    expect(streamed).toContain('"delta":"Done. The last result was:\\na.txt"');
   });
 
   it('fails in the shape of the route', async () => {

@@ -5,7 +5,7 @@ import { nextStep, type Step } from './script.ts';
 
 /**
  * The demo gateway: a scripted model behind the routes of a model gateway. It speaks `/v1/models`, `/v1/model/info`,
- * `/v1/chat/completions` and `/v1/messages`, streaming and not, and never pretends to be a language model. In messages it
+ * `/v1/chat/completions`, `/v1/messages` and `/v1/responses`, streaming and not, and never pretends to be a language model. In messages it
  * thinks where it is asked to, wants its thinking back as it signed it, and counts what a cache would have read.
  */
 const MODEL = 'demo';
@@ -53,9 +53,21 @@ function stepFor(messages: readonly Message[]): Step {
   return nextStep(prompt, done, result);
 }
 
+/** The shell goes by the name that the caller offers it under: Codex has one of its own. */
+function asOffered(step: Step, tools: unknown): Step {
+  const command = step.call?.name === 'bash' ? step.call.input['command'] : undefined;
+  const offered = (Array.isArray(tools) ? (tools as { name?: string; function?: { name?: string } }[]) : []).map(
+    (tool) => tool.function?.name ?? tool.name,
+  );
+  if (command === undefined || offered.includes('bash') || !offered.includes('exec_command')) return step;
+  return { ...step, call: { name: 'exec_command', input: { cmd: command } } };
+}
+
 interface Body {
   readonly model?: string;
   readonly messages?: Message[];
+  /** Of a response, in place of messages. */
+  readonly input?: unknown;
   readonly system?: unknown;
   readonly tools?: unknown;
   readonly thinking?: { readonly type?: string };
@@ -281,6 +293,87 @@ async function anthropicMessages(body: Body, step: Step, response: ServerRespons
   response.end();
 }
 
+interface Item {
+  readonly type?: string;
+  readonly role?: string;
+  readonly content?: unknown;
+  readonly output?: unknown;
+}
+
+/** The input of a response as messages: what the model said and called in one step is one of them. */
+function messagesOf(input: unknown): Message[] {
+  const items: readonly Item[] =
+    typeof input === 'string' ? [{ role: 'user', content: input }] : Array.isArray(input) ? (input as Item[]) : [];
+  const messages: Message[] = [];
+  for (const { type = 'message', role = '', content, output } of items) {
+    if (type === 'function_call_output') messages.push({ role: 'tool', content: partsAsText(output) });
+    else if (type !== 'message' && type !== 'function_call') continue;
+    else if (type === 'message' && role !== 'assistant') messages.push({ role, content: partsAsText(content) });
+    else if (messages.at(-1)?.role !== 'assistant') messages.push({ role: 'assistant', content: '' });
+  }
+  return messages;
+}
+
+function partsAsText(content: unknown): unknown {
+  return Array.isArray(content)
+    ? (content as { text?: string }[]).map(({ text = '' }) => ({ type: 'text', text }))
+    : content;
+}
+
+async function openAiResponses(
+  body: Body,
+  messages: readonly Message[],
+  step: Step,
+  response: ServerResponse,
+): Promise<void> {
+  const input = promptTokens(messages);
+  const output = tokens(step.text) + (step.call === null ? 0 : 20);
+  const base = { id: `resp_${randomUUID()}`, object: 'response', model: body.model ?? MODEL };
+  const said = step.refusal === null ? { type: 'output_text', annotations: [] } : { type: 'refusal' };
+  const message = { type: 'message', id: `msg_${randomUUID()}`, role: 'assistant', status: 'completed' };
+  const items = [
+    ...(step.text === '' && step.refusal === null
+      ? []
+      : [{ ...message, content: [{ ...said, text: step.text, refusal: step.refusal ?? undefined }] }]),
+    ...(step.call === null
+      ? []
+      : [
+          {
+            ...{ type: 'function_call', id: `fc_${randomUUID()}`, call_id: `call_${randomUUID()}` },
+            ...{ name: step.call.name, arguments: JSON.stringify(step.call.input), status: 'completed' },
+          },
+        ]),
+  ];
+  const whole = {
+    ...base,
+    status: 'completed',
+    output: items,
+    usage: { input_tokens: input, output_tokens: output, total_tokens: input + output },
+  };
+  if (body.stream !== true) {
+    for await (const _piece of pieces(step));
+    sendJson(response, 200, whole);
+    return;
+  }
+  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
+  const send = (type: string, rest: object): void => {
+    response.write(`event: ${type}\ndata: ${JSON.stringify({ type, ...rest })}\n\n`);
+  };
+  send('response.created', { response: { ...base, status: 'in_progress', output: [] } });
+  for (const [output_index, item] of items.entries()) {
+    const opened = item.type === 'message' ? { ...item, content: [] } : { ...item, arguments: '' };
+    send('response.output_item.added', { output_index, item: { ...opened, status: 'in_progress' } });
+    if (item.type === 'message')
+      for await (const delta of pieces(step)) {
+        if (response.destroyed) return;
+        send('response.output_text.delta', { output_index, item_id: item.id, content_index: 0, delta });
+      }
+    send('response.output_item.done', { output_index, item });
+  }
+  send('response.completed', { response: whole });
+  response.end();
+}
+
 /** Told of each model request as it arrives, before it is answered; for benches and specs. */
 export type OnRequest = (messages: readonly Message[]) => void;
 
@@ -329,15 +422,15 @@ async function answer(request: IncomingMessage, response: ServerResponse, onRequ
     return sendJson(response, 200, { data });
   }
   const dialect = pathname.replace(/^\/v1/, '');
-  if (request.method !== 'POST' || (dialect !== '/chat/completions' && dialect !== '/messages')) {
+  if (request.method !== 'POST' || !['/chat/completions', '/messages', '/responses'].includes(dialect)) {
     return sendJson(response, 404, {
       error: { message: `no route ${request.method} ${pathname}`, type: 'not_found_error' },
     });
   }
   const body = await readJson(request);
-  const messages = Array.isArray(body.messages) ? body.messages : [];
+  const messages = dialect === '/responses' ? messagesOf(body.input) : (body.messages ?? []);
   onRequest(messages);
-  const step = stepFor(messages);
+  const step = asOffered(stepFor(messages), body.tools);
   if (step.errorStatus !== null) {
     const error = { message: `the script asked for HTTP ${step.errorStatus}`, type: 'api_error' };
     return sendJson(response, step.errorStatus, dialect === '/messages' ? { type: 'error', error } : { error });
@@ -347,5 +440,6 @@ async function answer(request: IncomingMessage, response: ServerResponse, onRequ
     if (fault === null) return anthropicMessages(body, step, response);
     return sendJson(response, 400, { type: 'error', error: { type: 'invalid_request_error', message: fault } });
   }
+  if (dialect === '/responses') return openAiResponses(body, messages, step, response);
   return chatCompletions(messages, body.stream === true, body.stream_options?.include_usage === true, step, response);
 }

@@ -10,7 +10,12 @@ import { pythonEnvironment } from './python.ts';
 /** One entry of LiteLLM's `model_list`. */
 export interface LiteLlmModel {
   readonly model_name: string;
-  readonly litellm_params: { readonly model: string; readonly api_base: string };
+  readonly litellm_params: {
+    readonly model: string;
+    readonly api_base: string;
+    /** Its `/responses` is served by the upstream's `/chat/completions`. */
+    readonly use_chat_completions_api?: boolean;
+  };
   readonly model_info?: Readonly<Record<string, unknown>>;
 }
 

@@ -16,8 +16,10 @@ import { startDemoGateway } from '../../../bin/src/demo-gateway/server.ts';
 type Event = Frame['data'];
 
 /** Every harness is held to this: the scripted model, through a real LiteLLM proxy, and for the coding ones the door. */
-const HARNESSES = ['native', 'scripted', 'opencode'];
+const HARNESSES = ['native', 'scripted', 'opencode', 'codex'];
 const CODING = HARNESSES.filter((name) => name !== 'native');
+/** Codex runs what its model calls without asking. */
+const ASKING = HARNESSES.filter((name) => name !== 'codex');
 const PRICE = { input_cost_per_token: 0.000002, output_cost_per_token: 0.00001 };
 const MODEL = 'spec/demo';
 const RETRIES = 2;
@@ -60,7 +62,12 @@ beforeAll(async () => {
   await new Promise<void>((resolve) => upstream.listen(0, '127.0.0.1', resolve));
   const api = `http://127.0.0.1:${(upstream.address() as AddressInfo).port}/v1`;
   proxy = await startLiteLlm([
-    { model_name: MODEL, litellm_params: { model: 'openai/demo', api_base: api }, model_info: PRICE },
+    {
+      model_name: MODEL,
+      // The upstream knows no `/responses`, which Codex speaks.
+      litellm_params: { model: 'openai/demo', api_base: api, use_chat_completions_api: true },
+      model_info: PRICE,
+    },
   ]);
   [platform] = await Promise.all([
     startPlatform({
@@ -228,6 +235,37 @@ describe.each(HARNESSES)('an agent with the harness %s', (harness) => {
     expect(said(events)).toMatch(/^You said: hello after/);
   });
 
+  it('is prompted once, and each tool runs once, when the turn worker is killed in the middle', async () => {
+    const id = sessionOf(harness);
+    const before = (await client.events(id)).length;
+    await send(id, userMessage('RUN[echo x >> once; sleep 3; cat once]'));
+    await until(id, (events) => ofType(events.slice(before), 'agent.tool_use').length === 1);
+    platform.kill('session');
+    const events = (await untilIdleAgain(id)).slice(before);
+    expect(ofType(events, 'agent.tool_result').map(textOf)).toEqual(['x\n']);
+    expect(ofType(events, 'session.error')).toEqual([]);
+    expect(said(events)).toMatch(/^Done\. The last result was:\n(?:.*\n)*x\n$/);
+    expect(ofType(events, 'session.status_idle')).toHaveLength(1);
+    const rows = await platform.query(
+      "select count(*)::int as n from events where stream_id = $1 and type = 'session.turn_started' and (data->>'takeover')::boolean",
+      [`session-${id}`],
+    );
+    expect(rows).toEqual([{ n: 1 }]);
+  });
+});
+
+/** Whatever dies meanwhile. */
+async function untilIdleAgain(id: string): Promise<Event[]> {
+  for (const deadline = Date.now() + PATIENCE_MS; ; await sleep(200)) {
+    try {
+      return await client.untilIdle(id, 5_000);
+    } catch (error) {
+      if (Date.now() > deadline) throw error;
+    }
+  }
+}
+
+describe.each(ASKING)('an agent with the harness %s', (harness) => {
   it('asks where its agent’s policy does, and heeds what the client says', async () => {
     const id = await newSession(harness, 'always_ask');
     for (const result of ['allow', 'deny']) {
@@ -248,36 +286,7 @@ describe.each(HARNESSES)('an agent with the harness %s', (harness) => {
     const files = await turn(id, 'hello');
     expect(said(files)).toMatch(/^You said: hello/);
   });
-
-  it('is prompted once, and each tool runs once, when the turn worker is killed in the middle', async () => {
-    const id = sessionOf(harness);
-    const before = (await client.events(id)).length;
-    await send(id, userMessage('RUN[echo x >> once; sleep 3; cat once]'));
-    await until(id, (events) => ofType(events.slice(before), 'agent.tool_use').length === 1);
-    platform.kill('session');
-    const events = (await untilIdleAgain(id)).slice(before);
-    expect(ofType(events, 'agent.tool_result').map(textOf)).toEqual(['x\n']);
-    expect(ofType(events, 'session.error')).toEqual([]);
-    expect(said(events)).toBe('Done. The last result was:\nx\n');
-    expect(ofType(events, 'session.status_idle')).toHaveLength(1);
-    const rows = await platform.query(
-      "select count(*)::int as n from events where stream_id = $1 and type = 'session.turn_started' and (data->>'takeover')::boolean",
-      [`session-${id}`],
-    );
-    expect(rows).toEqual([{ n: 1 }]);
-  });
 });
-
-/** Whatever dies meanwhile. */
-async function untilIdleAgain(id: string): Promise<Event[]> {
-  for (const deadline = Date.now() + PATIENCE_MS; ; await sleep(200)) {
-    try {
-      return await client.untilIdle(id, 5_000);
-    } catch (error) {
-      if (Date.now() > deadline) throw error;
-    }
-  }
-}
 
 describe.each(CODING)('the process of %s', (harness) => {
   it('that is killed in the middle of a tool leaves an explicit result; the session goes on and remembers', async () => {
@@ -321,7 +330,7 @@ describe('an agent’s harness', () => {
   });
 
   it.each([
-    [{ harness: { type: 'codex' } }, /"codex" is not enabled.*native, scripted, opencode/],
+    [{ harness: { type: 'claude_code' } }, /"claude_code" is not enabled.*native, scripted, opencode, codex/],
     [{ harness: { type: 'opencode', version: '0.1' } }, /opencode 1\.18\.33, not 0\.1/],
     [{ harness: { type: 'native' }, metadata: { harness: 'opencode' } }, /name one of them/],
     [{ harness: { type: 'opencode', options: { a: 1 } } }, /options/],
@@ -332,6 +341,7 @@ describe('an agent’s harness', () => {
       },
       /Custom tools and MCP servers/,
     ],
+    [agentOf('codex', 'always_ask'), /"codex" cannot ask.*always_allow/],
   ])('is refused by name where the deployment cannot run it: %j', async (body, message) => {
     const refused = await client.api('/v1/agents', { json: { name: 'spec', model: MODEL, ...body } });
     expect(refused.status).toBe(400);

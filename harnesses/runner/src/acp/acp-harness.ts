@@ -29,6 +29,7 @@ const STDERR_CHARS = 2_000;
 /** Longer texts in a call's input are cut: the harness has them, the log shows what it did. */
 const MAX_INPUT_CHARS = 50_000;
 const DELTA_CHARS = 32_768;
+const MAX_PRINTED_CHARS = 1_000_000;
 type Prompt = Extract<HubMessage, { type: 'prompt' }>;
 type Permission = 'allow' | 'ask' | 'off';
 type FaultCode = NonNullable<Extract<HarnessEvent, { type: 'turn.finished' }>['error']>['code'];
@@ -228,7 +229,7 @@ export class AcpHarness {
     switch (update.sessionUpdate) {
       case 'agent_message_chunk': {
         const { content, messageId = null } = update;
-        if (content.type !== 'text') return;
+        if (content.type !== 'text' || this.#profile.isModels?.(messageId) === false) return;
         for (let at = 0; at < content.text.length; at += DELTA_CHARS)
           turn.emit({ type: 'text.delta', messageId, text: content.text.slice(at, at + DELTA_CHARS) });
         return;
@@ -247,7 +248,11 @@ export class AcpHarness {
 
   #onCall(turn: Turn, update: ToolCallUpdate): Call {
     const call = turn.calls.get(update.toolCallId) ?? {
-      native: { name: update.title ?? 'tool', kind: null, input: {}, text: '', output: undefined, failed: false },
+      native: {
+        name: update.name ?? update.title ?? 'tool',
+        ...{ kind: null, input: {}, text: '', diffs: [], output: undefined, failed: false },
+        terminal: { printed: '', exitCode: null },
+      },
       started: false,
       finished: false,
       allowed: false,
@@ -259,6 +264,8 @@ export class AcpHarness {
       kind: update.kind ?? native.kind,
       input: isObject(update.rawInput) ? update.rawInput : native.input,
       text: update.content == null ? native.text : update.content.map(textOf).join(''),
+      diffs: update.content == null ? native.diffs : update.content.flatMap(diffOf),
+      terminal: terminalOf(native.terminal, update._meta ?? {}),
       output: update.rawOutput ?? native.output,
       failed: update.status === 'failed',
     };
@@ -320,11 +327,30 @@ export interface AcpHarnessOptions {
   readonly onLine: (line: Buffer) => void;
 }
 
+type Fields = Readonly<Record<string, unknown>>;
+
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
 
 function textOf(content: ToolCallContent): string {
   return content.type === 'content' && content.content.type === 'text' ? content.content.text : '';
+}
+
+function diffOf(content: ToolCallContent): NativeCall['diffs'] {
+  return content.type === 'diff'
+    ? [{ path: content.path, oldText: content.oldText ?? null, newText: content.newText }]
+    : [];
+}
+
+/** What the adapters of Zed and its followers tell of a terminal: pieces of its output, and how it ended. */
+function terminalOf({ printed, exitCode }: NativeCall['terminal'], meta: Fields): NativeCall['terminal'] {
+  const { terminal_output_delta: delta, terminal_exit: exit } = meta as { [key: string]: Fields | undefined };
+  const data = delta?.['data'];
+  const code = exit?.['exit_code'];
+  return {
+    printed: typeof data === 'string' ? (printed + data).slice(-MAX_PRINTED_CHARS) : printed,
+    exitCode: typeof code === 'number' ? code : exitCode,
+  };
 }
 
 function shown(text: string): string {

@@ -22,12 +22,16 @@ export interface HarnessCommand {
 
 /** A tool call as the harness told it so far. */
 export interface NativeCall {
-  /** Its first title, which is the tool's name in most harnesses. */
+  /** The tool's name where the harness tells it, else the call's first title. */
   readonly name: string;
   readonly kind: string | null;
   readonly input: Readonly<Record<string, unknown>>;
   /** Text of its content. */
   readonly text: string;
+  /** Files that it changes, as far as its content says; the old text of a new one is null. */
+  readonly diffs: readonly { readonly path: string; readonly oldText: string | null; readonly newText: string }[];
+  /** What it printed in a terminal, and the code that it ended with: adapters tell it beside the protocol. */
+  readonly terminal: { readonly printed: string; readonly exitCode: number | null };
   readonly output: unknown;
   readonly failed: boolean;
 }
@@ -41,6 +45,8 @@ export interface HarnessProfile {
   readonly command: (start: HarnessStart, places: HarnessPlaces) => HarnessCommand;
   /** The call under the reference's names, as far as it has one of these tools; else under its own. */
   readonly toolOf: (call: NativeCall) => { readonly name: string; readonly input: Readonly<Record<string, unknown>> };
+  /** False for text that is the harness's own, a warning for instance, and not the model's. Without it all is the model's. */
+  readonly isModels?: (messageId: string | null) => boolean;
   /** What the model was told of it, once it is over. */
   readonly resultOf: (call: NativeCall) => { readonly text: string; readonly isError: boolean };
 }

@@ -100,14 +100,28 @@ export function requireHarness(
   requireHarnessTools(agent);
 }
 
-/** @throws AppError `agent.harness-tools` for tools that the agent's harness cannot be given */
+/** Harnesses that run a tool without asking, whatever they are told. */
+const NEVER_ASK: ReadonlySet<string> = new Set(['codex']);
+
+/** @throws AppError `agent.harness-tools`, `agent.harness-asks` for tools that the agent's harness cannot be given */
 export function requireHarnessTools({ harness, tools }: Pick<Agent, 'harness' | 'tools'>): void {
-  if (harness.type === HARNESS_NATIVE || tools.every((tool) => tool.type === 'agent_toolset_20260401')) return;
-  throw new AppError(
-    'invalid',
-    'agent.harness-tools',
-    `Custom tools and MCP servers are not supported with the harness "${harness.type}" yet; leave them out.`,
-  );
+  if (harness.type === HARNESS_NATIVE) return;
+  const toolsets = tools.filter((tool) => tool.type === 'agent_toolset_20260401');
+  if (toolsets.length < tools.length)
+    throw new AppError(
+      'invalid',
+      'agent.harness-tools',
+      `Custom tools and MCP servers are not supported with the harness "${harness.type}" yet; leave them out.`,
+    );
+  const asks = toolsets
+    .flatMap((toolset) => [toolset.default_config, ...toolset.configs])
+    .some((config) => config.enabled && config.permission_policy.type === 'always_ask');
+  if (asks && NEVER_ASK.has(harness.type))
+    throw new AppError(
+      'invalid',
+      'agent.harness-asks',
+      `The harness "${harness.type}" cannot ask before it runs a tool; use the permission policy always_allow.`,
+    );
 }
 
 function emptyToNull(text: string | null | undefined): string | null {
