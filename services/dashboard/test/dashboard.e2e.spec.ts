@@ -734,6 +734,12 @@ describe('environments', () => {
     await client.json(`/v1/sessions/${session.id}/events`, { json: { events: [result] } });
     await expectSeen(log().getByText('Done. The last result was'));
     await client.json(`/v1/environments/${id}/work/${work.id}/stop`, { method: 'POST', headers });
+    // A call that no worker comes for is given up.
+    await say('RUN[for nobody]');
+    await expectSeen(page.getByText('Waits for a worker'));
+    await page.getByRole('button', { name: 'Interrupt' }).click();
+    await expectSeen(page.getByText('Interrupted', { exact: true }));
+    await expectSeen(page.getByText('Idle', { exact: true }));
     await client.json(`/v1/sessions/${session.id}`, { method: 'DELETE' });
   });
 });
@@ -1011,6 +1017,22 @@ describe('the other pages', () => {
     await page.getByRole('menuitem', { name: 'Status' }).click();
     await page.waitForURL('**/status');
     await page.setViewportSize(DESKTOP);
+  });
+
+  it('show without a mouse what a mouse would uncover', async () => {
+    const session = await new TestClient(platform).json<{ data: { id: string }[] }>(
+      '/v1/sessions?x_text=Renamed&include_archived=true',
+    );
+    const touch = await browser.newContext({
+      ...{ viewport: PHONE, hasTouch: true, isMobile: true, baseURL: platform.dashboardUrl },
+      storageState: await context.storageState(),
+    });
+    const phone = await touch.newPage();
+    await phone.goto(`/sessions/${session.data[0]?.id}`);
+    const fork = phone.getByRole('button', { name: 'Fork from this message' }).last();
+    await expectSeen(fork);
+    await expect(fork.evaluate((button) => getComputedStyle(button).opacity)).resolves.toBe('1');
+    await touch.close();
   });
 
   it('make keys, show them once, and end their sign-ins when they are revoked', async () => {

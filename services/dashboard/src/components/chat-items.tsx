@@ -74,10 +74,10 @@ function Forked({ item: { at, from } }: { item: Extract<ChatItem, { kind: 'forke
     <div
       role="separator"
       aria-label="Forked here"
-      className="flex items-center gap-3 text-xs text-accent before:h-px before:flex-1 before:bg-accent/40 after:h-px after:flex-1 after:bg-accent/40"
+      className="flex items-center gap-3 text-xs text-accent before:h-px before:min-w-3 before:flex-1 before:bg-accent/40 after:h-px after:min-w-3 after:flex-1 after:bg-accent/40"
     >
       <span className="flex items-center gap-1.5">
-        <GitFork className="size-3.5" aria-hidden />
+        <GitFork className="size-3.5 shrink-0" aria-hidden />
         <span>
           Forked from{' '}
           <Link className="underline" href={`/sessions/${from.session_id}`}>
@@ -212,14 +212,14 @@ function Message(props: {
             <CopyButton
               text={text}
               label="Copy the message"
-              className="opacity-0 group-hover/message:opacity-100 focus-visible:opacity-100"
+              className="opacity-0 group-hover/message:opacity-100 focus-visible:opacity-100 pointer-coarse:opacity-100"
             />
           )}
           {onFork === undefined ? null : (
             <Button
               size="icon"
               look="ghost"
-              className="size-6 text-soft opacity-0 group-hover/message:opacity-100 focus-visible:opacity-100"
+              className="size-6 text-soft opacity-0 group-hover/message:opacity-100 focus-visible:opacity-100 pointer-coarse:opacity-100"
               aria-label="Fork from this message"
               title="Fork from this message"
               onClick={() => onFork({ at_event_id: item.id })}
@@ -392,7 +392,7 @@ function Text(props: { title: string; text: string; className?: string }) {
       <CopyButton
         text={props.text}
         label={`Copy the ${props.title.toLowerCase()}`}
-        className="absolute top-1 right-1.5 opacity-0 group-hover/text:opacity-100 focus-visible:opacity-100"
+        className="absolute top-1 right-1.5 opacity-0 group-hover/text:opacity-100 focus-visible:opacity-100 pointer-coarse:opacity-100"
       />
     </div>
   );

@@ -31,12 +31,15 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
   // Drawn in the browser only, once the session is known.
   const [text, setText] = useState(() => sessionStorage.getItem(draft) ?? '');
   const [busy, setBusy] = useState(false);
-  /** When the turn began that is being interrupted. */
+  /** What was being done when it was interrupted. */
   const [interrupted, setInterrupted] = useState<string | null>(null);
   const [steer, setSteer] = useState(false);
   const isRunning = view.status === 'running' || view.status === 'rescheduling';
-  const isInterrupting = isRunning && interrupted !== null && interrupted === view.runningSince;
-  const isWaiting = waitsFor(view) !== null;
+  const waits = waitsFor(view);
+  // Nobody here can answer for a worker that does not come; its call can be given up.
+  const canInterrupt = isRunning || waits === 'worker';
+  const doing = `${view.runningSince} ${view.worker?.calls.join()}`;
+  const isInterrupting = canInterrupt && interrupted === doing;
   const picker = useRef<HTMLInputElement>(null);
   const [attachments] = useState(() => new Attachments(`attached:${view.id}`));
   const files = useSyncExternalStore(attachments.subscribe, attachments.snapshot, attachments.snapshot);
@@ -98,8 +101,8 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
     }
   };
   const interrupt = async () => {
-    if (!isRunning || isInterrupting) return;
-    setInterrupted(view.runningSince);
+    if (!canInterrupt || isInterrupting) return;
+    setInterrupted(doing);
     try {
       await send([{ type: 'user.interrupt' }]);
     } catch {
@@ -158,7 +161,11 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
             rows={1}
             aria-label="Message"
             placeholder={
-              isWaiting ? 'Answer the call above first' : isRunning ? 'Write on; it waits its turn' : 'Write a message'
+              waits === 'client'
+                ? 'Answer the call above first'
+                : canInterrupt
+                  ? 'Write on; it waits its turn'
+                  : 'Write a message'
             }
             className="max-h-60 min-h-9 flex-1 resize-none bg-transparent px-2 py-1.5 text-sm outline-none placeholder:text-soft/90 placeholder:whitespace-nowrap"
             value={text}
@@ -170,7 +177,7 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
               attach([...event.clipboardData.files]);
             }}
           />
-          {isRunning ? (
+          {canInterrupt ? (
             <Button busy={isInterrupting} aria-keyshortcuts="Escape" onClick={() => void interrupt()}>
               {isInterrupting ? null : <Square className="size-3 fill-current" aria-hidden />}{' '}
               <span className="max-sm:sr-only">Interrupt</span>
@@ -197,7 +204,7 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
           </span>
           <span className={cn('hidden', isFailed || isUploading || 'sm:inline')}>
             <kbd>Enter</kbd> sends, <kbd>Shift</kbd> <kbd>Enter</kbd> makes a new line
-            {isRunning ? (
+            {canInterrupt ? (
               <>
                 , <kbd>Esc</kbd> interrupts
               </>

@@ -39,7 +39,7 @@ function CodeBlock({ children }: Pick<ComponentProps<'pre'>, 'children'>) {
       <CopyButton
         text={() => block.current?.textContent ?? ''}
         label="Copy the code"
-        className="absolute top-1.5 right-1.5 bg-raised opacity-0 group-hover/code:opacity-100 focus-visible:opacity-100"
+        className="absolute top-1.5 right-1.5 bg-raised opacity-0 group-hover/code:opacity-100 focus-visible:opacity-100 pointer-coarse:opacity-100"
       />
     </div>
   );

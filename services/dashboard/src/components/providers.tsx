@@ -34,7 +34,8 @@ export function Providers({ children }: { children: ReactNode }) {
   return (
     <QueryClientProvider client={client}>
       {children}
-      <Toaster position="bottom-right" closeButton richColors style={TOAST_COLORS} />
+      {/* Not at the end of the page, where messages are written. */}
+      <Toaster position="top-center" closeButton richColors style={TOAST_COLORS} />
     </QueryClientProvider>
   );
 }

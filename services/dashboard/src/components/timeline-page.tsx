@@ -170,11 +170,8 @@ const Entry = memo(function Entry(props: {
           </time>
         </summary>
         {open ? (
-          <div className="relative">
-            <Verbatim className="max-h-[32rem] overflow-auto border-t bg-raised/60 px-4 py-3 font-mono text-xs break-all whitespace-pre-wrap">
-              {JSON.stringify(entry, null, 2)}
-            </Verbatim>
-            <div className="absolute top-2 right-2 flex items-center gap-2">
+          <div className="border-t bg-raised/60">
+            <div className="flex flex-wrap items-center justify-end gap-2 px-2 pt-2">
               {other === undefined ? null : (
                 <Link className={buttonClass('plain', 'small')} href={`/sessions/${other.id}`}>
                   {other.text}
@@ -185,8 +182,11 @@ const Entry = memo(function Entry(props: {
                   <GitFork className="size-3.5" aria-hidden /> Fork here
                 </Button>
               )}
-              <CopyButton text={JSON.stringify(entry, null, 2)} label="Copy the event" className="bg-panel" />
+              <CopyButton text={JSON.stringify(entry, null, 2)} label="Copy the event" />
             </div>
+            <Verbatim className="max-h-[32rem] overflow-auto px-4 pt-1 pb-3 font-mono text-xs break-all whitespace-pre-wrap">
+              {JSON.stringify(entry, null, 2)}
+            </Verbatim>
           </div>
         ) : null}
       </details>
