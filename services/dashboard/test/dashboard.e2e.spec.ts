@@ -43,6 +43,7 @@ beforeAll(async () => {
     DASHBOARD_ALLOWED_HOSTS: 'dashboard.example',
     MCP_ALLOW_PRIVATE: tracker.host,
     FILE_MAX_BYTES: String(FILE_MAX_BYTES),
+    HARNESSES: 'scripted',
   });
   browser = await launchChromium();
   context = await browser.newContext({ viewport: DESKTOP, baseURL: platform.dashboardUrl });
@@ -213,6 +214,44 @@ describe('agents', () => {
     await expectGone(page.getByRole('button', { name: 'Save mine' }));
     const saved = await page.request.get(`/api/v1/agents/${id}`);
     expect(await saved.json()).toMatchObject({ version: 4, system: 'Mine.' });
+  });
+});
+
+describe('a harness', () => {
+  it('is chosen for an agent, of those that the platform has; its sessions run on it and say so', async () => {
+    const client = new TestClient(platform);
+    await page.goto('/agents/new');
+    await page.getByLabel('Name', { exact: true }).fill('Coder');
+    await page.locator('option[value="demo"]').waitFor({ state: 'attached' });
+    await expectSeen(page.getByText('it needs no sandbox to answer'));
+    await expect(page.getByLabel('Harness').locator('option').allInnerTexts()).resolves.toEqual([
+      'native',
+      'scripted 1',
+    ]);
+    await page.getByLabel('Harness').selectOption('scripted');
+    await expectSeen(page.getByText('A coding harness in the session’s sandbox'));
+    await pictures('agent-harness');
+    await page
+      .getByLabel('Custom tools', { exact: true })
+      .fill('[{"type":"custom","name":"weather","description":"The weather","input_schema":{"type":"object"}}]');
+    await page.getByRole('button', { name: 'Create', exact: true }).click();
+    await expectSeen(page.getByText('are not supported with the harness "scripted" yet'));
+    await page.getByLabel('Custom tools', { exact: true }).fill('');
+    await page.getByRole('button', { name: 'Create', exact: true }).click();
+    await expectSeen(page.getByRole('heading', { name: 'Coder' }));
+    const agent_id = new URL(page.url()).pathname.split('/').pop() ?? '';
+    const { id } = await client.json<{ id: string }>('/api/sessions', {
+      json: { agent_id, prompt: 'RUN[echo from a harness]' },
+    });
+    await page.goto(`/sessions/${id}`);
+    await expectSeen(page.getByText('scripted · demo'));
+    await expectSeen(log().getByText(/The last result was:\s*from a harness/));
+    await page.goto(`/agents/${agent_id}`);
+    await page.getByLabel('Harness').selectOption('native');
+    await page.getByRole('button', { name: 'Save as a new version' }).click();
+    await expectSeen(page.getByText('Changed harness'));
+    await client.json(`/v1/sessions/${id}`, { method: 'DELETE' });
+    await client.json(`/v1/agents/${agent_id}/archive`, { method: 'POST' });
   });
 });
 
@@ -884,8 +923,8 @@ describe('sandboxes', () => {
     expect(await rows.count()).toBe(50);
     await page.getByRole('button', { name: 'Show more' }).click();
     await expectSeen(row('sbx_gone'));
-    // With those that the archived session and a deleted one left.
-    expect(await rows.count()).toBe(63);
+    // With those that the archived session and the deleted ones left.
+    expect(await rows.count()).toBe(64);
     await page.route('**/api/v1/x/sandbox*', (route) =>
       route.fulfill({ status: 400, json: { error: { message: 'It is out of order.' } } }),
     );

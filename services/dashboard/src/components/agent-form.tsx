@@ -4,12 +4,15 @@ import {
   BUILTIN_TOOLS,
   type BuiltinTool,
   createAgentBody,
+  HARNESS_METADATA_KEY,
+  HARNESS_NATIVE,
   type ToolParam,
   toolParam,
 } from '@holdfast/contracts';
 import { useQuery } from '@tanstack/react-query';
 import { useId, useState } from 'react';
 import { api, messageOf } from '../lib/api.ts';
+import { useCapabilities } from '../lib/platform-status.ts';
 import { Button, Field, FormError, Input, Select, TextArea } from './ui.tsx';
 
 type Permission = 'off' | 'always_allow' | 'always_ask';
@@ -94,6 +97,7 @@ export function AgentForm(props: {
   });
   const [name, setName] = useState(agent?.name ?? '');
   const [model, setModel] = useState(agent?.model.id);
+  const [harness, setHarness] = useState(agent?.harness.type ?? HARNESS_NATIVE);
   const [description, setDescription] = useState(agent?.description ?? '');
   const [system, setSystem] = useState(agent?.system ?? '');
   const [permissions, setPermissions] = useState(() => permissionsOf(agent));
@@ -110,6 +114,7 @@ export function AgentForm(props: {
     const body = {
       name: name.trim(),
       model: agent !== undefined && chosenModel === agent.model.id ? agent.model : chosenModel.trim(),
+      harness: agent !== undefined && harness === agent.harness.type ? agent.harness : { type: harness },
       description: description === '' ? null : description,
       system: system === '' ? null : system,
       tools: toolsOf(agent, permissions, custom),
@@ -120,7 +125,9 @@ export function AgentForm(props: {
         ? {}
         : Object.fromEntries(checked.error.issues.map((issue) => [String(issue.path[0] ?? 'form'), issue.message])),
     );
-    if (checked.success) props.onSubmit(body);
+    // Metadata that name a harness must name the one that was chosen.
+    const isNamed = agent?.metadata[HARNESS_METADATA_KEY] !== undefined;
+    if (checked.success) props.onSubmit(isNamed ? { ...body, metadata: { [HARNESS_METADATA_KEY]: harness } } : body);
   };
 
   return (
@@ -148,6 +155,7 @@ export function AgentForm(props: {
             <Input list={listId} value={chosenModel} onChange={(event) => setModel(event.target.value)} required />
           </Field>
         </div>
+        <HarnessField value={harness} onChange={setHarness} />
         <datalist id={listId}>
           {models.data?.data.map(({ id }) => (
             <option key={id} value={id}>
@@ -226,6 +234,38 @@ export function AgentForm(props: {
         </div>
       )}
     </form>
+  );
+}
+
+/** What runs the agent's turns. One that an agent has and the platform has not any more is still shown. */
+function HarnessField(props: { value: string; onChange: (type: string) => void }) {
+  const { data } = useCapabilities();
+  const known = data?.harnesses ?? [{ type: HARNESS_NATIVE, version: null }];
+  const isMissing = data !== undefined && known.every(({ type }) => type !== props.value);
+  const shown = known.some(({ type }) => type === props.value)
+    ? known
+    : [...known, { type: props.value, version: null }];
+  return (
+    <Field
+      label="Harness"
+      error={isMissing ? 'This platform does not have it now.' : undefined}
+      hint={
+        props.value !== HARNESS_NATIVE
+          ? 'A coding harness in the session’s sandbox, with the model above. It takes no custom tools and no MCP servers yet.'
+          : known.length > 1
+            ? 'The platform’s own loop; it needs no sandbox to answer.'
+            : 'The platform’s own loop. It was given no coding harness: see HARNESSES in the documentation.'
+      }
+    >
+      <Select value={props.value} onChange={(event) => props.onChange(event.target.value)}>
+        {shown.map(({ type, version }) => (
+          <option key={type} value={type}>
+            {type}
+            {version === null ? '' : ` ${version}`}
+          </option>
+        ))}
+      </Select>
+    </Field>
   );
 }
 

@@ -216,6 +216,7 @@ function changes(version: Agent, before: Agent | undefined): string {
   const fields = [
     ['name', 'name'],
     ['model', 'model'],
+    ['harness', 'harness'],
     ['description', 'description'],
     ['system', 'instructions'],
     ['tools', 'tools'],

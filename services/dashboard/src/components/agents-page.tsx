@@ -3,6 +3,7 @@ import type { Agent } from '@holdfast/contracts';
 import { Bot, Plus } from 'lucide-react';
 import Link from 'next/link';
 import { useState } from 'react';
+import { engineOf } from '../lib/format.ts';
 import { Paged, usePages } from './paged.tsx';
 import { Badge, buttonClass, cn, Empty, Id, PageHeader, Panel, rowLink, Segmented, Time } from './ui.tsx';
 
@@ -58,7 +59,7 @@ export function AgentsPage() {
                   </span>
                 </span>
                 <Id id={agent.id} className="relative hidden lg:inline-flex" />
-                <span className="hidden max-w-40 truncate text-sm text-soft sm:block">{agent.model.id}</span>
+                <span className="hidden max-w-60 truncate text-sm text-soft sm:block">{engineOf(agent)}</span>
                 <Badge className="tabular-nums">v{agent.version}</Badge>
                 <span className="hidden w-24 text-right text-sm text-soft sm:block">
                   <Time at={agent.updated_at} />

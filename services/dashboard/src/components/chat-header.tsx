@@ -8,7 +8,7 @@ import { useState } from 'react';
 import { toast } from 'sonner';
 import { api, messageOf, type Page } from '../lib/api.ts';
 import { useFork } from '../lib/forks.ts';
-import { compact, dateTime, dollars, number, seconds } from '../lib/format.ts';
+import { compact, dateTime, dollars, engineOf, number, seconds } from '../lib/format.ts';
 import { LAUNCHES, placeOf, reasonTone, reasonWords, TONE_TEXT } from '../lib/sandboxes.ts';
 import type { Connection } from '../lib/session-stream.ts';
 import { Family } from './family.tsx';
@@ -90,7 +90,7 @@ export function ChatHeader({ chat, connection }: { chat: Chat; connection: Conne
           <Link className="hover:text-ink hover:underline" href={`/agents/${view.agent.id}`}>
             {view.agent.name} v{view.agent.version}
           </Link>{' '}
-          · {view.agent.model.id} ·{' '}
+          · {engineOf(view.agent)} ·{' '}
           <span title={`${number(usage.input_tokens)} tokens in, ${number(usage.output_tokens)} out`}>
             {compact(usage.input_tokens)} in, {compact(usage.output_tokens)} out
           </span>

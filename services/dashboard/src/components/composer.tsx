@@ -1,11 +1,11 @@
 'use client';
 import { type SessionView, waitsFor } from '@holdfast/contracts';
-import { useQuery } from '@tanstack/react-query';
 import { Paperclip, SendHorizontal, Square } from 'lucide-react';
 import { type KeyboardEvent, useEffect, useRef, useState, useSyncExternalStore } from 'react';
 import { toast } from 'sonner';
-import { api, messageOf } from '../lib/api.ts';
+import { messageOf } from '../lib/api.ts';
 import { Attachments, mountAttachments } from '../lib/attachments.ts';
+import { useCapabilities } from '../lib/platform-status.ts';
 import { AttachmentList, DropArea } from './attachment-list.tsx';
 import type { SendEvents } from './chat-items.tsx';
 import { Button, cn } from './ui.tsx';
@@ -13,16 +13,6 @@ import { Button, cn } from './ui.tsx';
 /** Where the keyboard goes when what had it is gone. */
 export const COMPOSER_ID = 'composer';
 const MAX_HEIGHT_PX = 240;
-
-/** What the server takes of one file; null while it has not said. */
-function useFileMaxBytes(): number | null {
-  const query = useQuery({
-    queryKey: ['capabilities'],
-    queryFn: ({ signal }) => api<{ file_max_bytes: number }>('/v1/x/capabilities', { signal }),
-    staleTime: Number.POSITIVE_INFINITY,
-  });
-  return query.data?.file_max_bytes ?? null;
-}
 
 /** The message box. A draft and its files survive a reload, and are kept until their message is stored. */
 export function Composer({ view, send }: { view: SessionView; send: SendEvents }) {
@@ -43,7 +33,7 @@ export function Composer({ view, send }: { view: SessionView; send: SendEvents }
   const picker = useRef<HTMLInputElement>(null);
   const [attachments] = useState(() => new Attachments(`attached:${view.id}`));
   const files = useSyncExternalStore(attachments.subscribe, attachments.snapshot, attachments.snapshot);
-  const fileMaxBytes = useFileMaxBytes();
+  const fileMaxBytes = useCapabilities().data?.file_max_bytes ?? null;
   const isUploading = files.some(({ state }) => state.type === 'uploading' || state.type === 'waiting');
   const isFailed = files.some(({ state }) => state.type === 'failed');
   const isEmpty = text.trim() === '' && files.length === 0;

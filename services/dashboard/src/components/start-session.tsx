@@ -6,6 +6,7 @@ import Link from 'next/link';
 import { useRouter } from 'next/navigation';
 import { useRef, useState } from 'react';
 import { apiPersistent, messageOf } from '../lib/api.ts';
+import { engineOf } from '../lib/format.ts';
 import { useWholeList } from './paged.tsx';
 import { Button, buttonClass, Empty, Failure, Field, FormError, Loading, Modal, Select, TextArea } from './ui.tsx';
 
@@ -69,7 +70,7 @@ function StartForm(props: { agentId?: string }) {
           <Select value={chosenAgent} onChange={(event) => setAgentId(event.target.value)} required>
             {agents.items.map((agent) => (
               <option key={agent.id} value={agent.id}>
-                {agent.name} · {agent.model.id}
+                {agent.name} · {engineOf(agent)}
               </option>
             ))}
           </Select>

@@ -1,3 +1,5 @@
+import { type AgentSnapshot, HARNESS_NATIVE } from '@holdfast/contracts';
+
 const units: [Intl.RelativeTimeFormatUnit, number][] = [
   ['day', 86_400],
   ['hour', 3_600],
@@ -46,4 +48,9 @@ export function seconds(value: number): string {
 export function offset(from: string, to: string): string {
   const elapsedMs = Math.max(0, Date.parse(to) - Date.parse(from));
   return elapsedMs < 60_000 ? `+${(elapsedMs / 1_000).toFixed(3)} s` : `+${seconds(elapsedMs / 1_000)}`;
+}
+
+/** What an agent thinks with: its model, and the harness that runs it where that is not the platform's own. */
+export function engineOf({ model, harness }: Pick<AgentSnapshot, 'model' | 'harness'>): string {
+  return harness.type === HARNESS_NATIVE ? model.id : `${harness.type} · ${model.id}`;
 }

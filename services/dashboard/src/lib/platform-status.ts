@@ -10,3 +10,17 @@ export function usePlatformStatus(refreshMs = 5_000) {
     refetchInterval: refreshMs,
   });
 }
+
+/** What the platform has, as far as pages need to know it. */
+interface Capabilities {
+  readonly harnesses: readonly { readonly type: string; readonly version: string | null }[];
+  readonly file_max_bytes: number;
+}
+
+export function useCapabilities() {
+  return useQuery({
+    queryKey: ['capabilities'],
+    queryFn: ({ signal }) => api<Capabilities>('/v1/x/capabilities', { signal }),
+    staleTime: 60_000,
+  });
+}

@@ -8,6 +8,7 @@ import {
   deleted,
   type EnvironmentKeyResource,
   environmentKeyResource,
+  HARNESS_NATIVE,
   LIMITS,
   newId,
   type PlatformStatus,
@@ -34,6 +35,8 @@ const capabilities = z.strictObject({
   quick_sessions: z.boolean(),
   contexts: z.boolean(),
   steering: z.boolean(),
+  /** What agents may have; the session services say so, and while none is heard it is the native one alone. */
+  harnesses: z.array(z.strictObject({ type: z.string(), version: z.string().nullable() })),
   /** What one uploaded file may have. */
   file_max_bytes: z.int().min(1),
   not_supported_yet: z.array(z.string()),
@@ -257,6 +260,7 @@ export function platformOperations(parts: {
         quick_sessions: true,
         contexts: true,
         steering: true,
+        harnesses: [{ type: HARNESS_NATIVE, version: null }, ...harnessesOf(parts.beats())],
         file_max_bytes: parts.fileMaxBytes,
         not_supported_yet: [...NOT_BUILT.map(({ name }) => name), ...NOT_BUILT_FIELDS],
       }),
@@ -267,6 +271,20 @@ export function platformOperations(parts: {
 function lagOf(relay: ServiceBeat): number | null {
   const lagMs = relay.figures['relay_lagMs'];
   return typeof lagMs === 'number' ? lagMs : null;
+}
+
+/** Those that every session service has: an agent's turns are run by any of them. */
+function harnessesOf(beats: readonly ServiceBeat[]): { type: string; version: string | null }[] {
+  const named = beats
+    .filter(({ service }) => service === 'session')
+    .map(({ figures }) => String(figures['harnesses'] ?? '').split(','));
+  const [first = [], ...others] = named;
+  return first
+    .filter((one) => one !== '' && others.every((names) => names.includes(one)))
+    .map((one) => {
+      const [type = '', version = ''] = one.split('@');
+      return { type, version: version === '' ? null : version };
+    });
 }
 
 /** Asks at most once per key in `ttlMs`; who asks in between shares the answer. */

@@ -236,6 +236,7 @@ export class SessionService {
     const stopBeats = startBeats(bus, 'session', instance, () => ({
       ...turns.figures,
       ...prefixed('relay', relay.figures),
+      harnesses: [...config.HARNESSES].map(([name, version]) => `${name}@${version}`).join(','),
     }));
     this.#health.add('postgres', async () => {
       await pool.query('select 1');
