@@ -854,7 +854,7 @@ describe('sandboxes', () => {
     await expectSeen(row('sbx_warm').getByText('worker-1', { exact: true }));
     await expectSeen(row('sbx_warm').getByText('offline-x7k2p'));
     await expectSeen(row('sbx_woken').getByText('resumed', { exact: true }));
-    await expectSeen(row('sbx_stuck').getByText('no node has room for it'));
+    await expectSeen(row('sbx_stuck').getByText('no node can take it'));
     await expectSeen(row('sbx_broken').getByText('The runner could not be read.'));
     const pool = page.getByRole('listitem').filter({ hasText: 'claims / min' });
     await expectSeen(pool.getByText('3 of 5 ready'));
@@ -893,7 +893,7 @@ describe('sandboxes', () => {
   it('say what is wrong and what to do, and where everything is', async () => {
     await row('sbx_stuck').getByRole('link', { name: 'sbx_stuck', exact: true }).click();
     await page.waitForURL('**/sandboxes/sbx_stuck');
-    const why = page.getByRole('status').filter({ hasText: 'no node has room' });
+    const why = page.getByRole('status').filter({ hasText: 'no node can take it' });
     await expectSeen(why.getByText('0/2 nodes are available'));
     await expectSeen(why.getByText('add a node, ask for less CPU or memory'));
     await expectSeen(page.getByText('Nothing happened yet'));
@@ -945,7 +945,7 @@ describe('sandboxes', () => {
       await expectSeen(log().getByText('Waiting for a sandbox: nothing warm was left'));
       const since = Date.now();
       held.tell(unschedulable);
-      await expectSeen(log().getByText('Waiting for a sandbox: no node has room for it'));
+      await expectSeen(log().getByText('Waiting for a sandbox: no node can take it'));
       await expectSeen(log().getByText('add a node, ask for less CPU or memory'));
       expect(Date.now() - since).toBeLessThan(2_000);
       expect(await log().getByRole('alert').count()).toBe(0);
@@ -960,7 +960,7 @@ describe('sandboxes', () => {
         status: 'starting',
         reason: { ...unschedulable, since: new Date() },
       });
-      await expectSeen(page.getByRole('link', { name: 'Sandbox: starting, no node has room for it' }));
+      await expectSeen(page.getByRole('link', { name: 'Sandbox: starting, no node can take it' }));
       await pictures('chat-waiting');
       await platform.query("delete from sandboxes where id = 'sbx_awaited'");
     } finally {
@@ -968,7 +968,7 @@ describe('sandboxes', () => {
     }
     await expectSeen(page.getByText('The last result was: at last'));
     await expectGone(log().getByText('Waiting for a sandbox:'));
-    await expectSeen(log().getByText(/^Waited \d.* for a sandbox: no node has room for it$/));
+    await expectSeen(log().getByText(/^Waited \d.* for a sandbox: no node can take it$/));
     const place = page.getByRole('link', { name: /^Sandbox: ready, this machine/ });
     await expectSeen(place);
     await pictures('chat-waited');

@@ -1,7 +1,7 @@
 import type { Sandbox, SandboxReasonCode } from '@holdfast/contracts';
 
 const REASONS: Readonly<Record<SandboxReasonCode, string>> = {
-  unschedulable: 'no node has room for it',
+  unschedulable: 'no node can take it',
   'image-pull': 'its image cannot be pulled',
   'quota-exceeded': 'the quota of the workspace is used up',
   'crash-loop': 'its runner ends again and again',
