@@ -25,6 +25,8 @@ interface HarnessFile {
 interface HarnessManifest {
   readonly version: string;
   readonly files?: readonly HarnessFile[];
+  /** An npm package, with its version, that the operator installed in the folder that a setting names: it is not ours to give. */
+  readonly tree?: { readonly setting: string; readonly package: string };
 }
 
 /** The coding harnesses of a deployment. */
@@ -37,10 +39,12 @@ export interface Harnesses {
 
 /**
  * Puts the harnesses named in `names` (separated by commas) where sandboxes find them: each one's profile from the build,
- * and its program from npm, once per machine and user and checked by its integrity. @throws Error that says what to do
+ * and its program from npm, once per machine and user and checked by its integrity, or from where the operator installed
+ * it. @throws Error that says what to do
  */
 export async function prepareHarnesses(
   names: string,
+  settings: Readonly<Record<string, string | undefined>>,
   stateDir: string,
   log: (line: string) => void,
 ): Promise<Harnesses> {
@@ -49,7 +53,7 @@ export async function prepareHarnesses(
   const folder = join(stateDir, 'harnesses');
   const enabled: string[] = [];
   for (const name of wanted) {
-    const { version, files = [] } = manifestOf(name);
+    const { version, files = [], tree } = manifestOf(name);
     const own = join(folder, name);
     await mkdir(own, { recursive: true });
     const built = join(ROOT, 'harnesses', name, 'dist');
@@ -64,6 +68,7 @@ export async function prepareHarnesses(
       await put(await installed(file, log), join(own, file.name), (from, to) =>
         link(from, to).catch(() => copyFile(from, to)),
       );
+    if (tree !== undefined) await takeTree(name, tree, settings[tree.setting] ?? '', own);
     enabled.push(`${name}@${version}`);
   }
   return { enabled: enabled.join(','), folder };
@@ -85,6 +90,32 @@ async function put(from: string, to: string, by: (from: string, to: string) => P
   await rename(fresh, to);
   // Renamed to what is the same file already, it stays.
   await rm(fresh, { force: true });
+}
+
+/** What the operator installed, as links to the same files where that can be. */
+async function takeTree(
+  name: string,
+  tree: { readonly setting: string; readonly package: string },
+  from: string,
+  own: string,
+): Promise<void> {
+  const at = tree.package.lastIndexOf('@');
+  const manifest = join('node_modules', tree.package.slice(0, at), 'package.json');
+  const versionIn = (folder: string): string | undefined => {
+    const file = join(folder, manifest);
+    return existsSync(file) ? (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version : undefined;
+  };
+  if (from === '' || versionIn(from) !== tree.package.slice(at + 1))
+    throw new Error(
+      `HARNESSES: ${name} needs ${tree.setting}, a folder of yours: npm install --prefix <folder> ${tree.package}`,
+    );
+  if (versionIn(own) === versionIn(from)) return;
+  const fresh = join(own, `node_modules.${process.pid}`);
+  await run('cp', ['-a', '-l', join(from, 'node_modules'), fresh]).catch(() =>
+    run('cp', ['-a', join(from, 'node_modules'), fresh]),
+  );
+  await rm(join(own, 'node_modules'), { recursive: true, force: true });
+  await rename(fresh, join(own, 'node_modules'));
 }
 
 /** The file in this machine's cache, from npm the first time. */

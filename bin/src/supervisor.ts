@@ -363,7 +363,10 @@ try {
   await prepareSchema();
   if (!serversOnly) {
     const { HARNESSES = '' } = settings.values;
-    startServices(settings, await prepareHarnesses(HARNESSES, settings.stateDir, (line) => status(line)));
+    startServices(
+      settings,
+      await prepareHarnesses(HARNESSES, settings.values, settings.stateDir, (line) => status(line)),
+    );
   }
   for (const [name, url] of Object.entries(health))
     await waitFor(name, async () => folder.find(name) !== null && (await isReady(url)), 60_000, name);

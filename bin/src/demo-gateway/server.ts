@@ -53,14 +53,21 @@ function stepFor(messages: readonly Message[]): Step {
   return nextStep(prompt, done, result);
 }
 
-/** The shell goes by the name that the caller offers it under: Codex has one of its own. */
+/** The shell by the names that coding harnesses offer it under, and what its command is called there. */
+const SHELLS = [
+  ['bash', 'command'],
+  ['Bash', 'command'],
+  ['exec_command', 'cmd'],
+] as const;
+
 function asOffered(step: Step, tools: unknown): Step {
   const command = step.call?.name === 'bash' ? step.call.input['command'] : undefined;
   const offered = (Array.isArray(tools) ? (tools as { name?: string; function?: { name?: string } }[]) : []).map(
     (tool) => tool.function?.name ?? tool.name,
   );
-  if (command === undefined || offered.includes('bash') || !offered.includes('exec_command')) return step;
-  return { ...step, call: { name: 'exec_command', input: { cmd: command } } };
+  const shell = SHELLS.find(([name]) => offered.includes(name));
+  if (command === undefined || shell === undefined) return step;
+  return { ...step, call: { name: shell[0], input: { [shell[1]]: command } } };
 }
 
 interface Body {

@@ -16,7 +16,10 @@ import { startDemoGateway } from '../../../bin/src/demo-gateway/server.ts';
 type Event = Frame['data'];
 
 /** Every harness is held to this: the scripted model, through a real LiteLLM proxy, and for the coding ones the door. */
+const { CLAUDE_CODE_DIR } = process.env;
 const HARNESSES = ['native', 'scripted', 'opencode', 'codex'];
+// Claude Code is the operator's to install.
+if (CLAUDE_CODE_DIR !== undefined) HARNESSES.push('claude_code');
 const CODING = HARNESSES.filter((name) => name !== 'native');
 /** Codex runs what its model calls without asking. */
 const ASKING = HARNESSES.filter((name) => name !== 'codex');
@@ -45,8 +48,8 @@ beforeAll(async () => {
     request.on('data', (part: Buffer) => parts.push(part));
     request.on('end', () => {
       const text = Buffer.concat(parts).toString();
-      // The rest is the proxy looking whether it is there.
-      if (request.method === 'POST') asked.push(text);
+      // The rest is the proxy looking whether it is there, and titles that a harness asks for.
+      if (text.includes('"tools"')) asked.push(text);
       if (newestPrompt(text).includes('HANG')) return;
       const { port } = demo.address() as AddressInfo;
       const forwarded = httpRequest({ port, method: request.method, path: request.url, headers: request.headers });
@@ -72,6 +75,7 @@ beforeAll(async () => {
   [platform] = await Promise.all([
     startPlatform({
       HARNESSES: CODING.join(','),
+      ...(CLAUDE_CODE_DIR === undefined ? {} : { CLAUDE_CODE_DIR }),
       LITELLM_GATEWAY_URL: proxy.url,
       LITELLM_API_KEY: proxy.apiKey,
       MODEL_MAX_RETRIES: String(RETRIES),
@@ -134,7 +138,9 @@ async function until(id: string, holds: (events: readonly Event[]) => boolean): 
 function newestPrompt(body: string): string {
   if (body === '') return '';
   const { messages = [] } = JSON.parse(body) as { messages?: { role: string; content: unknown }[] };
-  return JSON.stringify(messages.filter(({ role }) => role === 'user').at(-1)?.content ?? '');
+  const content = messages.filter(({ role }) => role === 'user').at(-1)?.content ?? '';
+  // After a failed turn a harness may send both messages as one.
+  return JSON.stringify(Array.isArray(content) ? (content as unknown[]).at(-1) : content);
 }
 const MODEL_STEP = ['span.model_request_start', 'span.model_request_end'];
 
@@ -167,7 +173,7 @@ describe.each(HARNESSES)('an agent with the harness %s', (harness) => {
     });
     const [result, failure] = ofType(events, 'agent.tool_result');
     expect(result).toMatchObject({ tool_use_id: use?.id, is_error: false });
-    expect(textOf(result)).toBe('one\n');
+    expect(textOf(result)).toMatch(/^one\n?$/);
     expect(failure).toMatchObject({ tool_use_id: failing?.id, is_error: true });
     expect(textOf(failure)).toMatch(/^two\n/);
     const step = [...MODEL_STEP, 'agent.tool_use', 'agent.tool_result'];
@@ -225,7 +231,7 @@ describe.each(HARNESSES)('an agent with the harness %s', (harness) => {
   it('is interrupted in the middle of a tool, and takes what waits', async () => {
     const id = sessionOf(harness);
     const before = (await client.events(id)).length;
-    await send(id, userMessage('RUN[sleep 30]'));
+    await send(id, userMessage('RUN[for n in $(seq 100); do sleep 0.3; done]'));
     await until(id, (events) => ofType(events.slice(before), 'agent.tool_use').length === 1);
     const at = Date.now();
     await send(id, { type: 'user.interrupt' }, userMessage('hello after'));
@@ -242,9 +248,9 @@ describe.each(HARNESSES)('an agent with the harness %s', (harness) => {
     await until(id, (events) => ofType(events.slice(before), 'agent.tool_use').length === 1);
     platform.kill('session');
     const events = (await untilIdleAgain(id)).slice(before);
-    expect(ofType(events, 'agent.tool_result').map(textOf)).toEqual(['x\n']);
+    expect(ofType(events, 'agent.tool_result').map((result) => textOf(result).trimEnd())).toEqual(['x']);
     expect(ofType(events, 'session.error')).toEqual([]);
-    expect(said(events)).toMatch(/^Done\. The last result was:\n(?:.*\n)*x\n$/);
+    expect(said(events)).toMatch(/^Done\. The last result was:\n(?:.*\n)*x\n?$/);
     expect(ofType(events, 'session.status_idle')).toHaveLength(1);
     const rows = await platform.query(
       "select count(*)::int as n from events where stream_id = $1 and type = 'session.turn_started' and (data->>'takeover')::boolean",
@@ -280,7 +286,7 @@ describe.each(ASKING)('an agent with the harness %s', (harness) => {
       const events = (await client.untilIdle(id, PATIENCE_MS)).slice(before);
       const results = ofType(events, 'agent.tool_result');
       expect(results).toMatchObject([{ tool_use_id: use?.id, is_error: result === 'deny' }]);
-      expect(textOf(results[0])).toContain(result === 'deny' ? 'not today' : 'allow\n');
+      expect(textOf(results[0])).toContain(result === 'deny' ? 'not today' : 'allow');
       expect(events.at(-1)).toMatchObject({ stop_reason: { type: 'end_turn' } });
     }
     const files = await turn(id, 'hello');
@@ -330,7 +336,7 @@ describe('an agent’s harness', () => {
   });
 
   it.each([
-    [{ harness: { type: 'claude_code' } }, /"claude_code" is not enabled.*native, scripted, opencode, codex/],
+    [{ harness: { type: 'goose' } }, /"goose" is not enabled.*native, scripted, opencode, codex/],
     [{ harness: { type: 'opencode', version: '0.1' } }, /opencode 1\.18\.33, not 0\.1/],
     [{ harness: { type: 'native' }, metadata: { harness: 'opencode' } }, /name one of them/],
     [{ harness: { type: 'opencode', options: { a: 1 } } }, /options/],

@@ -70,7 +70,7 @@ export class AcpHarness {
   readonly #mark = `harness-${randomUUID()}`;
   readonly #rpc: JsonRpc;
   readonly #alone: boolean;
-  readonly #workspace: string;
+  readonly #place: { readonly cwd: string; readonly mcpServers: readonly []; readonly _meta?: object };
   readonly #startedAt: number;
   #canLoad = false;
   #sessionId: string | null = null;
@@ -82,7 +82,8 @@ export class AcpHarness {
     this.start = options.start;
     this.#profile = options.profile;
     this.#alone = options.alone;
-    this.#workspace = options.workspace;
+    const meta = command.sessionMeta === undefined ? {} : { _meta: command.sessionMeta };
+    this.#place = { cwd: options.workspace, mcpServers: [], ...meta };
     const child = spawn(command.command, command.args, {
       cwd: options.workspace,
       env: { ...options.env, ...command.env, [CALL_MARK]: this.#mark },
@@ -165,7 +166,11 @@ export class AcpHarness {
       return stopReason;
     } catch (error) {
       if (signal.aborted) return 'cancelled';
-      throw error instanceof HarnessFault ? error : new HarnessFault('failed', (error as Error).message);
+      if (error instanceof HarnessFault) throw error;
+      const { message } = error as Error;
+      if (this.#profile.isEnd?.(message) !== true) throw new HarnessFault('failed', message);
+      this.#end(`ended: ${message}`);
+      throw this.#over ?? error;
     } finally {
       signal.removeEventListener('abort', cancel);
       this.#turn = null;
@@ -180,15 +185,14 @@ export class AcpHarness {
   /** The session that the prompt goes on with. A new one only where none was named. */
   async #session(named: string | null): Promise<{ sessionId: string; continuity: 'live' | 'native' | 'new' }> {
     if (named !== null && named === this.#sessionId) return { sessionId: named, continuity: 'live' };
-    const place = { cwd: this.#workspace, mcpServers: [] };
     if (named === null) {
-      const { sessionId } = await this.#ask<NewSessionResponse>('session/new', place);
+      const { sessionId } = await this.#ask<NewSessionResponse>('session/new', this.#place);
       this.#sessionId = sessionId;
       return { sessionId, continuity: 'new' };
     }
     if (!this.#canLoad) throw new HarnessFault('session-lost', 'The harness cannot take up an earlier session.');
     try {
-      await this.#ask('session/load', { sessionId: named, ...place });
+      await this.#ask('session/load', { sessionId: named, ...this.#place });
     } catch (error) {
       if (error instanceof RpcError) throw new HarnessFault('session-lost', error.message);
       throw error;
@@ -271,7 +275,10 @@ export class AcpHarness {
     };
     const over = update.status === 'completed' || update.status === 'failed';
     const asks = this.#permissionOf(call) === 'ask' && !call.allowed;
-    if (over || (update.status === 'in_progress' && !asks)) this.#tellStart(turn, update.toolCallId, call, false);
+    const begins =
+      update.status === 'in_progress' ||
+      (this.#profile.beginsUntold === true && Object.keys(call.native.input).length > 0);
+    if (over || (begins && !asks)) this.#tellStart(turn, update.toolCallId, call, false);
     if (over && !call.finished) {
       call.finished = true;
       const { text, isError } = this.#profile.resultOf(call.native);

@@ -18,6 +18,8 @@ export interface HarnessCommand {
   readonly env: Readonly<Record<string, string>>;
   /** Written before it starts; absolute paths. */
   readonly files: readonly { readonly path: string; readonly content: string }[];
+  /** What its adapter takes beside the protocol when a session begins or is loaded. */
+  readonly sessionMeta?: Readonly<Record<string, unknown>>;
 }
 
 /** A tool call as the harness told it so far. */
@@ -47,6 +49,10 @@ export interface HarnessProfile {
   readonly toolOf: (call: NativeCall) => { readonly name: string; readonly input: Readonly<Record<string, unknown>> };
   /** False for text that is the harness's own, a warning for instance, and not the model's. Without it all is the model's. */
   readonly isModels?: (messageId: string | null) => boolean;
+  /** True for a harness that does not tell when a call begins: one that needs no permission does once its input is known. */
+  readonly beginsUntold?: boolean;
+  /** Whether a prompt's error means that its adapter is of no more use, though it runs: it is started anew. */
+  readonly isEnd?: (message: string) => boolean;
   /** What the model was told of it, once it is over. */
   readonly resultOf: (call: NativeCall) => { readonly text: string; readonly isError: boolean };
 }
