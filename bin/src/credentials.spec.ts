@@ -31,7 +31,8 @@ describe('the credentials of containers', () => {
       );
     }
     passwords.add(read('sandbox', 'hub-secret'));
-    expect(passwords.size).toBe(8);
+    passwords.add(read('sandbox', 'checkpoint-key'));
+    expect(passwords.size).toBe(9);
     for (const line of ['listen: "0.0.0.0:4222"', 'http: "127.0.0.1:8222"'])
       expect(read('nats', 'nats.conf')).toContain(`${line}\n`);
   });

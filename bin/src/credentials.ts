@@ -31,7 +31,10 @@ export function writeCredentials(settings: Settings, dir: string): void {
       'nats-password': passwords[service as keyof typeof passwords],
     });
   }
-  write('sandbox', { 'hub-secret': derivedSecret(settings, 'hub') });
+  write('sandbox', {
+    'hub-secret': derivedSecret(settings, 'hub'),
+    'checkpoint-key': derivedSecret(settings, 'checkpoints'),
+  });
   write('grafana', {
     'admin-password': derivedSecret(settings, 'grafana'),
     'database-password': derivedSecret(settings, 'postgres-observer'),

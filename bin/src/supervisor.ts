@@ -271,10 +271,11 @@ function startServices(current: Settings, harnesses: Harnesses): void {
           HARNESS_DIR: harnesses.folder,
           ...namedValues(
             current,
-            /^(CONTAINER_ENV_|SANDBOX_|MODEL_SILENCE_MS$|HUB_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_|KUBECONFIG$)/,
+            /^(CONTAINER_ENV_|SANDBOX_|CHECKPOINT_(?!KEY)|MODEL_SILENCE_MS$|HUB_|HOLDFAST_ALLOW_UNISOLATED$|BLOB_|KUBECONFIG$)/,
           ),
           HUB_PORT: String(ports.hub),
           HUB_SECRET: derivedSecret(current, 'hub'),
+          CHECKPOINT_KEY: derivedSecret(current, 'checkpoints'),
           HEALTH_PORT: String(port),
         },
         `http://127.0.0.1:${port}/readyz`,

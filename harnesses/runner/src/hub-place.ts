@@ -62,6 +62,7 @@ export class HubPlace {
       journalId: this.#options.journalId,
       pod: this.#options.pod,
       channel,
+      keepsFiles: true,
     };
   }
 }

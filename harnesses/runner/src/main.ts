@@ -8,6 +8,7 @@ import { carryToHub, carryToSocket, startEgressRelay } from './egress-relay.ts';
 import { HubPlace, type HubPlaceOptions, pinnedAgent } from './hub-place.ts';
 import { Journal } from './journal.ts';
 import { Outputs } from './outputs.ts';
+import { stopOthers } from './processes.ts';
 import { Runner } from './runner.ts';
 import { Tools } from './tools.ts';
 import { linkSession, makeSession, Uploads } from './uploads.ts';
@@ -50,9 +51,10 @@ const network: Record<string, string> =
         NODE_USE_ENV_PROXY: '1',
       };
 
+const alone = setting('ALONE') === '1';
 const { journal, hub: place, carry, aloneMs } = hubUrl === undefined ? onThisMachine() : inPod(hubUrl);
 const hub = new HubPlace({ ...place, journalId: journal.id });
-const places = { workspace, home, scratch: join(home, '.holdfast'), alone: setting('ALONE') === '1' };
+const places = { workspace, home, scratch: join(home, '.holdfast'), alone };
 /** Listens from its first use on: the native harness needs no door. */
 let door: Promise<string> | null = null;
 const openDoor = async (): Promise<string> => {
@@ -72,6 +74,11 @@ const runner = new Runner({
   }),
   uploads: new Uploads(session),
   outputs: new Outputs(join(session, 'outputs')),
+  checkpoints: {
+    roots: { workspace, home },
+    furnish: () => makeSession(session),
+    stopOthers: alone ? stopOthers : () => () => undefined,
+  },
   defaults: { LANG: 'C.UTF-8', TERM: 'dumb' },
   fixed: { PATH: process.env['PATH'] ?? '/usr/local/bin:/usr/bin:/bin', HOME: home, ...network },
   leave: (code) => process.exit(code),

@@ -11,6 +11,8 @@ interface Seen {
   readonly group: number;
   /** When it was started, in clock ticks since the machine's start. */
   readonly startedAt: number;
+  /** Whether somebody has stopped it already. */
+  readonly stopped: boolean;
 }
 
 /** A call's processes. */
@@ -46,6 +48,25 @@ export function killOthers(marks: ReadonlySet<string>): void {
     const { mark } = originOf(one);
     return mark === undefined || !marks.has(mark);
   });
+}
+
+/**
+ * Stops everything in the PID namespace but its first process and the runner. What it returns lets that go on, and not what
+ * stood still before. Others may start a few while we look: those that have not shown up after so many looks run on.
+ */
+export function stopOthers(): () => void {
+  const stopped = new Set<number>();
+  for (let looks = 0; looks < MAX_LOOKS; looks++) {
+    const fresh = others().filter((one) => !one.stopped && !stopped.has(one.pid));
+    if (fresh.length === 0) break;
+    for (const { pid } of fresh) {
+      signal(pid, 'SIGSTOP');
+      stopped.add(pid);
+    }
+  }
+  return () => {
+    for (const pid of stopped) signal(pid, 'SIGCONT');
+  };
 }
 
 /** What a process or else its nearest marked ancestor says it belongs to, and the oldest ancestor looked at. */
@@ -86,7 +107,13 @@ function look(pid: number): Seen | null {
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     if (fields[0] === 'Z' || fields[0] === 'X') return null;
-    return { pid, parent: Number(fields[1]), group: Number(fields[2]), startedAt: Number(fields[19]) };
+    return {
+      pid,
+      parent: Number(fields[1]),
+      group: Number(fields[2]),
+      startedAt: Number(fields[19]),
+      stopped: fields[0] === 'T' || fields[0] === 't',
+    };
   } catch {
     return null;
   }

@@ -4,6 +4,9 @@ import { promisify } from 'node:util';
 import type { HarnessEvent, HubMessage, RunnerMessage, RunnerOutcome } from '@holdfast/contracts';
 import { WebSocket } from 'ws';
 import type { HarnessHost } from './acp/harness-host.ts';
+import { Checkpoints, type CheckpointsOptions } from './checkpoint/checkpoints.ts';
+import { LinkPacks } from './checkpoint/link-packs.ts';
+import { OverLimit } from './checkpoint/scan.ts';
 import type { HubPlace } from './hub-place.ts';
 import type { Journal } from './journal.ts';
 import { MAX_WHOLE_BYTES } from './output.ts';
@@ -22,6 +25,8 @@ const STOP_MS = 800;
 const CLOSE_MS = 300;
 /** {@link RUNNER_LEFT}, of which a runner imports no values. */
 const LEFT = 4_000;
+/** The last checkpoint is taken within this time, which is less than pods have to end. */
+const LEAVE_MS = 7_000;
 const OUTPUT_PIECE_BYTES = 512 * 1024;
 /** Prompts whose events can be asked for again: the one that runs, and what may still be taken up of the one before. */
 const KEPT_PROMPTS = 2;
@@ -39,6 +44,7 @@ export interface RunnerOptions {
   readonly defaults: Readonly<Record<string, string>>;
   /** What every call's environment has whatever the platform says. */
   readonly fixed: Readonly<Record<string, string>>;
+  readonly checkpoints: CheckpointsOptions;
   readonly leave: (code: number) => void;
 }
 
@@ -55,8 +61,16 @@ export class Runner {
   /** The prompt that runs; another waits for its end. */
   #prompting: Promise<void> = Promise.resolve();
   #env: Readonly<Record<string, string>>;
+  readonly #checkpoints: Checkpoints;
+  /** Checkpoints and restores, one after another. */
+  #keeping: Promise<void> = Promise.resolve();
   #socket: WebSocket | null = null;
+  #packs: LinkPacks | null = null;
   #welcomed = false;
+  /** Whether it is settled what files of the session there are: before that nothing runs. */
+  #filesThere = false;
+  #dismiss: () => void = () => undefined;
+  readonly #dismissed = new Promise<void>((resolve) => (this.#dismiss = resolve));
   #aloneSince = Date.now();
   #stopped = false;
   #noted = '';
@@ -64,6 +78,7 @@ export class Runner {
   constructor(options: RunnerOptions) {
     this.#options = options;
     this.#env = { ...options.defaults, ...options.fixed };
+    this.#checkpoints = new Checkpoints(options.checkpoints);
   }
 
   start(): void {
@@ -75,8 +90,8 @@ export class Runner {
   }
 
   /**
-   * Begins nothing more, kills what does not end by itself at once, tells how that ended, says good-bye and leaves, within
-   * 1.5 seconds.
+   * Begins nothing more, kills what does not end by itself at once, tells how that ended, waits for a last checkpoint, says
+   * good-bye and leaves, within 9 seconds.
    */
   async stop(code: number): Promise<void> {
     if (this.#stopped) return;
@@ -86,6 +101,10 @@ export class Runner {
     await this.#quiet(STOP_MS);
     const socket = this.#socket;
     if (socket?.readyState === WebSocket.OPEN) {
+      if (this.#welcomed) {
+        this.#send({ type: 'leaving' });
+        await Promise.race([this.#dismissed, new Promise((resolve) => socket.once('close', resolve)), sleep(LEAVE_MS)]);
+      }
       const closed = new Promise((resolve) => socket.once('close', resolve));
       socket.close(this.#running.size === 0 ? LEFT : 1001);
       await Promise.race([closed, sleep(CLOSE_MS)]);
@@ -110,7 +129,13 @@ export class Runner {
       else if (socket.readyState === WebSocket.OPEN) socket.ping();
     }, SILENCE_MS / 3);
     for (const event of ['ping', 'pong', 'message'] as const) socket.on(event, () => (heardMs = Date.now()));
-    socket.on('message', (data) => {
+    const packs = new LinkPacks(socket);
+    this.#packs = packs;
+    socket.on('message', (data, isBinary) => {
+      if (isBinary) {
+        packs.take(data as Buffer);
+        return;
+      }
       const message = JSON.parse(String(data as Buffer)) as HubMessage;
       if (message.type === 'bound' || message.type === 'welcome') {
         stood = hub.bound = true;
@@ -161,7 +186,7 @@ export class Runner {
       case 'claim':
         this.#send({ type: 'answer', id: message.id, stale: !journal.admits(message.generation), result: null });
         // A call is about to come; the answer goes first.
-        setImmediate(() => this.#options.tools.prepare(this.#env));
+        setImmediate(() => this.#prepare());
         return;
       case 'exec':
         this.#exec(message);
@@ -202,6 +227,22 @@ export class Runner {
         for (const controller of this.#running.values()) controller.abort(message.text);
         this.#options.harnesses.kill();
         this.#options.tools.killLeftovers();
+        return;
+      case 'checkpoint':
+        this.#keep((packs) => this.#checkpoint(message, packs));
+        return;
+      case 'restore':
+        this.#keep((packs) => this.#restore(message, packs));
+        return;
+      case 'dismissed':
+        this.#dismiss();
+        return;
+      case 'settled':
+        this.#checkpoints.settle(message.checkpointId);
+        return;
+      case 'pack':
+      case 'pack-kept':
+        this.#packs?.hear(message);
     }
   }
 
@@ -312,6 +353,52 @@ export class Runner {
     poll();
   }
 
+  /** One after another, over the link that asked. */
+  #keep(work: (packs: LinkPacks) => Promise<RunnerMessage>): void {
+    const [packs, socket] = [this.#packs, this.#socket];
+    if (packs === null) return;
+    this.#keeping = this.#keeping.then(async () => {
+      const answer = await work(packs);
+      if (this.#socket === socket) this.#send(answer);
+    });
+  }
+
+  /** A shell takes up what the last one left, so the files come first. */
+  #prepare(): void {
+    if (this.#filesThere) this.#options.tools.prepare(this.#env);
+  }
+
+  async #checkpoint(
+    { id, base, exclude, limits }: Extract<HubMessage, { type: 'checkpoint' }>,
+    packs: LinkPacks,
+  ): Promise<RunnerMessage> {
+    try {
+      return {
+        type: 'checkpointed',
+        id,
+        taken: await this.#checkpoints.take({ base, exclude, limits }, packs),
+        fault: null,
+      };
+    } catch (error) {
+      const code = error instanceof OverLimit ? error.limit : 'failed';
+      return { type: 'checkpointed', id, taken: null, fault: { code, message: textOf(error) } };
+    }
+  }
+
+  async #restore(
+    { id, checkpoint }: Extract<HubMessage, { type: 'restore' }>,
+    packs: LinkPacks,
+  ): Promise<RunnerMessage> {
+    try {
+      const done = await this.#checkpoints.restore(checkpoint, packs);
+      this.#filesThere = true;
+      setImmediate(() => this.#prepare());
+      return { type: 'restored', id, ...done, fault: null };
+    } catch (error) {
+      return { type: 'restored', id, fresh: true, restored: false, fault: textOf(error) };
+    }
+  }
+
   /** Hands the whole output to the hub that asked for it, which keeps it; best effort, the file stays in the sandbox. */
   async #sendWhole(callId: string, file: number): Promise<void> {
     const socket = this.#socket;
@@ -331,4 +418,9 @@ export class Runner {
       closeSync(file);
     }
   }
+}
+
+function textOf(error: unknown): string {
+  const { message, cause } = error as Error;
+  return (cause instanceof Error ? `${message} ${cause.message}` : message).slice(0, 1_000);
 }

@@ -1,6 +1,6 @@
 import { z } from 'zod';
 
-/** Prefixes of public ids, as the wire contract has them (sbx_ and turn_ are ours). */
+/** Prefixes of public ids, as the wire contract has them (sbx_, turn_ and ckpt_ are ours). */
 export const ID_PREFIXES = {
   agent: 'agent',
   environment: 'env',
@@ -11,6 +11,7 @@ export const ID_PREFIXES = {
   file: 'file',
   sessionResource: 'sesrsc',
   turn: 'turn',
+  checkpoint: 'ckpt',
   workspace: 'wrkspc',
   apiKey: 'apikey',
   work: 'work',

@@ -62,7 +62,7 @@ export function modelDoorSubject(sessionId: string): string {
  */
 export function sandboxLinkSubject(
   id: string,
-  verb: 'exec' | 'prompt' | 'permit' | 'cancel' | 'claim' | 'bind' | 'harvest',
+  verb: 'exec' | 'prompt' | 'permit' | 'cancel' | 'claim' | 'bind' | 'harvest' | 'checkpoint',
 ): string {
   return `cmd.sandbox.${id}.link.${verb}`;
 }

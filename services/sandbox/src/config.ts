@@ -29,6 +29,19 @@ export const sandboxConfig = z.object({
   SANDBOX_MIN_FREE_BYTES: positive(1024 ** 3),
   SANDBOX_MEMORY_BYTES: positive(2 * 1024 ** 3),
   SANDBOX_MAX_PROCESSES: z.coerce.number().int().min(8).default(512),
+  /** What sandboxes' files are sealed with where they are kept. Whoever loses it loses them; 32 characters or more. */
+  CHECKPOINT_KEY: z.string().min(32),
+  /** Files, folders and links that a sandbox may hold to be kept, and their bytes on disk. */
+  CHECKPOINT_MAX_FILES: positive(200_000),
+  CHECKPOINT_MAX_BYTES: positive(5 * 1024 ** 3),
+  /**
+   * Not kept, comma-separated: a name wherever it is, or a path that begins with `workspace/` or `home/`. Folders that say
+   * that they are caches (CACHEDIR.TAG) are kept empty anyway.
+   */
+  CHECKPOINT_EXCLUDE: z
+    .string()
+    .default('home/.cache,home/.npm')
+    .transform((text) => text.split(',').flatMap((part) => (part.trim() === '' ? [] : [part.trim()]))),
 
   // What follows is for SANDBOX_PROVIDER=kubernetes.
   /** Credentials for the cluster; empty = those of the pod that this service runs in. */

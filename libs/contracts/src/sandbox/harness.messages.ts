@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { jsonObject } from '../json-schema.ts';
 import type { StoredBlock } from '../wire/events.ts';
 import type { UploadedFile } from './runner-link.messages.ts';
+import type { RestoredFiles } from './sandbox.messages.ts';
 
 /**
  * What a coding harness in a sandbox does, in the platform's own words: small, and versioned by the platform, whatever
@@ -62,6 +63,8 @@ export type HarnessStart = z.infer<typeof harnessStart>;
  */
 export interface PromptBody {
   readonly callId: string;
+  /** As of exec. */
+  readonly journalId?: string;
   readonly generation: number;
   readonly harness: HarnessStart;
   /** The harness's own session; null = a new one. */
@@ -73,6 +76,7 @@ export interface PromptBody {
 }
 export type PromptReply =
   | { readonly kind: 'alive' }
+  | { readonly kind: 'restored'; readonly files: RestoredFiles }
   | { readonly kind: 'event'; readonly sequence: number; readonly event: HarnessEvent }
   | {
       readonly kind: 'done';

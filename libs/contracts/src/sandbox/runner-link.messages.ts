@@ -39,6 +39,44 @@ export type RunnerOutcome = z.infer<typeof outcome>;
 /** A file of the session: where it goes, and what it is. */
 const upload = z.object({ path: z.string(), digest: z.string() });
 export type UploadedFile = z.infer<typeof upload>;
+/** What a pack of a checkpoint holds at most. */
+export const PACK_LIMIT_BYTES = 16 * 1024 * 1024;
+/** Packs that are on their way to the hub and not kept yet, at most. */
+export const PACKS_UNDER_WAY = 2;
+
+const digest = z.string().regex(/^[0-9a-f]{64}$/);
+const pack = z.object({ digest, bytes: z.int().min(1).max(PACK_LIMIT_BYTES) });
+/** Where the tree of a root lies; what is in it is the runner's own matter. */
+const place = z.object({ pack: digest, at: z.int().min(0), bytes: z.int().min(1), digest });
+const roots = z.object({ workspace: place, home: place });
+/** A checkpoint as it is kept: what its roots are, and every pack that they need. */
+export const keptCheckpoint = z.object({ id: z.string(), roots: roots.partial(), packs: z.array(pack).max(100_000) });
+export type KeptCheckpoint = z.infer<typeof keptCheckpoint>;
+const count = z.int().min(0);
+const takenCheckpoint = z.object({
+  /** Null when everything is as the base has it. */
+  roots: roots.nullable(),
+  packs: z.array(pack).max(100_000),
+  figures: z.object({
+    /** Files, folders and links, and what they take on disk. */
+    entries: count,
+    bytes: count,
+    changed_files: count,
+    /** What had to travel. */
+    new_bytes: count,
+    took_ms: count,
+    /** How long the sandbox's other processes stood still. */
+    stopped_ms: count,
+    /** Sockets, pipes and devices, which are left out. */
+    skipped: count,
+    unreadable: count,
+    /** Files that were written to each time that they were read. */
+    torn: count,
+  }),
+  /** Some paths that could not be read, and why. */
+  unreadable: z.array(z.string().max(400)).max(20),
+});
+export type TakenCheckpoint = z.infer<typeof takenCheckpoint>;
 
 /** A file in the outputs folder; another stamp is another content. */
 const output = z.object({ path: z.string().max(1_024), bytes: z.int().min(0), stamp: z.string().max(128) });
@@ -94,6 +132,24 @@ export const hubMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('read-output'), id: z.string(), file: output, at: z.int().min(0), bytes: z.int().min(1) }),
   /** The workspace is above its bound: everything that may write is killed. */
   z.object({ type: z.literal('over-limit'), text: z.string() }),
+  /** Take a checkpoint, on top of the newest that is kept. What `exclude` names is left out. */
+  z.object({
+    type: z.literal('checkpoint'),
+    id: z.string(),
+    base: keptCheckpoint.nullable(),
+    exclude: z.array(z.string()),
+    limits: z.object({ entries: z.int(), bytes: z.int() }),
+  }),
+  /** A pack is kept; another may come. */
+  z.object({ type: z.literal('pack-kept'), digest }),
+  /** What was taken last is kept under this id, or is not. */
+  z.object({ type: z.literal('settled'), checkpointId: z.string().nullable() }),
+  /** What was to be kept of one that is leaving is kept, or cannot be. */
+  z.object({ type: z.literal('dismissed') }),
+  /** Put these files where there are none of a session; null = just say whether there are. */
+  z.object({ type: z.literal('restore'), id: z.string(), checkpoint: keptCheckpoint.nullable() }),
+  /** A pack that was wanted; its bytes follow as binary messages. Null = it cannot be had. */
+  z.object({ type: z.literal('pack'), digest, bytes: z.int().nullable() }),
 ]);
 export type HubMessage = z.infer<typeof hubMessage>;
 
@@ -109,6 +165,8 @@ export const runnerMessage = z.discriminatedUnion('type', [
     /** The pod's UID, which its key is bound to; null where the socket itself says who dials. */
     pod: z.string().max(64).nullable(),
     channel: z.enum(['calls', 'egress', 'door']),
+    /** Whether it takes checkpoints and restores them; runners from before there were any do not say so. */
+    keepsFiles: z.boolean().default(false),
   }),
   /** What a harness does, numbered from 1 for each prompt; before its `done`. */
   z.object({ type: z.literal('progress'), callId, sequence: z.int().min(1), event: harnessEvent }),
@@ -128,5 +186,26 @@ export const runnerMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('output-read'), id: z.string(), data: z.string().nullable() }),
   /** Answer to measure; null = more files than can be counted in time. */
   z.object({ type: z.literal('measured'), id: z.string(), bytes: z.int().min(0).nullable() }),
+  /** It was told to end, nothing runs any more, and it waits a few seconds for a last checkpoint. */
+  z.object({ type: z.literal('leaving') }),
+  /** A pack of the checkpoint that is being taken; its bytes follow as binary messages. */
+  z.object({ type: z.literal('pack'), digest, bytes: pack.shape.bytes }),
+  /** A pack of the checkpoint that is restored, or of the base, is needed. */
+  z.object({ type: z.literal('want'), digest }),
+  /** Answer to checkpoint; `fault` when there is none. */
+  z.object({
+    type: z.literal('checkpointed'),
+    id: z.string(),
+    taken: takenCheckpoint.nullable(),
+    fault: z.object({ code: z.enum(['entries', 'bytes', 'failed']), message: z.string().max(1_000) }).nullable(),
+  }),
+  /** Answer to restore: whether there were no files of a session, and whether there are now. */
+  z.object({
+    type: z.literal('restored'),
+    id: z.string(),
+    fresh: z.boolean(),
+    restored: z.boolean(),
+    fault: z.string().max(1_000).nullable(),
+  }),
 ]);
 export type RunnerMessage = z.infer<typeof runnerMessage>;

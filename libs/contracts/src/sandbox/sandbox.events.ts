@@ -73,6 +73,36 @@ export const SandboxEgressDecided = durableEvent({
   data: z.object({ host: z.string(), port: z.int(), allowed: z.boolean(), reason: z.string() }),
 });
 
+export const SandboxCheckpointed = durableEvent({
+  ...base,
+  type: 'sandbox.checkpointed',
+  summary: 'Workspace and home are kept as they were after everything that the session’s log had up to a version.',
+  data: z.object({
+    checkpoint_id: z.string(),
+    session_version: z.int(),
+    entries: z.int(),
+    bytes: z.int(),
+    new_bytes: z.int(),
+    took_ms: z.int(),
+    stopped_ms: z.int(),
+    skipped: z.int(),
+    unreadable: z.int(),
+    torn: z.int(),
+  }),
+});
+export const SandboxCheckpointFailed = durableEvent({
+  ...base,
+  type: 'sandbox.checkpoint_failed',
+  summary: 'Workspace and home could not be kept; told once until it succeeds again.',
+  data: reason.extend({ code: z.string() }),
+});
+export const SandboxRestored = durableEvent({
+  ...base,
+  type: 'sandbox.restored',
+  summary: 'The files of a checkpoint were put into this incarnation before its first call.',
+  data: z.object({ incarnation: z.int(), checkpoint_id: z.string(), took_ms: z.int() }),
+});
+
 export const sandboxEvents = Object.freeze([
   SandboxRequested,
   SandboxReady,
@@ -83,4 +113,7 @@ export const sandboxEvents = Object.freeze([
   SandboxDestroyed,
   SandboxLinkRefused,
   SandboxEgressDecided,
+  SandboxCheckpointed,
+  SandboxCheckpointFailed,
+  SandboxRestored,
 ] as const);

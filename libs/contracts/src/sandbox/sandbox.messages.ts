@@ -78,6 +78,8 @@ export interface BindBody {
 export const execBody = z.object({
   sessionId: z.string(),
   callId: z.string(),
+  /** The journal that it is for: under another it is not sent, which `sandbox.not-linked` says. Absent from releases before. */
+  journalId: z.string().optional(),
   generation: z.int(),
   tool: z.enum(['bash', 'read', 'write', 'edit', 'glob', 'grep']),
   input: jsonObject,
@@ -96,11 +98,37 @@ export interface ToolOutcome {
   /** Blob with the whole output when `text` was cut. */
   readonly fullOutput: { readonly digest: string; readonly sizeBytes: number } | null;
 }
+/** `…link.checkpoint`: keeps workspace and home. Replies as exec's: `kept` is the last, and says that it is durable. */
+export interface CheckpointBody {
+  readonly sessionId: string;
+  readonly generation: number;
+  /** Of the sandbox that the session's calls went to; another one has nothing of them. */
+  readonly journalId: string;
+}
+export interface CheckpointReply {
+  readonly checkpointId: string;
+  /** The files are as they were after every call whose result the session's log had up to this version. */
+  readonly throughVersion: number;
+}
+export type CheckpointUpdate =
+  | { readonly kind: 'alive' }
+  | { readonly kind: 'kept'; readonly checkpoint: CheckpointReply };
 /**
- * Replies to exec. `alive` comes at least once a second while the call runs, so a silent link is noticed; `done` is
+ * What a sandbox that began without files of the session was given: the files of a checkpoint, which are as
+ * `throughVersion` says, or none, because none are kept.
+ */
+export interface RestoredFiles {
+  readonly journalId: string;
+  readonly checkpoint: CheckpointReply | null;
+}
+/**
+ * Replies to exec. `restored` comes first, again for each call, where the sandbox began without files. `alive` comes at least once a second while the call runs, so a silent link is noticed; `done` is
  * the last. An AppError ends the sequence too (`sandbox.stale-generation` when a newer worker claimed the sandbox).
  */
-export type ExecReply = { readonly kind: 'alive' } | { readonly kind: 'done'; readonly result: ToolOutcome };
+export type ExecReply =
+  | { readonly kind: 'alive' }
+  | { readonly kind: 'restored'; readonly files: RestoredFiles }
+  | { readonly kind: 'done'; readonly result: ToolOutcome };
 export const EXEC_ALIVE_MS = 1_000;
 /** What a tool result shows of its output; the rest is kept in a file of the sandbox and as a blob. */
 export const TOOL_OUTPUT_CHARS = 30_000;

@@ -478,6 +478,44 @@ export const ModelSideCall = durableEvent({
     gateway_call_id: z.string().nullable(),
   }),
 });
+export const SessionCheckpointed = durableEvent({
+  type: 'session.checkpointed',
+  schemaVersion,
+  aggregate,
+  summary: 'The files are kept as they were after everything that the log had up to `through_version`.',
+  data: z.object({ checkpoint_id: z.string(), through_version: z.int() }),
+});
+export const SessionCheckpointFailed = durableEvent({
+  type: 'session.checkpoint_failed',
+  schemaVersion,
+  aggregate,
+  summary: 'The files that calls up to `through_version` left could not be kept; they live in the sandbox alone.',
+  data: z.object({ through_version: z.int(), code: z.string(), message: z.string() }),
+  wire: (event) =>
+    shown(
+      { ...event, type: 'session.error' },
+      {
+        error: {
+          type: 'unknown_error',
+          message: event.data.message,
+          retry_status: { type: 'retrying' },
+        },
+      },
+    ),
+});
+export const SessionRestored = durableEvent({
+  type: 'session.sandbox_restored',
+  schemaVersion,
+  aggregate,
+  summary:
+    'A new sandbox was given the files of a checkpoint, or began empty; `missing_call_ids` are calls whose effects on files are not in them.',
+  data: z.object({
+    journal_id: z.string(),
+    checkpoint_id: z.string().nullable(),
+    through_version: z.int(),
+    missing_call_ids: z.array(z.string()),
+  }),
+});
 
 export const OutputsKept = durableEvent({
   type: 'session.outputs_kept',
@@ -530,6 +568,9 @@ export const sessionEvents = Object.freeze([
   HarnessProgressed,
   HarnessFinished,
   ModelSideCall,
+  SessionCheckpointed,
+  SessionCheckpointFailed,
+  SessionRestored,
 ] as const);
 
 /** A stored session event, discriminated by `type`. */

@@ -136,6 +136,7 @@ describe('wire frames', () => {
   it('gives internal events no frame', () => {
     const internal = sessionEvents.filter((event) => !('wire' in event)).map((event) => event.type);
     expect(internal.sort()).toEqual([
+      'session.checkpointed',
       'session.created',
       'session.fork_created',
       'session.harness_finished',
@@ -145,6 +146,7 @@ describe('wire frames', () => {
       'session.outputs_kept',
       'session.resources_changed',
       'session.sandbox_attached',
+      'session.sandbox_restored',
       'session.turn_started',
       'session.worker_attached',
       'session.worker_detached',

@@ -202,6 +202,9 @@ export function evolveSessionView(view: SessionView | undefined, event: SessionE
     case 'session.harness_prompted':
     case 'session.harness_progressed':
     case 'session.harness_finished':
+    case 'session.checkpointed':
+    case 'session.checkpoint_failed':
+    case 'session.sandbox_restored':
       return next;
     default:
       return unreachable(event);

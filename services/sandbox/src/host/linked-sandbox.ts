@@ -3,6 +3,9 @@ import type { Registration } from '@holdfast/bus';
 import {
   AppError,
   type CancelBody,
+  type CheckpointBody,
+  type CheckpointReply,
+  type CheckpointUpdate,
   type ClaimBody,
   type ContentBlock,
   type EnsureSandboxReply,
@@ -20,6 +23,7 @@ import {
   type PermitBody,
   type PromptBody,
   type PromptReply,
+  type RestoredFiles,
   type StoredBlock,
   sandboxLinkSubject,
   TOOL_OUTPUT_CHARS,
@@ -30,14 +34,23 @@ import type { LinkPrompt, RunnerLink } from '../hub/runner-link.ts';
 import type { SandboxRow } from '../store/sandbox.store.ts';
 import type { HostParts } from './sandbox-host.port.ts';
 
-export interface LinkedParts extends Pick<HostParts, 'bus' | 'blobs' | 'fileBlobs' | 'env' | 'logger'> {
+export interface LinkedParts
+  extends Pick<HostParts, 'bus' | 'blobs' | 'fileBlobs' | 'store' | 'keeper' | 'env' | 'logger'> {
   /** Why no tool may run now; null when it may. */
   readonly lack: () => Promise<string | null>;
   /** Whether it is about to end: then it is asked for nothing new, and what runs is still heard. */
   readonly ending: () => boolean;
 }
 
-/** A sandbox whose runner's link this replica holds: the subjects that lead to it, and when it was used last. */
+/** While calls run, or what they left behind may, its files are kept at least so often (C1). */
+const KEEP_MS = 30_000;
+/** As often while nothing is known to run: what is left in the background may sleep for long. */
+const KEEP_QUIET_MS = 300_000;
+
+/**
+ * A sandbox whose runner's link this replica holds: the subjects that lead to it, when it was used last, and its files, which
+ * are there before the first call and kept while it is used.
+ */
 export class LinkedSandbox {
   readonly row: SandboxRow;
   lastUsedMs = Date.now();
@@ -49,10 +62,23 @@ export class LinkedSandbox {
   #harvested: ReadonlyMap<string, FoundOutput> = new Map();
   /** Which files were put there over which link, and whoever waits for that. */
   #uploads: { readonly link: RunnerLink; readonly files: string; readonly done: Promise<string | null> } | null = null;
+  /** The files that the sandbox of this link has; made anew with each link. */
+  #files: { readonly link: RunnerLink; readonly given: Promise<void> } | null = null;
+  #restored: RestoredFiles | null = null;
+  /** Checkpoints, one after another. */
+  #keeping: Promise<unknown> = Promise.resolve();
+  #keptAtMs = Date.now();
+  /** Whether files may have changed since they were kept last. */
+  #dirty = false;
+  #keepFailed = false;
+  /** Whether anything may have run since it was given files. */
+  #ran = true;
+  readonly #timer: NodeJS.Timeout;
 
   constructor(row: SandboxRow, parts: LinkedParts) {
     this.row = row;
     this.#parts = parts;
+    this.#timer = setInterval(() => void this.#keepNowAndThen(), KEEP_MS / 6).unref();
   }
 
   get busy(): boolean {
@@ -76,7 +102,25 @@ export class LinkedSandbox {
           return null;
         }),
     });
+    link.handlers.onLeaving = () => {
+      void this.keep()
+        .catch(() => undefined)
+        .then(() => link.dismiss());
+    };
+    // Begun at once, waited for by whoever needs them.
+    this.#withFiles(link).catch(() => undefined);
     this.#subscribe();
+  }
+
+  /**
+   * Keeps what the sandbox holds; resolves once that is durable. Null when nothing ran since it was given its files: then it
+   * holds what is kept, and no more of what the log says. @throws AppError as `CheckpointKeeper.take`,
+   * `sandbox.link-lost`, `sandbox.not-linked`
+   */
+  keep(): Promise<CheckpointReply | null> {
+    const kept = this.#keeping.then(() => this.#keepNow());
+    this.#keeping = kept.catch(() => undefined);
+    return kept;
   }
 
   /**
@@ -137,6 +181,25 @@ export class LinkedSandbox {
         ...(await this.link.cancel(callId, generation)),
         fullOutput: null,
       })),
+      bus.replyMany<CheckpointBody, CheckpointUpdate>(
+        sandboxLinkSubject(id, 'checkpoint'),
+        {},
+        async ({ generation, journalId }, _context, send) => {
+          const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
+          try {
+            const { link } = this;
+            await link.claim(generation);
+            await this.#withFiles(link);
+            const hasThem = journalId === link.journalId || this.#restored === null;
+            const kept = hasThem ? await this.keep() : null;
+            if (kept === null)
+              throw new AppError('rejected', 'sandbox.started-anew', 'the sandbox was lost and started anew.');
+            send({ kind: 'kept', checkpoint: kept });
+          } finally {
+            clearInterval(alive);
+          }
+        },
+      ),
       bus.reply<ClaimBody, EnsureSandboxReply>(sandboxLinkSubject(id, 'claim'), {}, ({ generation }) =>
         this.claim(generation),
       ),
@@ -148,7 +211,11 @@ export class LinkedSandbox {
     const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
     try {
       const link = this.#lasting;
-      const { files, content, ...prompt } = body;
+      requireJournal(link, body);
+      await this.#withFiles(link);
+      if (this.#restored !== null) send({ kind: 'restored', files: this.#restored });
+      this.#begun();
+      const { files, content, journalId: _journal, ...prompt } = body;
       const tell = (sequence: number, event: HarnessEvent): void => send({ kind: 'event', sequence, event });
       // What has begun is not held up any more.
       const lack = body.after > 0 ? null : ((await this.#parts.lack()) ?? (await this.#upload(link, files)));
@@ -162,6 +229,7 @@ export class LinkedSandbox {
       send({ kind: 'done', outcome, raw: fullOutput });
     } finally {
       clearInterval(alive);
+      this.#dirty = true;
       this.lastUsedMs = Date.now();
     }
   }
@@ -194,12 +262,22 @@ export class LinkedSandbox {
     const alive = setInterval(() => send({ kind: 'alive' }), EXEC_ALIVE_MS);
     try {
       const link = this.#lasting;
+      requireJournal(link, body);
+      await this.#withFiles(link);
+      if (this.#restored !== null) send({ kind: 'restored', files: this.#restored });
+      this.#begun();
       const lack = (await this.#parts.lack()) ?? (await this.#upload(link, body.files ?? []));
       send({ kind: 'done', result: shown(lack === null ? await link.exec(body) : await refused(link, body, lack)) });
     } finally {
       clearInterval(alive);
+      this.#dirty = true;
       this.lastUsedMs = Date.now();
     }
+  }
+
+  #begun(): void {
+    this.#dirty = true;
+    this.#ran = true;
   }
 
   async #harvest({ generation, maxFileBytes }: HarvestBody, send: (reply: HarvestUpdate) => void): Promise<void> {
@@ -281,6 +359,64 @@ export class LinkedSandbox {
     return own.done;
   }
 
+  /** The session's files are there before anything runs. One that could not get them is given them again. */
+  #withFiles(link: RunnerLink): Promise<void> {
+    if (this.#files?.link === link) return this.#files.given;
+    const given = this.#parts.keeper.restore(this.row, link).then(
+      (restored) => {
+        // A runner that links again has its files; what it was given stays to be told.
+        if (restored === null && this.#restored?.journalId === link.journalId) return;
+        this.#restored = restored;
+        this.#ran = restored === null;
+      },
+      (error: unknown) => {
+        if (this.#files?.link === link) this.#files = null;
+        throw error;
+      },
+    );
+    this.#files = { link, given };
+    return given;
+  }
+
+  async #keepNow(): Promise<CheckpointReply | null> {
+    const { keeper, store, logger } = this.#parts;
+    const { link } = this;
+    try {
+      await this.#withFiles(link);
+      if (!this.#ran) return null;
+      this.#dirty = this.busy;
+      this.#keptAtMs = Date.now();
+      const { changed, ...reply } = await keeper.take(this.row, link);
+      // What changes once may go on changing, without any call.
+      this.#dirty ||= changed;
+      this.#keepFailed = false;
+      return reply;
+    } catch (error) {
+      this.#dirty = true;
+      const known = isAppError(error);
+      if (this.#keepFailed || (known && error.code === 'sandbox.link-lost')) throw error;
+      this.#keepFailed = true;
+      const code = known ? error.code : 'checkpoint.failed';
+      const reason = known ? error.message : 'The files could not be kept; the log of the service says why.';
+      logger.warn({ err: error, sandbox: this.row.id }, 'a checkpoint failed');
+      await store
+        .record(this.row, 'sandbox.checkpoint_failed', { code, reason })
+        .catch((cause: unknown) => logger.warn({ err: cause, sandbox: this.row.id }, 'it could not be recorded'));
+      throw error;
+    }
+  }
+
+  /** What fails is told, and tried again a while later. */
+  async #keepNowAndThen(): Promise<void> {
+    if (!this.linked || this.#retired || this.#files === null) return;
+    const sinceMs = Date.now() - this.#keptAtMs;
+    if (sinceMs < (this.#dirty || this.busy ? KEEP_MS - KEEP_MS / 6 : KEEP_QUIET_MS)) return;
+    this.#keptAtMs = Date.now();
+    await this.keep().catch((error: unknown) =>
+      this.#parts.logger.debug({ err: error, sandbox: this.row.id }, 'no checkpoint'),
+    );
+  }
+
   /** False when it holds more than its bound in bytes; then what runs is killed. Infinity = too many files to count. */
   boundedBy(boundBytes: number, usedBytes: number): boolean {
     if (usedBytes <= boundBytes) return true;
@@ -298,10 +434,20 @@ export class LinkedSandbox {
 
   /** Lets go of it. */
   close(): void {
+    clearInterval(this.#timer);
     for (const registration of this.#registrations.splice(0)) void registration.stop();
     this.#link?.close();
     this.#link = null;
   }
+}
+
+/**
+ * What was sent elsewhere is known there alone, and whoever sends this must have recorded where it goes.
+ * @throws AppError `sandbox.not-linked`
+ */
+function requireJournal(link: RunnerLink, { journalId }: { readonly journalId?: string | undefined }): void {
+  if (journalId !== undefined && journalId !== link.journalId)
+    throw new AppError('unavailable', 'sandbox.not-linked', 'The sandbox was started anew meanwhile.');
 }
 
 /** Makes sure that a call does not run, or no longer, for lack of room on the disk; what it had already come to counts. */

@@ -3,6 +3,7 @@ import type { EnsureSandboxBody, EnsureSandboxReply, SandboxReason, ServiceBeat 
 import type { BlobStore } from '@holdfast/event-store';
 import type { Logger } from '@holdfast/platform';
 import type pg from 'pg';
+import type { CheckpointKeeper } from '../checkpoint/checkpoint-keeper.ts';
 import type { GatewayConnections } from '../door/model-door.ts';
 import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
 
@@ -14,6 +15,8 @@ export interface HostParts {
   readonly blobs: BlobStore;
   /** Files' bytes. */
   readonly fileBlobs: BlobStore;
+  /** Keeps sandboxes' files. */
+  readonly keeper: CheckpointKeeper;
   /** What every call's environment has. */
   readonly env: Readonly<Record<string, string>>;
   readonly logger: Logger;

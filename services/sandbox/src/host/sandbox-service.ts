@@ -15,6 +15,9 @@ import { createLogPool, EventLog, openBlobStore } from '@holdfast/event-store';
 import type { Logger } from '@holdfast/platform';
 import { blobPlace, Health, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
+import { CheckpointStore } from '../checkpoint/checkpoint.store.ts';
+import { CheckpointKeeper } from '../checkpoint/checkpoint-keeper.ts';
+import { Seal } from '../checkpoint/seal.ts';
 import type { SandboxConfig } from '../config.ts';
 import { GatewayConnections } from '../door/model-door.ts';
 import { LocalHost } from '../local/local-host.ts';
@@ -22,6 +25,8 @@ import { EnvironmentStore } from '../store/environment.store.ts';
 import { SandboxStore } from '../store/sandbox.store.ts';
 import type { HostParts, SandboxHost } from './sandbox-host.port.ts';
 
+/** What no checkpoint needs is removed so often. */
+const COLLECT_MS = 60 * 60_000;
 export const DESTROY_CONSUMER = 'sandbox-destroy';
 
 interface Running {
@@ -29,11 +34,13 @@ interface Running {
   readonly pool: pg.Pool;
   readonly log: EventLog;
   readonly store: SandboxStore;
+  readonly checkpoints: CheckpointStore;
   readonly environments: EnvironmentStore;
   readonly connections: GatewayConnections;
   readonly host: SandboxHost;
   readonly server: Server | null;
   readonly stopBeats: () => void;
+  readonly collecting: NodeJS.Timeout;
 }
 
 /** Serves sandboxes: starts them on demand, holds their links, ends them. Any number run side by side. */
@@ -81,13 +88,23 @@ export class SandboxService {
       apiKey: config.LITELLM_API_KEY,
       silenceMs: config.MODEL_SILENCE_MS,
     });
+    const blobs = await openBlobStore(blobPlace(config));
+    const checkpoints = new CheckpointStore(pool, store);
     const hostParts: HostParts = {
       bus,
       connections,
       pool,
       store,
-      blobs: await openBlobStore(blobPlace(config)),
+      blobs,
       fileBlobs: await openBlobStore(blobPlace(config, FILE_BLOBS)),
+      keeper: new CheckpointKeeper({
+        blobs,
+        store: checkpoints,
+        sandboxes: store,
+        seal: new Seal(config.CHECKPOINT_KEY),
+        limits: { entries: config.CHECKPOINT_MAX_FILES, bytes: config.CHECKPOINT_MAX_BYTES },
+        exclude: config.CHECKPOINT_EXCLUDE,
+      }),
       env: this.#env,
       logger,
     };
@@ -114,9 +131,26 @@ export class SandboxService {
       return undefined;
     });
     this.#health.add('bus', () => (bus.connected ? undefined : 'not connected'));
+    const collecting = setInterval(() => {
+      hostParts.keeper
+        .collect()
+        .catch((error: unknown) => logger.warn({ err: error }, 'parts of old checkpoints stay for now'));
+    }, COLLECT_MS);
     const stopBeats = startBeats(bus, 'sandbox', instance, () => host.figures());
     const environments = new EnvironmentStore(pool);
-    this.#parts = { bus, pool, log, store, environments, connections, host, server, stopBeats };
+    this.#parts = {
+      bus,
+      pool,
+      log,
+      store,
+      checkpoints,
+      environments,
+      connections,
+      host,
+      server,
+      stopBeats,
+      collecting,
+    };
     logger.info({ provider: host.name, isolation: host.isolation }, 'ready');
   }
 
@@ -126,12 +160,18 @@ export class SandboxService {
     const parts = this.#parts;
     if (parts === null) return;
     parts.stopBeats();
+    clearInterval(parts.collecting);
     await parts.host.close();
     await parts.connections.close();
     await parts.bus.close();
     await parts.log.close();
     await parts.pool.end();
     parts.server?.close();
+  }
+
+  /** What is kept of a session's files is nobody's any more. */
+  async forgetFiles(sessionId: string): Promise<void> {
+    await this.#need().checkpoints.forget(sessionId);
   }
 
   /** Removes a session's sandbox and its files, once for each event that asks for it (B3). */

@@ -156,7 +156,7 @@ export class ClusterDoor {
     if (socket.readyState !== socket.OPEN) return;
     this.#release(remoteAddress, remotePort);
     if (hello.channel !== 'calls') this.#carry(proof.pod, socket, request.socket, hello.channel);
-    else this.#link(proof.pod, socket, hello.journalId, remoteAddress);
+    else this.#link(proof.pod, socket, hello, remoteAddress);
   }
 
   /** Whose a hello is; null when there is none. */
@@ -182,11 +182,11 @@ export class ClusterDoor {
     return { refused: 'another key is bound to this pod', podUid: pod.uid };
   }
 
-  #link(pod: PodIdentity, socket: WebSocket, journalId: string, remoteAddress: string): void {
+  #link(pod: PodIdentity, socket: WebSocket, hello: Hello, remoteAddress: string): void {
     const { uid } = pod;
     const link = new RunnerLink(
       socket,
-      { journalId, pod: uid },
+      { ...hello, pod: uid },
       {
         onLost: () => undefined,
         onFault: (reason) => this.#refuse(reason, uid, remoteAddress),

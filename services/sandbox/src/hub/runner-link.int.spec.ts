@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
@@ -35,7 +36,11 @@ beforeEach(async () => {
   const linked = new Promise<RunnerLink>((resolve) =>
     new WebSocketServer({ ...LINK_SOCKETS, server }).on('connection', (socket) =>
       resolve(
-        new RunnerLink(socket, { journalId: 'j1', pod: 'p1' }, { onLost, onFault: (reason) => faults.push(reason) }),
+        new RunnerLink(
+          socket,
+          { journalId: 'j1', pod: 'p1', keepsFiles: true },
+          { onLost, onFault: (reason) => faults.push(reason) },
+        ),
       ),
     ),
   );
@@ -58,6 +63,7 @@ const result: RunnerOutcome = { outcome: 'completed', isError: false, text: 'cut
 const output = (bytes: string) =>
   ({ type: 'output', callId: 'c1', data: Buffer.from(bytes).toString('base64') }) as const;
 const lost = { code: 'sandbox.link-lost' };
+const digestOf = (words: string): string => createHash('sha256').update(words).digest('hex');
 const asked = <T extends string>(type: T) =>
   runner.heard.filter((message) => message.type === type) as Extract<(typeof runner.heard)[number], { type: T }>[];
 /** Everything that the runner has said so far was read. */
@@ -366,8 +372,14 @@ describe('a runner that does what none of ours does', () => {
     [
       'sends bytes',
       () => runner.socket.send(Buffer.from(JSON.stringify({ ...forged, callId: 'c1' }))),
-      /cannot be read/,
+      /pack that it was not asked for/,
     ],
+    [
+      'sends a pack that nobody asked for',
+      () => runner.say({ type: 'pack', digest: digestOf('x'), bytes: 1 }),
+      /not asked for/,
+    ],
+    ['wants a pack for nothing', () => runner.say({ type: 'want', digest: digestOf('x') }), /not asked for/],
     ['sends a message of 9 MiB', () => runner.socket.send('x'.repeat(9 * 1024 * 1024)), /cannot be read/],
     [
       'sends more output than there is',
@@ -403,4 +415,113 @@ describe('a link', () => {
     await sleep(500);
     expect([link.open, link.silent]).toEqual([true, false]);
   }, 20_000);
+});
+
+describe('packs over a link', () => {
+  const ask = { base: null, exclude: [], limits: { entries: 1, bytes: 1 } };
+  const pack = (words: string): void => {
+    runner.say({ type: 'pack', digest: digestOf(words), bytes: words.length });
+    runner.socket.send(Buffer.from(words));
+  };
+  const fault = { code: 'failed', message: 'enough' } as const;
+  const answered = (): void =>
+    runner.say({ type: 'checkpointed', id: asked('checkpoint').at(-1)?.id ?? '', taken: null, fault });
+
+  it('are taken while a checkpoint is, no more at a time than may be under way, and told when they are kept', async () => {
+    await welcome();
+    const taken: string[] = [];
+    const keep1 = Promise.withResolvers<void>();
+    const over = link.checkpoint(ask, {
+      take: async (digest, bytes) => {
+        taken.push(`${digest.slice(0, 4)} ${bytes.toString()}`);
+        await keep1.promise;
+      },
+      give: () => Promise.reject(new Error('none')),
+    });
+    await runner.hears('checkpoint');
+    pack('one');
+    pack('two');
+    await read();
+    expect(taken).toEqual([`${digestOf('one').slice(0, 4)} one`, `${digestOf('two').slice(0, 4)} two`]);
+    expect(asked('pack-kept')).toEqual([]);
+    keep1.resolve();
+    await runner.hears('pack-kept', 2);
+    answered();
+    expect(await over).toMatchObject({ taken: null, fault });
+    // Another may be taken now.
+    const next = link.restore(null, () => Promise.reject(new Error('none')));
+    await runner.hears('restore');
+    runner.say({ type: 'restored', id: asked('restore')[0]?.id ?? '', fresh: true, restored: false, fault: null });
+    expect(await next).toMatchObject({ fresh: true });
+    expect(faults).toEqual([]);
+  });
+
+  it('are given in pieces, in order, and said not to be there when they cannot be had', async () => {
+    await welcome();
+    const large = Buffer.alloc(1_300_000, 'abc');
+    const heard: Buffer[] = [];
+    runner.socket.on('message', (data, isBinary) => {
+      if (isBinary) heard.push(data as Buffer);
+    });
+    const over = link.restore(null, (digest) =>
+      digest === digestOf('x') ? Promise.resolve(large) : Promise.reject(new Error('none')),
+    );
+    await runner.hears('restore');
+    runner.say({ type: 'want', digest: digestOf('x') });
+    runner.say({ type: 'want', digest: digestOf('y') });
+    await runner.hears('pack', 2);
+    expect(asked('pack').map(({ bytes }) => bytes)).toEqual([large.length, null]);
+    expect(Buffer.concat(heard).equals(large)).toBe(true);
+    runner.say({ type: 'restored', id: asked('restore')[0]?.id ?? '', fresh: true, restored: true, fault: null });
+    await over;
+  });
+
+  for (const [what, say, reason] of [
+    [
+      'under the name of another',
+      () => {
+        runner.say({ type: 'pack', digest: digestOf('good'), bytes: 4 });
+        runner.socket.send(Buffer.from('evil'));
+      },
+      /name of another/,
+    ],
+    [
+      'longer than it said',
+      () => {
+        runner.say({ type: 'pack', digest: digestOf('four'), bytes: 4 });
+        runner.socket.send(Buffer.from('fours'));
+      },
+      /bytes of no pack/,
+    ],
+    [
+      'more than may be under way',
+      () => {
+        for (const words of ['a', 'b', 'c']) pack(words);
+      },
+      /more packs than it may/,
+    ],
+    [
+      'larger than packs are',
+      () => runner.say({ type: 'pack', digest: digestOf('x'), bytes: 17 * 1024 * 1024 }),
+      /cannot be read/,
+    ],
+    [
+      'wanted in numbers',
+      () => {
+        for (let i = 0; i < 9; i++) runner.say({ type: 'want', digest: digestOf('x') });
+      },
+      /wanted more/,
+    ],
+  ] as const) {
+    it(`end the link, which is told: ${what}`, async () => {
+      await welcome();
+      const never = new Promise<never>(() => undefined);
+      const over = link.checkpoint(ask, { take: () => never, give: () => never });
+      await runner.hears('checkpoint');
+      say();
+      await expect(over).rejects.toMatchObject(lost);
+      await ended;
+      expect(faults).toEqual([expect.stringMatching(reason)]);
+    });
+  }
 });

@@ -5,6 +5,7 @@ import {
   type ExecBody,
   type HarnessEvent,
   type HubMessage,
+  type KeptCheckpoint,
   LINK_SILENCE_MS,
   type OutputFile,
   type PermitBody,
@@ -16,10 +17,13 @@ import {
 } from '@holdfast/contracts';
 import type { WebSocket } from 'ws';
 import { type Hello, readMessage } from './greeting.ts';
+import { PackChannel, type Packs } from './pack-channel.ts';
 
 const ANSWER_MS = 5_000;
 /** A runner counts for a minute at most before it says that there is too much to count. */
 const MEASURE_MS = 65_000;
+/** A runner that takes longer to look at its files, or to get them, has too many for any use. */
+const CHECKPOINT_MS = 10 * 60_000;
 /** A runner keeps no more than this of one call's output. */
 const MAX_WHOLE_BYTES = 64 * 1024 * 1024;
 /** Of a file at a time, and how long the sandbox's disk may take for it. */
@@ -37,6 +41,8 @@ export interface LinkHandlers {
   onLost: () => void;
   /** At most once: the runner did what none of ours does, and the link was ended for it. */
   onFault: (reason: string) => void;
+  /** Its sandbox is about to end, and it waits a few seconds to be dismissed. */
+  onLeaving?: () => void;
 }
 
 /** What a harness is prompted with; its content as it is handed over. */
@@ -68,6 +74,8 @@ export class RunnerLink {
   readonly journalId: string;
   /** UID of the pod that it runs in; null on this machine. */
   readonly pod: string | null;
+  /** Whether it takes checkpoints and restores them. */
+  readonly keepsFiles: boolean;
   readonly handlers: LinkHandlers;
   readonly #socket: WebSocket;
   readonly #calls = new Map<string, PendingCall>();
@@ -75,13 +83,20 @@ export class RunnerLink {
   /** Calls that this link was given, the newest last: only for those it may answer. */
   readonly #given = new Set<string>();
   #keep: KeepOutput | null = null;
+  /** While a checkpoint is taken or restored. */
+  #packs: PackChannel | null = null;
   #faulty = false;
   #silent = false;
 
-  constructor(socket: WebSocket, { journalId, pod }: Pick<Hello, 'journalId' | 'pod'>, handlers: LinkHandlers) {
+  constructor(
+    socket: WebSocket,
+    { journalId, pod, keepsFiles }: Pick<Hello, 'journalId' | 'pod' | 'keepsFiles'>,
+    handlers: LinkHandlers,
+  ) {
     this.#socket = socket;
     this.journalId = journalId;
     this.pod = pod;
+    this.keepsFiles = keepsFiles;
     this.handlers = handlers;
     let heardMs = Date.now();
     let lookedMs = heardMs;
@@ -230,6 +245,53 @@ export class RunnerLink {
     }
   }
 
+  /**
+   * Has the runner look at its files and hand over what is new. One at a time, and none beside a restore; what was taken
+   * is to be settled. @throws AppError `sandbox.link-lost`
+   */
+  async checkpoint(
+    ask: Omit<Extract<HubMessage, { type: 'checkpoint' }>, 'type' | 'id'>,
+    packs: Packs,
+  ): Promise<Pick<Extract<RunnerMessage, { type: 'checkpointed' }>, 'taken' | 'fault'>> {
+    this.#mustStand();
+    return this.#withPacks(packs, () =>
+      this.#ask('checkpointed', CHECKPOINT_MS, (id) => ({ type: 'checkpoint', id, ...ask })),
+    );
+  }
+
+  /** Tells the runner whether what it took last is kept. */
+  settle(checkpointId: string | null): void {
+    this.#send({ type: 'settled', checkpointId });
+  }
+
+  /** Nothing more is wanted of a runner that is leaving. */
+  dismiss(): void {
+    this.#send({ type: 'dismissed' });
+  }
+
+  /** Gives the runner files where it has none of a session. As {@link checkpoint}. @throws AppError `sandbox.link-lost` */
+  async restore(
+    checkpoint: KeptCheckpoint | null,
+    give: Packs['give'],
+  ): Promise<Pick<Extract<RunnerMessage, { type: 'restored' }>, 'fresh' | 'restored' | 'fault'>> {
+    this.#mustStand();
+    const take: Packs['take'] = () => Promise.reject(new Error('nothing is taken while files are given'));
+    return this.#withPacks({ give, take }, () =>
+      this.#ask('restored', CHECKPOINT_MS, (id) => ({ type: 'restore', id, checkpoint })),
+    );
+  }
+
+  async #withPacks<T>(packs: Packs, work: () => Promise<T>): Promise<T> {
+    if (this.#packs !== null)
+      throw new AppError('defect', 'sandbox.packs-busy', 'A checkpoint is taken or restored over this link already.');
+    this.#packs = new PackChannel(this.#socket, packs, (message) => this.#send(message));
+    try {
+      return await work();
+    } finally {
+      this.#packs = null;
+    }
+  }
+
   /** Kills everything that may write, and says why. */
   overLimit(text: string): void {
     this.#send({ type: 'over-limit', text });
@@ -305,14 +367,28 @@ export class RunnerLink {
 
   #onMessage(data: unknown, isBinary: boolean): void {
     if (!this.open) return;
-    const message = isBinary ? null : readMessage(data);
+    if (isBinary) {
+      this.#onPack((packs) => packs.bytes(data as Buffer));
+      return;
+    }
+    const message = readMessage(data);
     switch (message?.type) {
+      case 'leaving':
+        if (this.handlers.onLeaving === undefined) this.dismiss();
+        else this.handlers.onLeaving();
+        return;
+      case 'pack':
+      case 'want':
+        this.#onPack((packs) => packs.hear(message));
+        return;
       case 'answer':
       case 'measured':
       case 'missing':
       case 'uploaded':
       case 'outputs-found':
       case 'output-read':
+      case 'checkpointed':
+      case 'restored':
         // One that nobody waits for any more came too late.
         this.#questions.get(message.id)?.answer(message);
         return;
@@ -326,6 +402,11 @@ export class RunnerLink {
       default:
         this.#fault('it sent a message that cannot be read');
     }
+  }
+
+  #onPack(hear: (packs: PackChannel) => string | null): void {
+    const wrong = this.#packs === null ? 'it sent a pack that it was not asked for' : hear(this.#packs);
+    if (wrong !== null) this.#fault(wrong);
   }
 
   /** A call that is not pending was asked for twice and answered once already, or nobody waits for it any more. */

@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Bus } from '@holdfast/bus';
 import {
@@ -9,9 +10,9 @@ import {
   newId,
   sandboxLinkSubject,
 } from '@holdfast/contracts';
-import { type BlobStore, createLogPool, EventLog } from '@holdfast/event-store';
+import { createLogPool, DirectoryBlobStore, EventLog } from '@holdfast/event-store';
 import { createLogger } from '@holdfast/platform';
-import { type NatsServer, startNats, type TestDatabase, testDatabase } from '@holdfast/testing';
+import { type NatsServer, startNats, type TestDatabase, testDatabase, testRunDir } from '@holdfast/testing';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
 import type pg from 'pg';
 import { GatewayConnections } from '../door/model-door.ts';
@@ -19,6 +20,7 @@ import { hubCertificate } from '../hub/certificate.ts';
 import { SandboxStore } from '../store/sandbox.store.ts';
 import { freePort, until } from '../test/cluster.ts';
 import { Dialler, hello } from '../test/dialler.ts';
+import { testKeeper } from '../test/keeper.ts';
 import { MemoryCluster } from '../test/memory-cluster.ts';
 import { migrateSandboxes } from '../test/migrations.ts';
 import { KubernetesHost } from './kubernetes-host.ts';
@@ -66,9 +68,11 @@ async function replica(idleMs = IDLE_MS): Promise<Replica> {
   const name = `sandbox-${replicas.length}`;
   const store = new SandboxStore(pool, log, name, `${name}:${newId('command')}`);
   const port = await freePort();
+  const blobs = new DirectoryBlobStore(join(testRunDir(), database.name));
+  const keeper = testKeeper(pool, store, blobs);
   const host = await KubernetesHost.start(
     {
-      ...{ bus, pool, store, env: {}, blobs: {} as BlobStore, fileBlobs: {} as BlobStore },
+      ...{ bus, pool, store, env: {}, blobs, fileBlobs: blobs, keeper },
       connections: new GatewayConnections({ url: '', apiKey: '', silenceMs: 1_000 }),
       logger: createLogger({ service: 'sandbox', instance: name, level: 'silent' }),
     },
@@ -97,7 +101,13 @@ async function replica(idleMs = IDLE_MS): Promise<Replica> {
 
 const ensureBody = (sandbox: Partial<typeof DEFAULT_SANDBOX> = {}): EnsureSandboxBody =>
   ({
-    ...{ workspaceId: 'w1', sessionId: newId('session'), environmentId: 'e1', contextKey: null, generation: 1 },
+    ...{
+      workspaceId: newId('workspace'),
+      sessionId: newId('session'),
+      environmentId: 'e1',
+      contextKey: null,
+      generation: 1,
+    },
     environment: { x_sandbox: { ...DEFAULT_SANDBOX, ...sandbox }, networking: { type: 'unrestricted' } },
   }) as unknown as EnsureSandboxBody;
 const ensure = ({ host }: Replica, body: EnsureSandboxBody, waitMs = 8_000) =>
@@ -116,6 +126,7 @@ async function runner({ port }: Replica, journalId = 'j1'): Promise<Dialler> {
   dialler.socket.on('message', (data) => {
     const message = JSON.parse(String(data as Buffer)) as HubMessage;
     if (message.type === 'claim') dialler.say({ type: 'answer', id: message.id, stale: false, result: null });
+    dialler.answerAboutFiles(message);
     if (message.type === 'measure') dialler.say({ type: 'measured', id: message.id, bytes: 0 });
   });
   runners.push(dialler);

@@ -22,7 +22,7 @@ export const CALM_MS = 250;
 export const ISOLATION = 'container';
 
 export interface SandboxBinderParts
-  extends Pick<HostParts, 'store' | 'bus' | 'blobs' | 'fileBlobs' | 'env' | 'logger' | 'connections'>,
+  extends Pick<HostParts, 'store' | 'keeper' | 'bus' | 'blobs' | 'fileBlobs' | 'env' | 'logger' | 'connections'>,
     Pick<PodLinksParts, 'cluster' | 'rows' | 'door'> {
   readonly view: ClusterView;
   readonly driven: DrivenSandboxes;
@@ -80,7 +80,7 @@ export class SandboxBinder {
    * its row as this replica, which drives it, has just recorded it.
    */
   async #bindNow(held: HeldLink, sandboxId: string, placed: SandboxRow | null): Promise<EnsureSandboxReply> {
-    const { store, bus, blobs, fileBlobs, env, logger, view, changes, lookAt } = this.#parts;
+    const { store, view, changes, lookAt } = this.#parts;
     const podUid = held.pod.uid;
     const known = placed ?? (await store.byIds([sandboxId])).get(sandboxId);
     if (known === undefined || known.pod_uid !== podUid || known.namespace !== held.pod.namespace)
@@ -103,7 +103,8 @@ export class SandboxBinder {
       driven.linked !== null && driven.linked.row.pod_uid === podUid
         ? driven.linked
         : new LinkedSandbox(row, {
-            ...{ bus, blobs, fileBlobs, env, logger, lack: () => Promise.resolve(null) },
+            ...this.#parts,
+            lack: () => Promise.resolve(null),
             ending: () => view.pod(podUid)?.metadata.deletionTimestamp !== undefined,
           });
     if (driven.linked !== linked) driven.linked?.close();

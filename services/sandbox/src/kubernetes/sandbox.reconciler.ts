@@ -1,5 +1,6 @@
 import { isAppError, type SandboxReason, sameJson, sandboxOf } from '@holdfast/contracts';
 import type { Logger } from '@holdfast/platform';
+import type { LinkedSandbox } from '../host/linked-sandbox.ts';
 import type { EnvironmentStore } from '../store/environment.store.ts';
 import type { SandboxRow, SandboxStore } from '../store/sandbox.store.ts';
 import type { ClusterView } from './cluster-view.ts';
@@ -295,6 +296,10 @@ export class SandboxReconciler {
   async #rest(row: SandboxRow, { linked }: Driven, why: string): Promise<void> {
     const { store, logger } = this.#parts;
     const usedMs = linked?.lastUsedMs;
+    if (linked?.linked === true && !(await this.#kept(row, linked))) {
+      this.#later(row.id);
+      return;
+    }
     if (!(await this.#parts.driven.mine(row.id))) return;
     if (linked?.lastUsedMs !== usedMs || linked?.retire() === false) {
       this.#later(row.id);
@@ -314,6 +319,18 @@ export class SandboxReconciler {
       else await this.#parts.objects.removeClaim(row);
     } catch (error) {
       logger.warn({ err: error, sandbox: row.id }, 'a resting sandbox could not be ended yet');
+    }
+  }
+
+  /** Files are kept before what holds them goes (C1). False when that is to be tried again. */
+  async #kept(row: SandboxRow, linked: LinkedSandbox): Promise<boolean> {
+    try {
+      await linked.keep();
+      return true;
+    } catch (error) {
+      this.#parts.logger.warn({ err: error, sandbox: row.id }, 'a sandbox that is to rest could not be kept');
+      // What holds too much, or has a runner that cannot, will not do better; that was told as an event.
+      return isAppError(error) && error.kind !== 'unavailable';
     }
   }
 

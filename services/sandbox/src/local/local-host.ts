@@ -170,11 +170,19 @@ export class LocalHost implements SandboxHost {
   }
 
   async #rest(served: ServedSandbox): Promise<void> {
-    const { provider, store } = this.#parts;
+    const { provider, store, logger } = this.#parts;
     const { row, spec, incarnation } = served;
     if (served.busy || this.#served.get(row.id) !== served) return;
     const lost = (await provider.observe(spec)) !== 'running';
     if (!lost && Date.now() - served.lastUsedMs < this.#idleMs) return;
+    // The files stay where they are as well, so what cannot be kept now is no reason to go on.
+    if (served.linked)
+      await served
+        .keep()
+        .catch((error: unknown) =>
+          logger.warn({ err: error, sandbox: row.id }, 'a sandbox that is to rest could not be kept'),
+        );
+    if (served.busy) return;
     // After a stall it may be another replica's, or destroyed; then it is not ours to end.
     if (!(await store.renew([row.id])).has(row.id)) return;
     this.#served.delete(row.id);

@@ -58,6 +58,11 @@ export class ServedSandbox {
     });
   }
 
+  /** As `LinkedSandbox.keep`. */
+  async keep(): Promise<void> {
+    await this.#linked.keep();
+  }
+
   get busy(): boolean {
     return this.#linked.busy;
   }

@@ -3,7 +3,7 @@ import { Controller, Inject } from '@nestjs/common';
 import { EventPattern } from '@nestjs/microservices';
 import { SandboxService } from '../host/sandbox-service.ts';
 
-/** A session that ended needs no sandbox. */
+/** A session that ended needs no sandbox; one that was deleted needs its files no more. */
 @Controller()
 export class SessionReactor {
   readonly #sandboxes: SandboxService;
@@ -13,8 +13,10 @@ export class SessionReactor {
   }
 
   @EventPattern<string>('evt.session.*.session.deleted', { durable: 'sandbox-session-deleted' })
-  onDeleted(event: StoredEvent): Promise<void> {
-    return this.#sandboxes.destroy(parseStream(event.streamId).id, 'the session was deleted', event);
+  async onDeleted(event: StoredEvent): Promise<void> {
+    const { id } = parseStream(event.streamId);
+    await this.#sandboxes.destroy(id, 'the session was deleted', event);
+    await this.#sandboxes.forgetFiles(id);
   }
 
   @EventPattern<string>('evt.session.*.session.status_terminated', { durable: 'sandbox-session-archived' })

@@ -13,7 +13,7 @@ const GRANTS: Readonly<Record<string, readonly string[]>> = {
   holdfast_session: [`${WRITE} all tables in schema public`, ...CALL],
   holdfast_gateway: ['select on all tables in schema public'],
   holdfast_sandbox: [
-    `${WRITE} sandboxes, runner_keys, sandbox_environments, sandbox_pools, ended_sessions, events, streams, consumer_handled`,
+    `${WRITE} sandboxes, runner_keys, sandbox_environments, sandbox_pools, ended_sessions, checkpoints, checkpoint_packs, events, streams, consumer_handled`,
     'select on sandbox_installation',
     ...CALL,
   ],

@@ -27,15 +27,26 @@ import {
   type Fork,
   failModelRequest,
   finishPrompt,
+  giveUpCheckpoint,
   type IdSource,
   INTERRUPTED,
   limitReached,
   type ModelAnswer,
   nextStep,
+  recordCheckpoint,
+  recordRestore,
+  restoreNote,
   startTurn,
   type TurnBounds,
 } from './session.decider.ts';
-import { blockedCalls, evolve, initialState, runnableCalls, type SessionState } from './session.state.ts';
+import {
+  blockedCalls,
+  evolve,
+  hasUnkeptFiles,
+  initialState,
+  runnableCalls,
+  type SessionState,
+} from './session.state.ts';
 
 /** A draft of the history, with the time at which it was stored (milliseconds since the session began). */
 type Past = Draft & { readonly atMs?: number };
@@ -112,6 +123,12 @@ const asked = (id = 'sevt_request'): Past => ({
   type: 'span.model_request_start',
   data: { model: 'demo', message_id: 'sevt_message' },
 });
+/** What calls did to files is kept. */
+const kept = (throughVersion = 1_000): Past => ({
+  id: 'sevt_kept',
+  type: 'session.checkpointed',
+  data: { checkpoint_id: 'ckpt_a', through_version: throughVersion },
+});
 const answered = (tokens: Parameters<typeof usage>[0] = {}, rest: { isError?: boolean; atMs?: number } = {}): Past => ({
   id: 'sevt_end',
   type: 'span.model_request_end',
@@ -131,10 +148,10 @@ const use = (id: string, permission: 'allow' | 'ask' = 'allow', atMs?: number): 
   ...(atMs === undefined ? {} : { atMs }),
 });
 const customUse = (id: string): Past => ({ id, type: 'agent.custom_tool_use', data: { name: 'lookup', input: {} } });
-const result = (id: string, atMs?: number): Past => ({
+const result = (id: string, atMs?: number, outcome: 'completed' | 'denied' = 'completed'): Past => ({
   id: `sevt_result_${id}`,
   type: 'agent.tool_result',
-  data: { tool_use_id: id, content: text('ok'), is_error: false, outcome: 'completed', full_output: null },
+  data: { tool_use_id: id, content: text('ok'), is_error: false, outcome, full_output: null },
   ...(atMs === undefined ? {} : { atMs }),
 });
 const idle = (stop: 'end_turn' | string[] = 'end_turn', atMs?: number): Past => ({
@@ -439,13 +456,103 @@ describe('the end of a turn', () => {
     given(...asking, answered(), use('run'), use('ask', 'ask'), customUse('own'))
       .when(() => [])
       .thenState((state) => expect(step(state)).toMatchObject({ kind: 'tools', calls: [{ id: 'run' }] }));
-    given(...asking, answered(), use('run'), use('ask', 'ask'), customUse('own'), result('run'))
+    given(...asking, answered(), use('run'), use('ask', 'ask'), customUse('own'), result('run'), kept())
       .when(goOn())
       .then({
         id: 'sevt_1',
         type: 'session.status_idle',
         data: { stop_reason: { type: 'requires_action', event_ids: ['ask', 'own'] } },
       });
+  });
+});
+
+describe('files that calls changed', () => {
+  const worked = [...asking, answered(), use('run'), result('run')];
+  const done = [...worked, asked(), answered()];
+
+  it('are kept before the turn ends, however it ends, and while it goes on it goes on (C1)', () => {
+    given(...worked)
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toEqual({ kind: 'model' }));
+    for (const history of [done, [...worked, customUse('own')], [...worked, interrupt]])
+      given(...history)
+        .when(goOn())
+        .thenState((state, drafts) => {
+          expect(drafts).toEqual([]);
+          expect(step(state)).toEqual({ kind: 'checkpoint' });
+        });
+    given(...worked, use('open'), interrupt)
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toEqual({ kind: 'interrupted' }));
+    given(...done)
+      .when((state) =>
+        goOn([recordCheckpoint({ checkpointId: 'ckpt_a', throughVersion: state.version }, ids())])(state),
+      )
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.checkpointed', 'session.status_idle']);
+        expect(hasUnkeptFiles(state)).toBe(false);
+      });
+  });
+
+  it('are kept once: a turn that ran nothing in a sandbox ends at once', () => {
+    given(...done, kept(), idle('end_turn'), message('b'), started(2), running, processed('b'), asked(), answered())
+      .when(goOn())
+      .thenState((_state, drafts) => expect(types(drafts)).toEqual(['session.status_idle']));
+    given(...asking, answered(), use('no', 'ask'), result('no', 5, 'denied'), asked(), answered())
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toMatchObject({ kind: 'idle' }));
+  });
+
+  it('from before there were checkpoints hold no turn up, and are kept with the next', () => {
+    const old = [...done, idle('end_turn'), message('b'), started(2), running, processed('b'), asked(), answered()];
+    given(...old)
+      .when(goOn())
+      .thenState((_state, drafts) => expect(types(drafts)).toEqual(['session.status_idle']));
+    given(...old, use('more'), result('more'), asked(), answered())
+      .when(() => [])
+      .thenState((state) => expect(step(state)).toEqual({ kind: 'checkpoint' }));
+  });
+
+  it('of a worker’s are its own', () => {
+    const own: Past = { ...created, data: { ...created.data, self_hosted: true } } as Past;
+    given(own, message('a'), started(1), running, processed('a'), asked(), answered(), use('far'), result('far'))
+      .when(() => [])
+      .thenState((state) => expect(hasUnkeptFiles(state)).toBe(false));
+  });
+
+  it('that cannot be kept hold no turn up, and are to be kept with the next', () => {
+    given(...done)
+      .when((state) => goOn([giveUpCheckpoint(state, { code: 'over', message: 'too much' }, ids())])(state))
+      .thenState((state, drafts) => {
+        expect(types(drafts)).toEqual(['session.checkpoint_failed', 'session.status_idle']);
+        expect(state.effects.map(({ callId }) => callId)).toEqual(['run']);
+      });
+  });
+
+  it('are missing in a sandbox that began anew, when their calls came after what was kept', () => {
+    const first = [...asking, answered(), attached('J1'), use('a'), result('a'), use('b'), result('b')];
+    const files = (throughVersion: number | null) => ({
+      journalId: 'J2',
+      checkpoint: throughVersion === null ? null : { checkpointId: 'ckpt_a', throughVersion },
+    });
+    given(...first, use('c'), attached('J2'))
+      .when((state) => {
+        const a = state.effects[0]?.version ?? 0;
+        const restored = recordRestore(state, files(a), ids());
+        expect(restored?.data).toMatchObject({ missing_call_ids: ['b'], checkpoint_id: 'ckpt_a' });
+        expect(restored === null ? '' : restoreNote(restored)).toMatch(/did to files is missing: b\./);
+        expect(recordRestore(state, files(null), ids())?.data.missing_call_ids).toEqual(['a', 'b']);
+        return restored === null ? [] : [restored];
+      })
+      .thenState((state) => {
+        expect(state.effects).toEqual([]);
+        // Told once for a journal.
+        expect(recordRestore(state, files(0), ids())).toBeNull();
+      });
+    // A first sandbox is empty, and nothing was lost.
+    given(...first)
+      .when(() => [])
+      .thenState((state) => expect(recordRestore(state, { journalId: 'J1', checkpoint: null }, ids())).toBeNull());
   });
 });
 
@@ -531,6 +638,7 @@ describe('a call that waits for the client', () => {
       started(2, { atMs: 3_600_000 }),
       running,
       result('ask', 3_601_000),
+      kept(),
     )
       .when(() => [])
       .thenState((state) => {
@@ -836,20 +944,20 @@ describe('the bounds of a turn (T6)', () => {
   it('are reached by steps, output, tool time and wall time, each by itself', () => {
     expect(limitOf(...owing)).toEqual({ kind: 'model' });
     expect(
-      limitOf(...owing, asked(), answered(), use('d'), asked(), answered(), use('e'), result('d'), result('e')),
+      limitOf(...owing, asked(), answered(), use('d'), asked(), answered(), use('e'), result('d'), result('e'), kept()),
     ).toEqual({
       kind: 'limit',
       limit: 'model_steps',
     });
-    expect(limitOf(...asking, answered({ output: 100 }), use('c'), result('c'))).toEqual({
+    expect(limitOf(...asking, answered({ output: 100 }), use('c'), result('c'), kept())).toEqual({
       kind: 'limit',
       limit: 'output_tokens',
     });
-    expect(limitOf(...asking, answered(), use('c', 'allow', 1_000), result('c', 11_000))).toEqual({
+    expect(limitOf(...asking, answered(), use('c', 'allow', 1_000), result('c', 11_000), kept())).toEqual({
       kind: 'limit',
       limit: 'tool_time',
     });
-    given(...owing)
+    given(...owing, kept())
       .when(() => [])
       .thenState((state) => expect(step(state, 60_100)).toEqual({ kind: 'limit', limit: 'wall_time' }));
   });
@@ -865,7 +973,7 @@ describe('the bounds of a turn (T6)', () => {
   });
 
   it('are an explicit event and end the turn, and every message has its own', () => {
-    const spent = [...asking, answered({ output: 100 }), use('c'), result('c')];
+    const spent = [...asking, answered({ output: 100 }), use('c'), result('c'), kept()];
     given(...spent)
       .when(goOn())
       .thenState((state, drafts) => {

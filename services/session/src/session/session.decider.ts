@@ -1,6 +1,7 @@
 import {
   type AgentSnapshot,
   AppError,
+  type CheckpointReply,
   type ClientEventParam,
   type ForkPoint,
   HARNESS_NATIVE,
@@ -11,6 +12,7 @@ import {
   type MountedFile,
   patchMetadata,
   type Refusal,
+  type RestoredFiles,
   type SandboxReason,
   type SessionDraft,
   type SessionError,
@@ -28,6 +30,7 @@ import {
   answerText,
   blockedCalls,
   evolve,
+  hasUnkeptFiles,
   type OpenCall,
   runnableCalls,
   type SessionState,
@@ -428,10 +431,23 @@ export type NextStep =
   | { readonly kind: 'wait'; readonly untilMs: number }
   | { readonly kind: 'limit'; readonly limit: TurnLimit }
   | { readonly kind: 'interrupted' }
+  /** The turn would end, and files that it changed are not kept yet (C1). */
+  | { readonly kind: 'checkpoint' }
   | { readonly kind: 'idle'; readonly stopReason: StopReason };
 
 /** The policy of the loop: pure, so that a takeover continues exactly where the log stands. */
 export function nextStep(state: SessionState, bounds: TurnBounds, contextLimitTokens: number, nowMs: number): NextStep {
+  const next = stepOf(state, bounds, contextLimitTokens, nowMs);
+  // A harness that is at work is stopped first.
+  const ends =
+    state.prompt === null &&
+    (next.kind === 'idle' ||
+      next.kind === 'limit' ||
+      (next.kind === 'interrupted' && runnableCalls(state).length === 0));
+  return ends && hasUnkeptFiles(state) ? { kind: 'checkpoint' } : next;
+}
+
+function stepOf(state: SessionState, bounds: TurnBounds, contextLimitTokens: number, nowMs: number): NextStep {
   if (state.interruptPending) return { kind: 'interrupted' };
   if (hasHarness(state)) return nextOfHarness(state, bounds, nowMs);
   const runnable = runnableCalls(state);
@@ -958,6 +974,65 @@ export function reportUnkept(message: string, ids: IdSource): Draft {
   });
 }
 
+/** The files are kept as they were after all that `throughVersion` has. */
+export function recordCheckpoint(checkpoint: CheckpointReply, ids: IdSource): Draft {
+  const { checkpointId, throughVersion } = checkpoint;
+  return draft(ids, {
+    type: 'session.checkpointed',
+    data: { checkpoint_id: checkpointId, through_version: throughVersion },
+  });
+}
+
+/** The turn ends although its files are not kept. */
+export function giveUpCheckpoint(
+  state: SessionState,
+  why: { readonly code: string; readonly message: string },
+  ids: IdSource,
+): Draft {
+  return draft(ids, {
+    type: 'session.checkpoint_failed',
+    data: { through_version: state.version, code: why.code, message: why.message },
+  });
+}
+
+/**
+ * A sandbox that began without files was given those that are kept. Null when the log says so already, or when the session
+ * never had any files.
+ */
+export function recordRestore(state: SessionState, files: RestoredFiles, ids: IdSource): RestoreDraft | null {
+  const { journalId, checkpoint } = files;
+  if (state.restoredJournalId === journalId) return null;
+  const { sinceVersion = 0 } = state.sandbox ?? {};
+  const earlier = state.effects.filter(({ version }) => version < sinceVersion);
+  if (checkpoint === null && earlier.length === 0) return null;
+  const throughVersion = checkpoint?.throughVersion ?? 0;
+  return {
+    id: ids(),
+    type: 'session.sandbox_restored',
+    data: {
+      journal_id: journalId,
+      checkpoint_id: checkpoint?.checkpointId ?? null,
+      through_version: throughVersion,
+      missing_call_ids: earlier.filter(({ version }) => version > throughVersion).map(({ callId }) => callId),
+    },
+  };
+}
+export type RestoreDraft = Extract<Draft, { type: 'session.sandbox_restored' }>;
+
+/** What the model is told of a restore, before the result of the call that met it. */
+export function restoreNote({ data }: RestoreDraft): string {
+  const missing = data.missing_call_ids;
+  const lost =
+    missing.length === 0
+      ? 'Nothing of them is missing.'
+      : `What these earlier calls did to files is missing: ${missing.join(', ')}. Check what you need, and do it again if it is right to.`;
+  const begin =
+    data.checkpoint_id === null
+      ? 'The sandbox was started anew and empty: nothing of its files had been kept.'
+      : `The sandbox was started anew with its files as they were kept last. ${lost}`;
+  return `[${begin} Processes that ran in it are gone.]`;
+}
+
 /** A turn waits for its sandbox; it goes on by itself when the cluster can. */
 export function reportWaiting(reason: SandboxReason, ids: IdSource): Draft {
   return draft(ids, {
@@ -1107,7 +1182,7 @@ export interface Advance {
 
 /**
  * Adds everything that follows by itself from `drafts`: the next model call's start, the end of the turn, a bound that
- * was reached. Stops where the outside world must act: a model, a harness, tools, a compaction, or open calls to cancel.
+ * was reached. Stops where the outside world must act: a model, a harness, tools, a compaction, a checkpoint, or open calls to cancel.
  */
 export function advance(
   state: SessionState,
@@ -1121,7 +1196,8 @@ export function advance(
     const now = foldDrafts(state, drafts, at);
     if (now.status === 'idle') return { drafts, idle: true };
     const next = nextStep(now, options.bounds, options.contextLimitTokens, options.nowMs);
-    if (next.kind === 'tools' || next.kind === 'compact' || next.kind === 'wait') return { drafts, idle: false };
+    if (next.kind === 'tools' || next.kind === 'compact' || next.kind === 'wait' || next.kind === 'checkpoint')
+      return { drafts, idle: false };
     if (next.kind === 'prompt') {
       if (now.prompt === null) drafts.push(...beginPrompt(now, ids));
       return { drafts, idle: false };

@@ -8,6 +8,7 @@ import {
   type SessionEvent,
   type StopReason,
   type StoredBlock,
+  type TOOL_OUTCOMES,
   unreachable,
 } from '@holdfast/contracts';
 
@@ -108,7 +109,20 @@ export interface SessionState {
   readonly stopReason: StopReason | null;
   /** Set when the newest model call was refused. */
   readonly refusal: Refusal | null;
-  readonly sandbox: { readonly sandboxId: string; readonly journalId: string } | null;
+  readonly sandbox: {
+    readonly sandboxId: string;
+    readonly journalId: string;
+    /** Calls whose results are older went to another journal. */
+    readonly sinceVersion: number;
+  } | null;
+  /** The newest calls that may have changed files since those were kept last, with their results' versions. */
+  readonly effects: readonly { readonly callId: string; readonly version: number }[];
+  /** The newest version by which a call or a harness may have changed files that are not kept; 0 = none. */
+  readonly touchedVersion: number;
+  /** Up to this version nobody waits for files to be kept: it was said that they cannot be, or the turn is over. */
+  readonly unkeptVersion: number;
+  /** The journal of the sandbox that was given its files anew. */
+  readonly restoredJournalId: string | null;
   /** Input tokens of the newest model call since the last compaction. */
   readonly contextTokens: number;
   /** True when a model step is owed: the newest message or tool results have not been answered. */
@@ -142,12 +156,24 @@ export const initialState: SessionState = {
   stopReason: null,
   refusal: null,
   sandbox: null,
+  effects: [],
+  touchedVersion: 0,
+  unkeptVersion: 0,
+  restoredJournalId: null,
   contextTokens: 0,
   owesStep: false,
 };
 
 /** Repeats of older answers are refused as those to calls that do not wait. */
 const MAX_ANSWERS = 64;
+/** More than that many calls since the last checkpoint are not told apart. */
+const MAX_EFFECTS = 256;
+
+/** Whether a result says that its call was in a sandbox of the platform's and may have changed files there. */
+function hadEffect(call: OpenCall | undefined, outcome: (typeof TOOL_OUTCOMES)[number]): boolean {
+  const ran = outcome === 'completed' || outcome === 'cancelled' || outcome === 'unknown';
+  return ran && call !== undefined && !call.byWorker && (call.harnessCallId !== null || isSandboxTool(call.name));
+}
 
 function addAnswer(
   answers: SessionState['answers'],
@@ -277,6 +303,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         ...next,
         status: 'idle',
         stopReason: event.data.stop_reason,
+        // What is not kept by then was left by a release that had no checkpoints; the next call's covers it.
+        unkeptVersion: event.version,
         interruptPending: false,
         retry: null,
         turn:
@@ -407,6 +435,12 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         // A harness goes on by itself.
         owesStep: call?.harnessCallId == null || state.owesStep,
         turn: state.turn === null ? null : { ...state.turn, toolMs: state.turn.toolMs + spentMs },
+        ...(hadEffect(call, event.data.outcome)
+          ? {
+              effects: [...state.effects, { callId: id, version: event.version }].slice(-MAX_EFFECTS),
+              touchedVersion: event.version,
+            }
+          : {}),
       };
     }
     case 'agent.thread_context_compacted':
@@ -415,7 +449,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       const { sandbox_id: sandboxId, journal_id: journalId } = event.data;
       return {
         ...next,
-        sandbox: { sandboxId, journalId },
+        sandbox: { sandboxId, journalId, sinceVersion: event.version },
         calls: state.calls.map((call) => (call.journalId === null ? { ...call, journalId } : call)),
         prompt: state.prompt === null ? null : { ...state.prompt, journalId: state.prompt.journalId ?? journalId },
       };
@@ -444,6 +478,10 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         workId: null,
         prompt: null,
         harnessSessionId: null,
+        effects: [],
+        touchedVersion: 0,
+        unkeptVersion: 0,
+        restoredJournalId: null,
         owesStep: false,
       };
     case 'session.outputs_kept':
@@ -471,6 +509,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return {
         ...next,
         prompt: state.prompt === null ? null : { ...state.prompt, sequence: event.data.sequence },
+        touchedVersion: event.version,
         harnessSessionId: event.data.harness_session_id ?? state.harnessSessionId,
       };
     case 'session.harness_finished':
@@ -478,7 +517,22 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         ...next,
         prompt: null,
         retry: null,
+        touchedVersion: state.prompt?.journalId == null ? state.touchedVersion : event.version,
         ...(event.data.outcome === 'session-lost' ? { harnessSessionId: null, owesStep: true } : {}),
+      };
+    case 'session.checkpointed':
+      return {
+        ...next,
+        effects: state.effects.filter(({ version }) => version > event.data.through_version),
+        touchedVersion: state.touchedVersion > event.data.through_version ? state.touchedVersion : 0,
+      };
+    case 'session.checkpoint_failed':
+      return { ...next, unkeptVersion: event.data.through_version };
+    case 'session.sandbox_restored':
+      return {
+        ...next,
+        restoredJournalId: event.data.journal_id,
+        effects: state.effects.filter(({ version }) => version > (state.sandbox?.sinceVersion ?? 0)),
       };
     case 'agent.message':
       return {
@@ -493,6 +547,11 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
     default:
       return unreachable(event);
   }
+}
+
+/** Whether files may be kept nowhere but in the sandbox, and nobody has been told so. */
+export function hasUnkeptFiles(state: SessionState): boolean {
+  return state.touchedVersion > state.unkeptVersion;
 }
 
 function isUnconfirmed(call: OpenCall): boolean {

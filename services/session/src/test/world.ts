@@ -15,6 +15,9 @@ import {
   type Aggregate,
   AppError,
   type CancelBody,
+  type CheckpointBody,
+  type CheckpointReply,
+  type CheckpointUpdate,
   type Command,
   type CommandReply,
   commandSubject,
@@ -173,6 +176,13 @@ export class ScriptedSandbox {
   outputs: FoundOutputs | null = { files: [], leftOut: [] };
   /** How often it was asked for its outputs. */
   harvests = 0;
+  /** Keeps everything by default. */
+  keep: (body: CheckpointBody) => CheckpointReply | Promise<CheckpointReply> = () => ({
+    checkpointId: 'ckpt_1',
+    throughVersion: 1_000_000,
+  });
+  /** How often files were to be kept. */
+  checkpoints = 0;
   run: (body: ExecBody) => Promise<string> = async (body) => {
     const line = typeof body.input['command'] === 'string' ? body.input['command'] : '';
     if (line.startsWith('sleep')) await sleep(3_000);
@@ -196,6 +206,14 @@ export class ScriptedSandbox {
       send({ kind: 'alive' });
       send({ kind: 'found', ...this.outputs });
     });
+    bus.replyMany<CheckpointBody, CheckpointUpdate>(
+      'cmd.sandbox.*.link.checkpoint',
+      {},
+      async (body, _context, send) => {
+        this.checkpoints += 1;
+        send({ kind: 'kept', checkpoint: await this.keep(body) });
+      },
+    );
     bus.reply<CancelBody, ToolOutcome>('cmd.sandbox.*.link.cancel', {}, ({ callId }) => {
       if (!this.reachable) throw new AppError('unavailable', 'sandbox.link-lost', 'The link was lost.');
       this.cancelled.push(callId);

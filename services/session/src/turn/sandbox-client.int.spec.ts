@@ -87,6 +87,7 @@ const exec = (changes: Partial<Dispatch> = {}) =>
       sentUnder: null,
       waitMs: 1_000,
       onWaiting: ({ code }) => waited.push(code),
+      onRestored: () => Promise.resolve(),
       onAttach: ({ journalId }) => {
         attached.push(journalId);
         return Promise.resolve();

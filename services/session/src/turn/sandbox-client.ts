@@ -3,6 +3,9 @@ import type { Bus } from '@holdfast/bus';
 import {
   AppError,
   type CancelBody,
+  type CheckpointBody,
+  type CheckpointReply,
+  type CheckpointUpdate,
   commandSubject,
   type EnsureSandboxBody,
   type EnsureSandboxReply,
@@ -17,6 +20,7 @@ import {
   type PermitBody,
   type PromptBody,
   type PromptReply,
+  type RestoredFiles,
   type SandboxReason,
   sandboxLinkSubject,
   type ToolOutcome,
@@ -31,6 +35,9 @@ const HARVEST_WAIT_MS = 10 * 60_000;
 const HARVEST_LOST_MS = 5_000;
 /** A stream of events is asked for anew at least so often. */
 const PROMPT_MS = 24 * 3_600_000;
+/** A sandbox that nobody serves for so long is taken as lost, and with it what is not kept. */
+const CHECKPOINT_LOST_MS = 20_000;
+const CHECKPOINT_WAIT_MS = 120_000;
 
 /** One call on its way to a sandbox: a tool call, or a prompt for a harness. */
 export interface Dispatch {
@@ -43,6 +50,8 @@ export interface Dispatch {
   readonly waitMs: number;
   /** Told, again and again, why a sandbox cannot be had yet. */
   readonly onWaiting: (reason: SandboxReason) => void;
+  /** The sandbox began without the session's files, and was given these before the call. */
+  readonly onRestored: (files: RestoredFiles) => Promise<void>;
   /** Must be durable before the call is sent. */
   readonly onAttach: (sandbox: EnsureSandboxReply) => Promise<void>;
 }
@@ -72,9 +81,13 @@ export class SandboxClient {
   }
 
   /** Runs a tool call. @throws AppError `sandbox.stale-generation` when a newer worker holds the session; the signal's reason. */
-  async exec(call: Dispatch, body: ExecBody, signal: AbortSignal): Promise<ToolOutcome | { unavailable: string }> {
-    const outcome = await this.#deliver(call, signal, (sandboxId, onAlive) =>
-      this.#exec(sandboxId, body, signal, onAlive),
+  async exec(
+    call: Dispatch,
+    body: Omit<ExecBody, 'journalId'>,
+    signal: AbortSignal,
+  ): Promise<ToolOutcome | { unavailable: string }> {
+    const outcome = await this.#deliver(call, signal, (target, onAlive) =>
+      this.#exec(target, body, call.onRestored, signal, onAlive),
     );
     return 'unknown' in outcome ? unknownOutcome : outcome;
   }
@@ -85,20 +98,24 @@ export class SandboxClient {
    */
   async prompt(
     call: Dispatch,
-    body: PromptBody,
+    body: Omit<PromptBody, 'journalId'>,
     signal: AbortSignal,
     onEvent: (event: HarnessEvent, sequence: number) => Promise<void>,
   ): Promise<Extract<PromptReply, { kind: 'done' }> | Undelivered> {
     let after = body.after;
-    return this.#deliver(call, signal, async (sandboxId, onAlive) => {
+    return this.#deliver(call, signal, async ({ sandboxId, journalId }, onAlive) => {
       const replies = this.#bus.requestMany<PromptReply>(
         sandboxLinkSubject(sandboxId, 'prompt'),
-        { ...body, after } satisfies PromptBody,
+        { ...body, journalId, after } satisfies PromptBody,
         { silenceMs: LINK_SILENCE_MS, deadlineAtMs: Date.now() + PROMPT_MS },
       );
       for await (const reply of untilAborted(replies, signal)) {
         onAlive();
         if (reply.kind === 'done') return reply;
+        if (reply.kind === 'restored') {
+          await call.onRestored(reply.files);
+          continue;
+        }
         if (reply.kind === 'alive' || reply.sequence <= after) continue;
         // One was lost on the way: it is asked for again.
         if (reply.sequence > after + 1) break;
@@ -117,7 +134,7 @@ export class SandboxClient {
   async #deliver<R>(
     call: Dispatch,
     signal: AbortSignal,
-    send: (sandboxId: string, onAlive: () => void) => Promise<R>,
+    send: (target: EnsureSandboxReply, onAlive: () => void) => Promise<R>,
   ): Promise<R | Undelivered> {
     let target = call.known;
     let sentUnder = call.sentUnder;
@@ -141,7 +158,7 @@ export class SandboxClient {
         const before: string | null = sentUnder;
         sentUnder = target.journalId;
         try {
-          return await send(target.sandboxId, () => {
+          return await send(target, () => {
             patientUntilMs = Date.now() + call.waitMs;
           });
         } catch (error) {
@@ -180,13 +197,24 @@ export class SandboxClient {
     throw new AppError('unavailable', 'sandbox.starting', 'The sandbox is still starting.');
   }
 
-  async #exec(sandboxId: string, body: ExecBody, signal: AbortSignal, onAlive: () => void): Promise<ToolOutcome> {
-    const replies = this.#bus.requestMany<ExecReply>(sandboxLinkSubject(sandboxId, 'exec'), body, {
-      silenceMs: LINK_SILENCE_MS,
-      deadlineAtMs: Date.now() + body.timeoutMs + 60_000,
-    });
+  async #exec(
+    { sandboxId, journalId }: EnsureSandboxReply,
+    body: Omit<ExecBody, 'journalId'>,
+    onRestored: Dispatch['onRestored'],
+    signal: AbortSignal,
+    onAlive: () => void,
+  ): Promise<ToolOutcome> {
+    const replies = this.#bus.requestMany<ExecReply>(
+      sandboxLinkSubject(sandboxId, 'exec'),
+      { ...body, journalId } satisfies ExecBody,
+      {
+        silenceMs: LINK_SILENCE_MS,
+        deadlineAtMs: Date.now() + body.timeoutMs + 60_000,
+      },
+    );
     for await (const reply of untilAborted(replies, signal)) {
       if (reply.kind === 'done') return reply.result;
+      if (reply.kind === 'restored') await onRestored(reply.files);
       onAlive();
     }
     throw new AppError('unavailable', 'sandbox.link-ended', 'The sandbox broke off.');
@@ -215,6 +243,41 @@ export class SandboxClient {
       }
       if (Date.now() + RETRY_MS >= Math.min(deadlineAtMs, heardAtMs + HARVEST_LOST_MS)) return null;
       await sleep(RETRY_MS);
+    }
+  }
+
+  /**
+   * Keeps the sandbox's files (C1); resolves once that is durable, or with why it cannot be done.
+   * @throws AppError `sandbox.stale-generation`; the signal's reason
+   */
+  async checkpoint(
+    sandboxId: string,
+    body: CheckpointBody,
+    signal: AbortSignal,
+  ): Promise<CheckpointReply | { readonly code: string; readonly message: string }> {
+    const deadlineAtMs = Date.now() + CHECKPOINT_WAIT_MS;
+    let lostAtMs = Date.now() + CHECKPOINT_LOST_MS;
+    for (;;) {
+      signal.throwIfAborted();
+      try {
+        const replies = this.#bus.requestMany<CheckpointUpdate>(sandboxLinkSubject(sandboxId, 'checkpoint'), body, {
+          silenceMs: LINK_SILENCE_MS,
+          deadlineAtMs,
+        });
+        for await (const reply of untilAborted(replies, signal)) {
+          if (reply.kind === 'kept') return reply.checkpoint;
+          lostAtMs = Date.now() + CHECKPOINT_LOST_MS;
+        }
+        throw new AppError('unavailable', 'sandbox.link-ended', 'The sandbox broke off.');
+      } catch (error) {
+        signal.throwIfAborted();
+        if (!isAppError(error) || error.code === 'sandbox.stale-generation') throw error;
+        const { code, kind, message } = error;
+        const over = Date.now() + RETRY_MS >= Math.min(deadlineAtMs, lostAtMs);
+        if (kind !== 'unavailable' || over)
+          return { code, message: `What was done to files since they were kept last is not kept: ${message}` };
+        await sleep(RETRY_MS);
+      }
     }
   }
 

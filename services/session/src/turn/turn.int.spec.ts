@@ -78,7 +78,7 @@ describe('outputs', () => {
     const session = await world.createSession();
     await world.send(session.id, [say('RUN[true]')]);
     const all = await world.until(session.id, idle());
-    expect(last(all, 2)).toEqual(['session.outputs_kept', 'session.status_idle']);
+    expect(last(all, 3)).toEqual(['session.outputs_kept', 'session.checkpointed', 'session.status_idle']);
     const files = await filesOf(session.id);
     expect(files).toMatchObject([
       { filename: 'report.md', mime_type: 'text/markdown', size_bytes: 5, x_path: 'report.md' },
@@ -173,7 +173,7 @@ describe('outputs', () => {
     await world.until(session.id, (all) => results(all).length > 0);
     await world.stealLease(session.id);
     const all = await world.until(session.id, idle(), 20_000);
-    expect(last(all, 2)).toEqual(['session.outputs_kept', 'session.status_idle']);
+    expect(last(all, 3)).toEqual(['session.outputs_kept', 'session.checkpointed', 'session.status_idle']);
     expect(await filesOf(session.id)).toHaveLength(1);
   }, 30_000);
 });

@@ -40,21 +40,26 @@ import {
   cutTurn,
   type Draft,
   failModelRequest,
+  foldDrafts,
+  giveUpCheckpoint,
   type IdSource,
   INTERRUPTED,
   limitReached,
   type ModelAnswer,
   nextStep,
+  recordCheckpoint,
   recordCompaction,
   recordOutputs,
+  recordRestore,
   recordToolResult,
   reportMcpFailure,
   reportUnkept,
   reportWaiting,
+  restoreNote,
   type ToolResult,
   type TurnBounds,
 } from '../session/session.decider.ts';
-import { type OpenCall, runnableCalls, type SessionState } from '../session/session.state.ts';
+import { hasUnkeptFiles, type OpenCall, runnableCalls, type SessionState } from '../session/session.state.ts';
 import { type Decision, type LoadedSession, workerCommand } from '../session/session.store.ts';
 import type { McpServers } from '../tools/mcp-servers.ts';
 import { type McpTool, type McpTools, offeredTools, resolveCall } from '../tools/tool-definitions.ts';
@@ -115,6 +120,12 @@ export function passes(error: unknown): boolean {
 }
 function isFenced(error: unknown): boolean {
   return isAppError(error) && (error.code === 'log.generation-fenced' || error.code === 'sandbox.stale-generation');
+}
+
+/** Whether a turn that ends with these would leave files unkept. */
+function leavesUnkept(state: SessionState, drafts: readonly Draft[]): boolean {
+  const before = drafts.filter(({ type }) => type !== 'session.status_idle');
+  return hasUnkeptFiles(foldDrafts(state, before, new Date().toISOString()));
 }
 
 /** Whether calls of the open turn may have left outputs: what the worker that was lost knew, as far as the log tells. */
@@ -232,6 +243,12 @@ export class Turn {
         return this.#waitForChange();
       case 'compact':
         return this.#compact();
+      case 'checkpoint': {
+        await this.#harvest();
+        const told = await this.#keepFiles();
+        await this.#commit((now, ids) => this.#goOn(now, [told(now, ids)], ids));
+        return;
+      }
       case 'prompt':
         if (state.prompt === null) return this.#commit((now, ids) => this.#goOn(now, [], ids));
         return this.#drive(state.prompt.id, state);
@@ -333,9 +350,10 @@ export class Turn {
   }
 
   /** Appends under the lease's generation; a model call that the decision opened is this turn's own. */
-  async #commit(decide: (state: SessionState, ids: IdSource) => Decision | null): Promise<void> {
+  async #commit(decide: (state: SessionState, ids: IdSource) => Decision | null, kept = false): Promise<void> {
     let releases = false;
     let early = false;
+    let unkept = false;
     const events = await this.session.commit(
       {
         commandId: workerCommand(),
@@ -346,7 +364,8 @@ export class Turn {
         if (this.#over.signal.aborted || !this.#holds(state)) return null;
         const decision = decide(state, ids);
         if (decision === null || decision.drafts.length === 0) return null;
-        early = decision.releaseLease === true && this.#harvestDue;
+        unkept = decision.releaseLease === true && !kept && leavesUnkept(state, decision.drafts);
+        early = decision.releaseLease === true && (this.#harvestDue || unkept);
         if (early) return null;
         releases = decision.releaseLease === true;
         // Before the commit: its listeners run before its caller, and must not take the request for a lost worker's.
@@ -357,7 +376,11 @@ export class Turn {
     if (events.length > 0 && releases) this.released = true;
     if (!early) return;
     await this.#harvest();
-    await this.#commit(decide);
+    if (unkept) {
+      const told = await this.#keepFiles();
+      await this.#commit((state, ids) => ({ drafts: [told(state, ids)] }));
+    }
+    await this.#commit(decide, kept || unkept);
   }
 
   /** Makes files of what the session left in its outputs folder, once for the calls so far. */
@@ -677,8 +700,9 @@ export class Turn {
       settings.toolTimeoutMs,
       typeof asked === 'number' && asked >= 1 ? Math.trunc(asked) : settings.toolDefaultTimeoutMs,
     );
+    let note = '';
     const outcome = await tools.sandboxes.exec(
-      await this.#dispatch(call.id),
+      await this.#dispatch(call.id, (text) => (note = text)),
       {
         sessionId: this.session.id,
         callId: call.id,
@@ -692,7 +716,7 @@ export class Turn {
     );
     if ('unavailable' in outcome) return failed(outcome.unavailable, 'unavailable');
     return {
-      text: storableText(outcome.text),
+      text: storableText(note + outcome.text),
       isError: outcome.isError,
       outcome: outcome.outcome,
       fullOutput: outcome.fullOutput,
@@ -700,7 +724,7 @@ export class Turn {
   }
 
   /** How a call, or a harness's prompt, gets to the session's sandbox. */
-  async #dispatch(callId: string): Promise<Dispatch> {
+  async #dispatch(callId: string, onNote: (text: string) => void = () => undefined): Promise<Dispatch> {
     const { tools } = this.#options;
     const workspaceId = this.session.workspaceId ?? '';
     const { environmentId, contextKey, sandbox } = this.session.state;
@@ -713,6 +737,13 @@ export class Turn {
         void this.#commit((_state, ids) => ({ drafts: [reportWaiting(reason, ids)] })).catch((error: unknown) =>
           this.#options.logger.warn({ err: error, session: this.session.id }, 'a wait could not be told'),
         );
+      },
+      onRestored: async (files) => {
+        await this.#commit((state, ids) => {
+          const restored = recordRestore(state, files, ids);
+          if (restored !== null) onNote(`${restoreNote(restored)}\n\n`);
+          return restored && { drafts: [restored] };
+        });
       },
       ensure: {
         workspaceId,
@@ -733,6 +764,21 @@ export class Turn {
     };
   }
 
+  /** Keeps what calls did to files, and gives the event that says so, or that it cannot be done. */
+  async #keepFiles(): Promise<(state: SessionState, ids: IdSource) => Draft> {
+    const { sandbox } = this.session.state;
+    const kept =
+      sandbox === null
+        ? { code: 'sandbox.not-linked', message: 'No sandbox of this session is known.' }
+        : await this.#options.tools.sandboxes.checkpoint(
+            sandbox.sandboxId,
+            { sessionId: this.session.id, generation: this.generation, journalId: sandbox.journalId },
+            this.#over.signal,
+          );
+    step.publish('checkpoint.kept');
+    return (state, ids) => ('checkpointId' in kept ? recordCheckpoint(kept, ids) : giveUpCheckpoint(state, kept, ids));
+  }
+
   async #attach(reply: EnsureSandboxReply): Promise<void> {
     if (this.session.state.sandbox?.journalId === reply.journalId) return;
     await this.#commit((state, ids) =>
@@ -749,12 +795,15 @@ export class Turn {
     const closed = await Promise.all(
       runnableCalls(state).map(async (call) => ({ call, result: await this.#stopCall(call, state) })),
     );
-    await this.#commit((now, ids) => {
-      if (cut === INTERRUPTED && !now.interruptPending) return null;
-      const drafts = closed
+    const results = (now: SessionState, ids: IdSource): Draft[] =>
+      closed
         .filter(({ call }) => now.calls.some(({ id }) => id === call.id))
         .map(({ call, result }) => recordToolResult(call, result, ids));
-      return this.#goOn(now, cutTurn(now, drafts, cut, this.#options.advance.worker, ids), ids);
+    // Their results first, so that what is kept then has what they did.
+    await this.#commit((now, ids) => ({ drafts: results(now, ids) }));
+    await this.#commit((now, ids) => {
+      if (cut === INTERRUPTED && !now.interruptPending) return null;
+      return this.#goOn(now, cutTurn(now, results(now, ids), cut, this.#options.advance.worker, ids), ids);
     });
   }
 
