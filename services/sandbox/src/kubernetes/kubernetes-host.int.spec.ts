@@ -204,19 +204,28 @@ describe('a pod that goes', () => {
     const only = await replica();
     const { id } = await running(only);
     const [dialler] = runners as [Dialler];
-    const exec = (callId: string) =>
+    const exec = (callId: string, journalId = 'j1') =>
       bus
         .requestMany<ExecReply>(
           sandboxLinkSubject(id, 'exec'),
-          { sessionId: 's', callId, generation: 1, tool: 'bash', input: {}, timeoutMs: 5_000 } satisfies ExecBody,
+          {
+            sessionId: 's',
+            callId,
+            journalId,
+            generation: 1,
+            tool: 'bash',
+            input: {},
+            timeoutMs: 5_000,
+          } satisfies ExecBody,
           { silenceMs: 3_000, deadlineAtMs: Date.now() + 5_000 },
         )
         .next();
+    const notLinked = { code: 'sandbox.not-linked' };
+    await expect(exec('c0', 'another')).rejects.toMatchObject(notLinked);
     const begun = exec('c1');
     await dialler.hears('exec');
     const [pod] = cluster.find('Pod') as [ReturnType<MemoryCluster['find']>[number]];
     cluster.put({ ...pod, metadata: { ...pod.metadata, deletionTimestamp: new Date().toISOString() } });
-    const notLinked = { code: 'sandbox.not-linked' };
     await expect(exec('c2')).rejects.toMatchObject(notLinked);
     await expect(bus.request(sandboxLinkSubject(id, 'claim'), { generation: 1 })).rejects.toMatchObject(notLinked);
     const outcome = { outcome: 'completed', isError: false, text: 'told' } as const;

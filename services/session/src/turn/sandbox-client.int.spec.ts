@@ -39,8 +39,8 @@ let waited: string[];
 async function serve(
   ensures: (EnsureSandboxReply | AppError)[],
   execs: (ToolOutcome | AppError)[] = [],
-): Promise<{ sent: number }> {
-  const count = { sent: 0 };
+): Promise<{ sent: number; under: (string | undefined)[] }> {
+  const count = { sent: 0, under: [] as (string | undefined)[] };
   attached = [];
   waited = [];
   const next = <T>(from: (T | AppError)[]): T => {
@@ -59,8 +59,9 @@ async function serve(
         return Promise.resolve();
       },
     ),
-    sandbox.replyMany<ExecBody, ExecReply>(sandboxLinkSubject('sbx_1', 'exec'), {}, (_body, _context, send) => {
+    sandbox.replyMany<ExecBody, ExecReply>(sandboxLinkSubject('sbx_1', 'exec'), {}, (body, _context, send) => {
       count.sent += 1;
+      count.under.push(body.journalId);
       send({ kind: 'done', result: next(execs) });
       return Promise.resolve();
     }),
@@ -112,7 +113,10 @@ describe('a call on its way to a sandbox', () => {
     const askedAtMs = Date.now();
     expect(await exec({ known: first })).toEqual(done);
     expect(Date.now() - askedAtMs).toBeLessThan(200);
-    expect([count.sent, attached]).toEqual([2, ['j1', 'j2']]);
+    expect([count.under, attached]).toEqual([
+      ['j1', 'j2'],
+      ['j1', 'j2'],
+    ]);
   });
 
   it('that was never sent says why it could not be', async () => {
