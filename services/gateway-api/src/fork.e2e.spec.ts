@@ -276,6 +276,7 @@ describe('a fork', () => {
       event_id: last?.data.id,
       version: last?.id,
       checkpoint: null,
+      missing_tool_use_ids: [],
     };
     expect(child).toMatchObject({ status: 'running', forked_from: from, usage: { input_tokens: 0 } });
     expect(frames.slice(0, shared.length)).toEqual(shared);

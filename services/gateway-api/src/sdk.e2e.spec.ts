@@ -379,7 +379,7 @@ describe.each<[string, typeof Anthropic, typeof accumulate]>([
 
   it('forks a session, looks at one as it was, and exports it', async () => {
     type Fork = Anthropic.Beta.BetaManagedAgentsSession & {
-      forked_from: { session_id: string; version: number; checkpoint: null };
+      forked_from: { session_id: string; version: number; checkpoint: unknown };
     };
     const before = await all(beta.sessions.events.list(session.id));
     const path = `/v1/sessions/${session.id}`;

@@ -181,6 +181,80 @@ describe('a fork', () => {
     );
   });
 
+  it('begins with the files that were kept last at or before its point, which stay when the other goes', async () => {
+    const parent = await world.createSession();
+    // What calls did is in the log: a result at each of 5, 8, 11.
+    for (const command of ['one', 'two', 'three']) {
+      await world.send(parent.id, [say(`RUN[echo ${command}]`)]);
+      await world.until(parent.id, (all) =>
+        ofType(all, 'agent.tool_result').some(({ data }) => JSON.stringify(data).includes(command)),
+      );
+      await world.until(parent.id, idle(['one', 'two', 'three'].indexOf(command) + 1));
+    }
+    const events = await world.events(parent.id);
+    const results = ofType(events, 'agent.tool_result');
+    const calls = ofType(events, 'agent.tool_use').map(({ id }) => id);
+    const at = (n: number): number => results[n]?.version ?? 0;
+    const keep = async (id: string, session: string, version: number, through: number) =>
+      world.pool.query(
+        `insert into checkpoints (id, workspace_id, session_id, sandbox_id, context_id, version, through_version, roots, packs, figures)
+         values ($1, $2, $3, 'sbx_1', 'context', $4, $5, '{"a":1}', '{p1}', '{}')`,
+        [id, DEFAULT_WORKSPACE, session, version, through],
+      );
+    await keep('ckpt_first', parent.id, at(0), at(1) - 1);
+    await keep('ckpt_second', parent.id, at(1) + 1, at(2) + 50);
+    const filesOf = async (child: Session) => {
+      const { rows } = await world.pool.query(
+        'select id, sandbox_id, context_id, version::int, through_version::int, roots, packs from checkpoints where session_id = $1',
+        [child.id],
+      );
+      return rows as { id: string; version: number; through_version: number }[];
+    };
+    const begun = async (session: string, version: number) => {
+      const child = await fork(session, version);
+      const { checkpoint, missing_tool_use_ids: missing } = child.forked_from ?? {};
+      const files = await filesOf(child);
+      expect(files.map(({ id, through_version }) => ({ id, version: through_version }))).toEqual(
+        checkpoint === null ? [] : [checkpoint],
+      );
+      return { child, from: files[0]?.version, through: checkpoint?.version, missing };
+    };
+    expect(await begun(parent.id, at(0) - 1)).toMatchObject({ from: undefined, missing: [] });
+    expect(await begun(parent.id, at(0))).toMatchObject({ from: at(0), through: at(0), missing: [] });
+    // Between two: the call in between is named. What was found unchanged later is so here as well, as far as the fork goes.
+    expect(await begun(parent.id, at(1))).toMatchObject({ from: at(0), through: at(1) - 1, missing: [calls[1]] });
+    const { child } = await begun(parent.id, at(2));
+    expect(await filesOf(child)).toMatchObject([
+      {
+        sandbox_id: 'sbx_1',
+        context_id: null,
+        version: at(1) + 1,
+        through_version: at(2),
+        roots: { a: 1 },
+        packs: ['p1'],
+      },
+    ]);
+    // A fork of a fork: what its parent shares with an ancestor counts, and what the ancestor did after that does not.
+    await keep('ckpt_other_future', parent.id, at(2) + 1, at(2) + 1);
+    const head = await headOf(child.id);
+    await keep('ckpt_own', child.id, head, head);
+    expect(await begun(child.id, head)).toMatchObject({ from: head, through: head, missing: [] });
+    expect(await begun(child.id, head - 1)).toMatchObject({ from: at(1) + 1, through: at(2) });
+    expect(await begun(child.id, at(0))).toMatchObject({ from: at(0) });
+    await world.pool.query('delete from checkpoints where session_id = $1', [parent.id]);
+    await world.command('session', parent.id, 'delete', {});
+    expect(await filesOf(child)).toHaveLength(2);
+    expect(await begun(child.id, at(2))).toMatchObject({ from: at(1) + 1 });
+    // Of files that were kept for an environment of the platform's a worker elsewhere knows nothing.
+    const { id: far } = await world.command<{ id: string }>('environment', newId('environment'), 'create', {
+      name: `far-${head}`,
+      config: { type: 'self_hosted' },
+    });
+    const away = await fork(child.id, head, { environment_id: far });
+    expect(away.forked_from).toMatchObject({ checkpoint: null, missing_tool_use_ids: [] });
+    expect(await filesOf(away)).toEqual([]);
+  });
+
   it('of a session in the middle of a turn leaves it alone: it answers once, and the fork nothing of it', async () => {
     const parent = await world.createSession({ initial_events: [say('RUN[sleep 60]'), say('next')] });
     await world.until(parent.id, (all) => types(all).includes('session.sandbox_attached'));

@@ -106,7 +106,8 @@ describe('the chat fold', () => {
   });
 
   it('marks where a fork leaves the other session, and drops what waited there', () => {
-    const from = { session_id: 'sesn_0', root_session_id: 'sesn_0', event_id: 'sevt_17', version: 17 };
+    const place = { session_id: 'sesn_0', root_session_id: 'sesn_0', event_id: 'sevt_17', version: 17 };
+    const from = { ...place, checkpoint: { id: 'ckpt_1', through_version: 2 }, missing_call_ids: ['sevt_4'] };
     const agent = { id: 'agent_2', version: 1 };
     const forked = log(
       ...events.map(({ type, data }): [string, object] => [type, data]),
@@ -124,7 +125,7 @@ describe('the chat fold', () => {
       kind: 'forked',
       id: 'sevt_18',
       at: forked[17]?.recordedAt,
-      from: { ...from, checkpoint: null },
+      from: { ...place, checkpoint: { id: 'ckpt_1', version: 2 }, missing_tool_use_ids: ['sevt_4'] },
     });
   });
 

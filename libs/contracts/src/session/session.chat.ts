@@ -3,7 +3,7 @@ import { streamOf } from '../subjects.ts';
 import { isSandboxTool } from '../wire/agents.ts';
 import type { ContentBlock, ForkedFrom, SessionError, WireEvent } from '../wire/events.ts';
 import type { Session } from '../wire/sessions.ts';
-import { type SessionEvent, WIRE_LOG_TYPES } from './session.events.ts';
+import { forkPointOf, type SessionEvent, WIRE_LOG_TYPES } from './session.events.ts';
 import { evolveSessionView, type SessionView } from './session.view.ts';
 
 /** A frame of the event stream; durable ones carry the log version that the stream gives as the SSE id. */
@@ -276,7 +276,7 @@ function loggedEvent(event: WireEvent, version: number, view: SessionView): Sess
   if (!WIRE_LOG_TYPES.includes(event.type)) return null;
   const { id, type, processed_at: at, ...fields } = event;
   if (fields['forked_from'] !== undefined) {
-    const { checkpoint: _checkpoint, ...from } = fields['forked_from'] as ForkedFrom;
+    const from = forkPointOf(fields['forked_from'] as ForkedFrom);
     // The view began with the environment that the session has.
     const data = { ...fields, from, environment_id: view.environmentId };
     const place = { streamId: streamOf('session', view.id), workspaceId: view.workspaceId };

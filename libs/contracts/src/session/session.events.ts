@@ -31,9 +31,21 @@ export const systemMessageData = z.object({ content: z.array(textBlock) });
 function shown(event: StoredEvent<string, unknown>, fields: object): WireEvent {
   return { id: event.id, type: event.type, processed_at: event.recordedAt, ...fields };
 }
-/** The place in a fork's log as the wire shows it. No workspace state goes along yet. */
-export function forkedFromOf(from: ForkPoint): ForkedFrom {
-  return { ...from, checkpoint: null };
+/** The place in a fork's log as the wire shows it. */
+export function forkedFromOf({ checkpoint, missing_call_ids: missing = [], ...place }: ForkPoint): ForkedFrom {
+  return {
+    ...place,
+    checkpoint: checkpoint === undefined ? null : { id: checkpoint.id, version: checkpoint.through_version },
+    missing_tool_use_ids: [...missing],
+  };
+}
+/** The inverse of {@link forkedFromOf}. */
+export function forkPointOf({ checkpoint, missing_tool_use_ids: missing, ...place }: ForkedFrom): ForkPoint {
+  return {
+    ...place,
+    ...(checkpoint === null ? {} : { checkpoint: { id: checkpoint.id, through_version: checkpoint.version } }),
+    ...(missing.length === 0 ? {} : { missing_call_ids: missing }),
+  };
 }
 function queued(event: StoredEvent<string, unknown>, fields: object): WireEvent {
   return { id: event.id, type: event.type, processed_at: null, ...fields };
@@ -387,6 +399,10 @@ export const forkPoint = z.object({
   root_session_id: z.string(),
   event_id: z.string(),
   version: z.int(),
+  /** The files that the fork began with: they have what calls had done up to that version. Absent = none. */
+  checkpoint: z.object({ id: z.string(), through_version: z.int() }).optional(),
+  /** Calls of the events that both have, whose effects on files the fork does not have. Absent = none. */
+  missing_call_ids: z.array(z.string()).optional(),
 });
 export type ForkPoint = z.infer<typeof forkPoint>;
 export const SessionForked = durableEvent({

@@ -77,7 +77,7 @@ describe('the session read model', () => {
     expect(view).toMatchObject({ status: 'idle', pending: [], activeMs: 0, archivedAt: null, environmentId: 'env_2' });
     expect(sessionResource(view as SessionView, forked.recordedAt)).toMatchObject({
       agent: { id: 'agent_2' },
-      forked_from: { ...from, checkpoint: null },
+      forked_from: { ...from, checkpoint: null, missing_tool_use_ids: [] },
       usage: { input_tokens: 0 },
     });
     expect(sessionResource(fold([created()]) as SessionView, forked.recordedAt).forked_from).toBeNull();

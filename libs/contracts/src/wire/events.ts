@@ -191,15 +191,17 @@ export type SessionError = z.infer<typeof sessionError>;
 
 /**
  * Additive: where a forked session's log leaves another's; that one may be deleted since. The root is the
- * first ancestor, no fork itself. `checkpoint` is the state of the
- * workspace that the fork began with: none, its workspace is new and empty.
+ * first ancestor, no fork itself. `checkpoint` is what the fork's
+ * files were at first: those that were kept last at or before that place, with what calls had done up to its `version`;
+ * null = none were, its workspace began empty. The calls in between, whose effects on files it does not have, are named.
  */
 export const forkedFrom = z.strictObject({
   session_id: z.string(),
   root_session_id: z.string(),
   event_id: z.string(),
   version: z.int(),
-  checkpoint: z.null(),
+  checkpoint: z.strictObject({ id: z.string(), version: z.int() }).nullable(),
+  missing_tool_use_ids: z.array(z.string()),
 });
 export type ForkedFrom = z.infer<typeof forkedFrom>;
 

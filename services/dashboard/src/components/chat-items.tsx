@@ -83,7 +83,8 @@ function Forked({ item: { at, from } }: { item: Extract<ChatItem, { kind: 'forke
           <Link className="underline" href={`/sessions/${from.session_id}`}>
             another session
           </Link>
-          {at === null ? '' : ` at ${timeOfDay(at)}`}; the workspace is new from here on
+          {at === null ? '' : ` at ${timeOfDay(at)}`};{' '}
+          {from.checkpoint === null ? 'the workspace is new from here on' : 'with a copy of its files'}
         </span>
       </span>
     </div>

@@ -11,6 +11,11 @@ interface WireEvent {
   readonly error?: { readonly message: string };
 }
 
+interface Forked {
+  readonly id: string;
+  readonly forked_from: { readonly missing_tool_use_ids: string[] };
+}
+
 /** The same specs run on a cluster that the environment names. */
 const onCluster = process.env['SANDBOX_PROVIDER'] === 'kubernetes';
 const CANARY = 'canary-4711-of-the-workspace';
@@ -155,6 +160,40 @@ describe('a session whose sandbox is gone with its files', () => {
       `[The sandbox was started anew with its files as they were kept last. What these earlier calls did to files is missing: ${calls[1]?.id}, ${calls[2]?.id}. Check what you need, and do it again if it is right to. Processes that ran in it are gone.]\n\nkept\n`,
     );
   }, 120_000);
+});
+
+describe('a fork', () => {
+  it('begins with the files of then, in a sandbox of its own, also when the other one is deleted', async () => {
+    const id = await newSession();
+    await turn(id, 'RUN[echo first > file; echo at home > ~/note]');
+    const then = (await stored(id)).at(-1);
+    await turn(id, 'RUN[echo second > file; touch later]');
+    const child = (await call('POST', `/v1/sessions/${id}/fork`, { at_version: Number(then?.version) })) as Forked;
+    const kept = (await stored(id)).find(({ type }) => type === 'session.checkpointed');
+    expect(child.forked_from).toMatchObject({
+      checkpoint: { version: kept?.data['through_version'] },
+      missing_tool_use_ids: [],
+    });
+    await call('DELETE', `/v1/sessions/${id}`);
+    await until('the end of the other', async () => (await sandboxOf(id)).status === 'destroyed');
+    const [text] = await turn(child.id, 'RUN[ls; cat file ~/note; echo mine > file]');
+    expect(text).toMatch(/\n\nfile\nfirst\nat home\n$/);
+    expect(await turn(child.id, 'RUN[cat file]')).toEqual([expect.stringMatching(/mine\n$/)]);
+  }, 60_000);
+
+  it('between two checkpoints has the files of the one before, and its agent is told which calls are missing', async () => {
+    const id = await newSession();
+    await turn(id, 'RUN[echo kept > kept]');
+    await turn(id, 'WRITE[lost|x] RUN[true]');
+    const [, write] = (await stored(id)).filter(({ type }) => type === 'agent.tool_result');
+    const child = (await call('POST', `/v1/sessions/${id}/fork`, { at_version: Number(write?.version) })) as Forked;
+    const missing = [write?.data['tool_use_id']];
+    expect(child.forked_from.missing_tool_use_ids).toEqual(missing);
+    const [text] = await turn(child.id, 'RUN[ls]');
+    expect(text).toBe(
+      `[The sandbox was started anew with its files as they were kept last. What these earlier calls did to files is missing: ${missing.join(', ')}. Check what you need, and do it again if it is right to. Processes that ran in it are gone.]\n\nkept\n`,
+    );
+  }, 60_000);
 });
 
 /** Processes and files at once, in the middle of what they do. */

@@ -33,6 +33,7 @@ import { type EnabledHarnesses, requireHarness, withTools } from '../catalogue/a
 import type { Catalogue } from '../catalogue/catalogue.ts';
 import { commandMetadata, type Idempotent } from '../commands/idempotent.ts';
 import type { TurnWorker } from '../turn/turn-worker.ts';
+import { inheritedFiles } from './inherited-files.ts';
 import {
   afterClientEvents,
   attachWorker,
@@ -141,11 +142,13 @@ export class SessionCommands {
         try {
           const session = await this.#store.fork(workspaceId, id, origin);
           const environmentId = body.environment_id ?? session.state.environmentId;
-          const [agent, environment, place] = await Promise.all([
+          const [agent, environment, place, kept] = await Promise.all([
             body.agent == null ? null : this.#agent(workspaceId, body.agent),
             this.#environment(workspaceId, environmentId),
             this.#log.readStream(streamOf('session', parentId), { afterVersion: origin.version - 1, limit: 1 }),
+            inheritedFiles(this.#pool, { workspaceId, ...origin }, id),
           ]);
+          const files = environment.selfHosted ? null : kept;
           const fork: Fork = {
             from: {
               session_id: parentId,
@@ -158,13 +161,14 @@ export class SessionCommands {
             selfHosted: environment.selfHosted,
             title: body.title ?? null,
             metadata: body.metadata ?? null,
+            files,
           };
           const parentStays: CompanionStatement = {
             text: 'select 1 from sessions where id = $1 for share',
             values: [parentId],
             rows: 1,
           };
-          const statements = [...claim, environment.stillThere, parentStays];
+          const statements = [...claim, environment.stillThere, parentStays, ...(files === null ? [] : [files.keep])];
           const events = await this.#decide(session, command, deadlineAtMs, statements, (state, ids) => {
             const begun = decideFork(state, fork, ids);
             const noted = noteFork(fork, id, ids);

@@ -286,6 +286,7 @@ describe('a session', () => {
       from: { session_id: 'sesn_a', root_session_id: 'sesn_a', event_id: 'sevt_created', version: 1 },
       ...{ agent: null, environmentId: 'env_b', title: null, metadata: null },
       selfHosted: true,
+      files: null,
     };
     given({ ...created, data: { ...created.data, agent: coder } } as Past)
       .when((state) => decideFork(state, fork, ids()))

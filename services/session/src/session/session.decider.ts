@@ -31,6 +31,7 @@ import {
   blockedCalls,
   evolve,
   hasUnkeptFiles,
+  missingAfter,
   type OpenCall,
   runnableCalls,
   type SessionState,
@@ -124,6 +125,8 @@ export interface Fork {
   readonly selfHosted: boolean;
   readonly title: string | null;
   readonly metadata: Readonly<Record<string, string>> | null;
+  /** What of the other's files it begins with; null = nothing. */
+  readonly files: { readonly id: string; readonly throughVersion: number } | null;
 }
 const NOT_HERE = 'Not run in this fork: the session was forked before the call was answered.';
 
@@ -137,11 +140,17 @@ export function decideFork(state: SessionState, fork: Fork, ids: IdSource): Draf
   const agent = fork.agent ?? state.agent;
   requireMountable(state.resources, fork.selfHosted);
   requirePlace(agent, fork.selfHosted);
+  const { files } = fork;
+  const missing = fork.selfHosted ? [] : missingAfter(state, files?.throughVersion ?? 0).map(({ callId }) => callId);
   return [
     draft(ids, {
       type: 'session.forked',
       data: {
-        from: fork.from,
+        from: {
+          ...fork.from,
+          ...(files === null ? {} : { checkpoint: { id: files.id, through_version: files.throughVersion } }),
+          ...(missing.length === 0 ? {} : { missing_call_ids: missing }),
+        },
         agent,
         environment_id: fork.environmentId ?? state.environmentId,
         title: fork.title ?? state.title,

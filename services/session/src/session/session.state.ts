@@ -478,9 +478,9 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         workId: null,
         prompt: null,
         harnessSessionId: null,
-        effects: [],
         touchedVersion: 0,
-        unkeptVersion: 0,
+        effects: missingAfter(state, event.data.from.checkpoint?.through_version ?? 0),
+        unkeptVersion: event.version,
         restoredJournalId: null,
         owesStep: false,
       };
@@ -523,7 +523,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
     case 'session.checkpointed':
       return {
         ...next,
-        effects: state.effects.filter(({ version }) => version > event.data.through_version),
+        effects: missingAfter(state, event.data.through_version),
         touchedVersion: state.touchedVersion > event.data.through_version ? state.touchedVersion : 0,
       };
     case 'session.checkpoint_failed':
@@ -532,7 +532,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return {
         ...next,
         restoredJournalId: event.data.journal_id,
-        effects: state.effects.filter(({ version }) => version > (state.sandbox?.sinceVersion ?? 0)),
+        effects: missingAfter(state, state.sandbox?.sinceVersion ?? 0),
       };
     case 'agent.message':
       return {
@@ -547,6 +547,11 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
     default:
       return unreachable(event);
   }
+}
+
+/** The calls that may have changed files since those were as `throughVersion` has them. */
+export function missingAfter({ effects }: SessionState, throughVersion: number): SessionState['effects'] {
+  return effects.filter(({ version }) => version > throughVersion);
 }
 
 /** Whether files may be kept nowhere but in the sandbox, and nobody has been told so. */

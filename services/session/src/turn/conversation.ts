@@ -1,4 +1,4 @@
-import type { JsonObject, SessionEvent, StoredBlock, ThinkingBlock } from '@holdfast/contracts';
+import type { ForkPoint, JsonObject, SessionEvent, StoredBlock, ThinkingBlock } from '@holdfast/contracts';
 import { mcpToolName } from '../tools/tool-definitions.ts';
 
 /** What the model has been told and has said, in order: the part of the log that a request is built from. */
@@ -28,8 +28,17 @@ type Assistant = Extract<ConversationItem, { role: 'assistant' }>;
 
 const FORKED =
   'This session was forked from another one. The conversation so far took place there; from here on it is independent. ' +
-  'Your workspace is not the one of that session: it is new and empty. Files that you made or read before are not in it, ' +
-  'and no process that you started runs here. Make again what you need of them.';
+  'Your workspace is not the one of that session, and no process that you started runs here. ';
+
+/** What the model is told of a fork. */
+function forkNote({ checkpoint, missing_call_ids: missing = [] }: ForkPoint): string {
+  if (checkpoint === undefined)
+    return `${FORKED}It is new and empty: files that you made or read before are not in it. Make again what you need of them.`;
+  const whole = `${FORKED}It began as a copy of that one, with the files as they were kept at this point or last before it. `;
+  return missing.length === 0
+    ? `${whole}Nothing of them is missing.`
+    : `${whole}What these earlier calls did to files is missing: ${missing.join(', ')}. Check what you need, and do it again if it is right to.`;
+}
 
 /** The conversation of one session, folded in place: logs are long and every step would copy all of it otherwise. */
 export class Conversation {
@@ -39,8 +48,8 @@ export class Conversation {
   #lastUser: Extract<ConversationItem, { role: 'user' }> | null = null;
   #model = '';
   #chars = 0;
-  /** True until the model is told that it goes on in another session: with its next message. */
-  #isForked = false;
+  /** Set until the model is told that it goes on in another session: with its next message. */
+  #forkedFrom: ForkPoint | null = null;
   /** Messages that no harness has been asked yet, and those of its newest prompt. */
   #unasked: ConversationItem[] = [];
   #asked: readonly ConversationItem[] = [];
@@ -69,8 +78,8 @@ export class Conversation {
     switch (event.type) {
       case 'session.message_processed': {
         const { message } = event.data;
-        if (this.#isForked) this.#add({ role: 'system', text: FORKED });
-        this.#isForked = false;
+        if (this.#forkedFrom !== null) this.#add({ role: 'system', text: forkNote(this.#forkedFrom) });
+        this.#forkedFrom = null;
         if (message.type === 'system.message') {
           this.#ask({ role: 'system', text: message.content.map((block) => block.text).join('\n') });
         } else {
@@ -81,7 +90,7 @@ export class Conversation {
       }
       case 'session.forked':
         // Not yet: results of the calls that are open here come first.
-        this.#isForked = true;
+        this.#forkedFrom = event.data.from;
         this.#unasked = [];
         return;
       case 'session.harness_prompted':
