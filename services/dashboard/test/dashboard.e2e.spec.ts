@@ -461,6 +461,18 @@ describe('a chat', () => {
     await page.getByLabel('Filter events').fill('agent.tool_result');
     await expectGone(page.getByText('session.created', { exact: true }).first());
     await picture('timeline');
+    await page.getByLabel('Filter events').fill('');
+    // What became of the sandbox stands where it happened.
+    await page.getByRole('button', { name: 'Files, sandbox, forks' }).click();
+    await expectGone(page.getByText('session.created', { exact: true }).first());
+    const ready = page.getByRole('listitem').filter({ hasText: 'sandbox.ready' }).first();
+    await expectSeen(ready.getByLabel('of its sandbox'));
+    await expectSeen(ready.getByText(/^Ready/));
+    await pictures('timeline-milestones');
+    await ready.click();
+    expect(await ready.getByRole('button', { name: 'Fork here' }).count()).toBe(0);
+    await page.getByRole('button', { name: 'Everything' }).click();
+    await expectSeen(page.getByText('session.created', { exact: true }).first());
     await page.getByLabel('Filter events').fill('said after the page was there');
     await sendFromElsewhere('said after the page was there');
     await expectSeen(page.getByText('agent.message', { exact: true }));

@@ -1,13 +1,14 @@
 'use client';
-import type { TimelinePage as LogPage, TimelineEntry } from '@holdfast/contracts';
-import { type InfiniteData, useInfiniteQuery, useQueryClient } from '@tanstack/react-query';
-import { ArrowLeft, ChevronRight, Download, GitFork, Search } from 'lucide-react';
+import { type TimelinePage as LogPage, SANDBOX_STATUSES, type Sandbox, type TimelineEntry } from '@holdfast/contracts';
+import { type InfiniteData, useInfiniteQuery, useQuery, useQueryClient } from '@tanstack/react-query';
+import { ArrowLeft, Box, ChevronRight, Download, GitFork, Search } from 'lucide-react';
 import Link from 'next/link';
 import { memo, type ReactNode, useDeferredValue, useEffect, useMemo, useState } from 'react';
 import { toast } from 'sonner';
-import { api, messageOf } from '../lib/api.ts';
+import { api, messageOf, type Page } from '../lib/api.ts';
 import { type ForkPlace, useFork } from '../lib/forks.ts';
 import { dateTime, number, offset } from '../lib/format.ts';
+import { mergeLogs, milestone, type TimelineRow } from '../lib/timeline.ts';
 import {
   Badge,
   Button,
@@ -20,28 +21,35 @@ import {
   Loading,
   PageHeader,
   Panel,
+  Segmented,
   Verbatim,
 } from './ui.tsx';
 
 const PAGE_EVENTS = 500;
 const LOOK_MS = 2_000;
 
-/** The log as it is stored, internal events too; at its end it is looked at again and again. */
+/** The log as it is stored, internal events too, with its sandbox's; at its end it is looked at again and again. */
 export function TimelinePage({ id }: { id: string }) {
+  const [kind, setKind] = useState<'all' | 'milestones'>('all');
   const [filter, setFilter] = useState('');
   const wanted = useDeferredValue(filter.trim().toLowerCase());
   const path = `/v1/sessions/${id}/x/timeline`;
-  const { query, entries } = useLog(path);
+  const { query, entries: own } = useLog(path);
+  const sandbox = useLog(useSandboxLog(id)).entries;
+  const isAtEnd = query.data !== undefined && !query.hasNextPage;
+  const entries = useMemo(() => mergeLogs(own, sandbox, isAtEnd), [own, sandbox, isAtEnd]);
   const shown = useMemo(
     () =>
-      wanted === ''
-        ? entries
-        : entries.filter((entry) => `${entry.type} ${JSON.stringify(entry)}`.toLowerCase().includes(wanted)),
-    [entries, wanted],
+      entries.filter(
+        (entry) =>
+          (kind === 'all' || milestone(entry) !== null) &&
+          (wanted === '' || `${entry.type} ${JSON.stringify(entry)}`.toLowerCase().includes(wanted)),
+      ),
+    [entries, kind, wanted],
   );
   const download = useDownload(id, path, query);
   const { fork } = useFork(id);
-  const startedAt = entries[0]?.recorded_at;
+  const startedAt = own[0]?.recorded_at;
   if (query.isError && entries.length === 0)
     return (
       <Failure
@@ -80,8 +88,17 @@ export function TimelinePage({ id }: { id: string }) {
             onChange={(event) => setFilter(event.target.value)}
           />
         </div>
+        <Segmented
+          label="Show"
+          value={kind}
+          onChange={setKind}
+          options={[
+            { value: 'all', text: 'Everything' },
+            { value: 'milestones', text: 'Files, sandbox, forks' },
+          ]}
+        />
         <span role="status" className="text-sm text-soft tabular-nums">
-          {wanted === '' ? '' : `${number(shown.length)} of `}
+          {wanted === '' && kind === 'all' ? '' : `${number(shown.length)} of `}
           {number(entries.length)} events{query.hasNextPage ? ' so far' : ''}
         </span>
       </div>
@@ -102,10 +119,25 @@ export function TimelinePage({ id }: { id: string }) {
   );
 }
 
+/** An entry of one log, or a row of two. */
+type Shown = TimelineEntry & Partial<Pick<TimelineRow, 'of'>>;
+
+/** Where the log of a session's sandbox is, once it has one. */
+function useSandboxLog(id: string): string | null {
+  const statuses = SANDBOX_STATUSES.map((status) => `&status[]=${status}`).join('');
+  const { data } = useQuery({
+    queryKey: ['sandbox-log-of', id],
+    queryFn: ({ signal }) => api<Page<Sandbox>>(`/v1/x/sandboxes?session_id=${id}&limit=1${statuses}`, { signal }),
+    refetchInterval: LOOK_MS,
+  });
+  const [sandbox] = data?.data ?? [];
+  return sandbox === undefined ? null : `/v1/x/sandboxes/${sandbox.id}/timeline`;
+}
+
 /** Entries of a log, and the way to those that were not loaded. */
 export function LogEntries(props: {
   query: ReturnType<typeof useLog>['query'];
-  shown: readonly TimelineEntry[];
+  shown: readonly Shown[];
   startedAt: string | undefined;
   empty: ReactNode;
   /** Absent where the log is none of a session. */
@@ -141,11 +173,14 @@ export function LogEntries(props: {
 }
 
 const Entry = memo(function Entry(props: {
-  entry: TimelineEntry;
+  entry: Shown;
   startedAt: string;
   onFork: ((place: ForkPlace) => void) | undefined;
 }) {
-  const { entry, startedAt, onFork } = props;
+  const { entry, startedAt } = props;
+  const isOfSandbox = entry.of === 'sandbox';
+  const onFork = isOfSandbox ? undefined : props.onFork;
+  const words = milestone(entry);
   const [open, setOpen] = useState(false);
   const other = otherSession(entry);
   return (
@@ -156,11 +191,19 @@ const Entry = memo(function Entry(props: {
             className={open ? 'size-4 shrink-0 rotate-90 text-soft' : 'size-4 shrink-0 text-soft'}
             aria-hidden
           />
-          <span className="w-9 shrink-0 text-right font-mono text-xs text-soft tabular-nums">{entry.version}</span>
+          <span className="flex w-9 shrink-0 justify-end font-mono text-xs text-soft tabular-nums">
+            {isOfSandbox ? <Box className="size-3.5" aria-label="of its sandbox" /> : entry.version}
+          </span>
           <Badge tone={TONES[entry.type] ?? toneOf(entry.type)} className="shrink-0 font-mono">
             {entry.type}
           </Badge>
-          <span className="min-w-0 flex-1 truncate font-mono text-xs text-soft">{preview(entry.data)}</span>
+          {words === null ? (
+            <span className="min-w-0 flex-1 truncate font-mono text-xs text-soft">{preview(entry.data)}</span>
+          ) : (
+            <span className="min-w-0 flex-1 truncate text-xs" title={words}>
+              {words}
+            </span>
+          )}
           <time
             className="hidden shrink-0 font-mono text-xs text-soft tabular-nums sm:block"
             dateTime={entry.recorded_at}
@@ -195,12 +238,13 @@ const Entry = memo(function Entry(props: {
 });
 
 /** The pages that were asked for; the last one of the log grows while the session lives, and is read on from its end. */
-export function useLog(path: string) {
+export function useLog(path: string | null) {
   const client = useQueryClient();
   const query = useInfiniteQuery({
     queryKey: ['timeline', path],
     initialPageParam: 0,
-    queryFn: ({ pageParam, signal }) => readLog(path, pageParam, signal),
+    enabled: path !== null,
+    queryFn: ({ pageParam, signal }) => readLog(path ?? '', pageParam, signal),
     getNextPageParam: (last) => last.next_after,
     // The log is only ever added to: what was read stays as it is.
     staleTime: Number.POSITIVE_INFINITY,
@@ -209,7 +253,7 @@ export function useLog(path: string) {
   const isAtEnd = query.data !== undefined && !query.hasNextPage;
   const version = entries.at(-1)?.version ?? 0;
   useEffect(() => {
-    if (!isAtEnd) return undefined;
+    if (!isAtEnd || path === null) return undefined;
     const abort = new AbortController();
     const look = async () => {
       if (document.hidden) return;
@@ -275,10 +319,16 @@ const TONES: Readonly<Record<string, 'good' | 'warn' | 'bad'>> = {
   'session.error': 'bad',
   'session.forked': 'good',
   'session.fork_created': 'good',
+  'session.checkpointed': 'good',
+  'session.checkpoint_failed': 'bad',
+  'session.sandbox_restored': 'warn',
+  'session.outputs_kept': 'good',
   'sandbox.ready': 'good',
   'sandbox.waiting': 'warn',
   'sandbox.lost': 'warn',
   'sandbox.failed': 'bad',
+  'sandbox.restored': 'good',
+  'sandbox.checkpoint_failed': 'bad',
   'sandbox.link_refused': 'bad',
 };
 function toneOf(type: string): 'neutral' | 'good' | 'warn' {
