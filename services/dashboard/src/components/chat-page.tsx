@@ -101,9 +101,13 @@ function Opening({ isCut }: { isCut: boolean }) {
   );
 }
 
+const fromEnd = (box: HTMLElement): number => box.scrollHeight - box.scrollTop - box.clientHeight;
+
 function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
   const area = useRef<HTMLDivElement>(null);
   const atEnd = useRef(true);
+  /** Where the end was when it was last gone to. */
+  const placed = useRef(0);
   /** The first entry that is drawn; null while the end is followed, when it is the newest few. */
   const [from, setFrom] = useState<number | null>(null);
   const heldFromEnd = useRef<number | null>(null);
@@ -115,8 +119,15 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
 
   const toEnd = useCallback(() => {
     const box = area.current;
-    if (box !== null) box.scrollTop = box.scrollHeight;
+    if (box === null) return;
+    box.scrollTop = box.scrollHeight;
+    placed.current = box.scrollTop;
   }, []);
+  /** Goes to the end, unless the reader has just left it: the browser tells that only with its next frame. */
+  const follow = useCallback(() => {
+    const box = area.current;
+    if (box !== null && (box.scrollTop >= placed.current - 1 || fromEnd(box) < NEAR_END_PX)) toEnd();
+  }, [toEnd]);
   const showEarlier = () => {
     const box = area.current;
     if (box === null || hidden === 0 || heldFromEnd.current !== null) return;
@@ -126,7 +137,8 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
   const look = useEffectEvent(() => {
     const box = area.current;
     if (box === null) return;
-    atEnd.current = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX;
+    atEnd.current = fromEnd(box) < NEAR_END_PX;
+    if (atEnd.current) placed.current = box.scrollTop;
     // What is being read stays where it is, however much comes after it.
     setFrom((known) => (atEnd.current ? null : (known ?? newest)));
     if (!atEnd.current && box.scrollTop < NEAR_START_PX) showEarlier();
@@ -142,12 +154,12 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
   // Follows the end while the reader is there, and leaves somebody who reads further up in peace.
   // biome-ignore lint/correctness/useExhaustiveDependencies: runs whenever something was drawn
   useLayoutEffect(() => {
-    if (atEnd.current) toEnd();
-  }, [chat, toEnd]);
+    if (atEnd.current) follow();
+  }, [chat, follow]);
   useEffect(() => {
     const box = area.current;
     if (box === null) return undefined;
-    const grown = new ResizeObserver(() => (atEnd.current ? toEnd() : look()));
+    const grown = new ResizeObserver(() => (atEnd.current ? follow() : look()));
     grown.observe(box);
     for (const child of box.children) grown.observe(child);
     const onScroll = () => look();
@@ -156,7 +168,7 @@ function Conversation({ chat, send }: { chat: Chat; send: SendEvents }) {
       grown.disconnect();
       box.removeEventListener('scroll', onScroll);
     };
-  }, [toEnd]);
+  }, [follow]);
 
   return (
     <div className="relative min-h-0 flex-1">
