@@ -504,6 +504,22 @@ describe('files that calls changed', () => {
       .thenState((state) => expect(step(state)).toMatchObject({ kind: 'idle' }));
   });
 
+  it('are not those of calls that a fork closes', () => {
+    const fork = (version: number): Fork => ({
+      from: { session_id: 'sesn_a', root_session_id: 'sesn_a', event_id: 'sevt_a', version },
+      ...{ agent: null, environmentId: 'env_a', title: null, metadata: null, selfHosted: false, files: null },
+    });
+    given(...worked, attached('J1'), use('open'))
+      .when((state) => decideFork(state, fork(state.version), ids()))
+      .thenState((state, drafts) => {
+        const [first] = drafts;
+        const missing = first?.type === 'session.forked' ? first.data.from.missing_call_ids : [];
+        expect(missing).toHaveLength(1);
+        expect(state.effects.map(({ callId }) => callId)).toEqual(missing);
+        expect([state.status, hasUnkeptFiles(state)]).toEqual(['idle', false]);
+      });
+  });
+
   it('from before there were checkpoints hold no turn up, and are kept with the next', () => {
     const old = [...done, idle('end_turn'), message('b'), started(2), running, processed('b'), asked(), answered()];
     given(...old)

@@ -171,7 +171,8 @@ const MAX_EFFECTS = 256;
 
 /** Whether a result says that its call was in a sandbox of the platform's and may have changed files there. */
 function hadEffect(call: OpenCall | undefined, outcome: (typeof TOOL_OUTCOMES)[number]): boolean {
-  const ran = outcome === 'completed' || outcome === 'cancelled' || outcome === 'unknown';
+  // What was sent nowhere had none when it was cancelled.
+  const ran = outcome === 'completed' || outcome === 'unknown' || (outcome === 'cancelled' && call?.journalId !== null);
   return ran && call !== undefined && !call.byWorker && (call.harnessCallId !== null || isSandboxTool(call.name));
 }
 
@@ -479,6 +480,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         prompt: null,
         harnessSessionId: null,
         touchedVersion: 0,
+        calls: state.calls.map((call) => ({ ...call, journalId: null })),
         effects: missingAfter(state, event.data.from.checkpoint?.through_version ?? 0),
         unkeptVersion: event.version,
         restoredJournalId: null,
