@@ -3,6 +3,7 @@ import {
   type AgentSnapshot,
   type BuiltinTool,
   MCP_TOOL_PREFIX,
+  OUTPUTS_PATH,
   type PermissionPolicy,
   type ResolvedToolConfig,
 } from '@holdfast/contracts';
@@ -118,8 +119,15 @@ export function mcpToolName(server: string, tool: string): string {
   return `${kept}_${hash}`;
 }
 
-/** The tools that an agent offers its model: the enabled built-ins and MCP tools, and its custom ones. */
-export function offeredTools(agent: AgentSnapshot, mcp: McpTools): ToolDefinition[] {
+/** What a model must be told to leave its work to the user, of the tools that make files. */
+const KEPT = ` What lies below ${OUTPUTS_PATH} when your turn ends is kept for the user to download.`;
+const MAKERS: ReadonlySet<string> = new Set(['bash', 'write'] satisfies BuiltinTool[]);
+
+/**
+ * The tools that an agent offers its model: the enabled built-ins and MCP tools, and its custom ones. `keepsOutputs` says
+ * whether the platform makes files of what lies in the session's outputs folder.
+ */
+export function offeredTools(agent: AgentSnapshot, mcp: McpTools, keepsOutputs: boolean): ToolDefinition[] {
   return agent.tools.flatMap((tool): ToolDefinition[] => {
     if (tool.type === 'custom')
       return [{ name: tool.name, description: tool.description, inputSchema: tool.input_schema }];
@@ -127,9 +135,12 @@ export function offeredTools(agent: AgentSnapshot, mcp: McpTools): ToolDefinitio
       return (mcp.get(tool.mcp_server_name) ?? [])
         .filter(({ name }) => mcpToolConfig(tool, name).enabled)
         .map(({ name, ...definition }) => ({ name: mcpToolName(tool.mcp_server_name, name), ...definition }));
-    return tool.configs.flatMap((config) =>
-      config.enabled && config.name !== 'web_search' ? [BUILTINS[config.name]] : [],
-    );
+    return tool.configs.flatMap((config) => {
+      if (!config.enabled || config.name === 'web_search') return [];
+      const definition = BUILTINS[config.name];
+      const isMaker = keepsOutputs && MAKERS.has(config.name);
+      return [isMaker ? { ...definition, description: definition.description + KEPT } : definition];
+    });
   });
 }
 

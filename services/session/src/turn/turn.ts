@@ -446,7 +446,7 @@ export class Turn {
           system: agent.system,
           effort: agent.model.effort.type,
           maxOutputTokens: settings.maxOutputTokens,
-          tools: offeredTools(agent, this.#mcp),
+          tools: offeredTools(agent, this.#mcp, !this.session.state.selfHosted),
           ...request,
           conversation,
         },
