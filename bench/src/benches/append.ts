@@ -33,7 +33,6 @@ function message(): NewEvent {
   return {
     id: newId('event'),
     type: 'agent.message',
-    schemaVersion: 1,
     data: { content: [{ type: 'text', text: 'The quick brown fox jumps over the lazy dog. '.repeat(4) }] },
     metadata: { actor: { type: 'service', id: 'session' }, command_id: newId('command') },
   };
@@ -74,7 +73,7 @@ async function rawAppend(client: pg.Client, streamId: string, version: number, e
     version,
     events.map(({ id }) => id),
     events.map(({ type }) => type),
-    events.map(({ schemaVersion }) => schemaVersion),
+    events.map(() => 1),
     events.map(({ data }) => JSON.stringify(data)),
     events.map(({ metadata }) => JSON.stringify(metadata)),
   ];
@@ -98,8 +97,8 @@ const ONE = `with stream as (
   select $3, workspace_id, stream_id, version, $4, $5, $6, $7, now() from stream`;
 
 async function rawAppendOne(client: pg.Client, streamId: string, version: number, event: NewEvent) {
-  const { id, type, schemaVersion, data, metadata } = event;
-  const values = [streamId, version, id, type, schemaVersion, JSON.stringify(data), JSON.stringify(metadata)];
+  const { id, type, data, metadata } = event;
+  const values = [streamId, version, id, type, 1, JSON.stringify(data), JSON.stringify(metadata)];
   const { rowCount } = await client.query({ name: 'bench-one', text: ONE, values });
   if (rowCount !== 1) throw new Error('the raw append was refused');
 }

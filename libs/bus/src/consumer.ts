@@ -5,6 +5,7 @@ import {
   DEAD_LETTER_STREAM,
   deadLetterSubject,
   EVENTS_STREAM,
+  eventVersions,
   type StoredEvent,
   toAppError,
 } from '@holdfast/contracts';
@@ -89,9 +90,10 @@ async function handleOne(bus: Bus, message: JsMsg, options: ConsumerOptions): Pr
   const deliveries = message.info.deliveryCount;
   const alive = setInterval(() => message.working(), 10_000);
   try {
-    const event = message.json<StoredEvent>();
+    const stored = message.json<StoredEvent>();
     step.publish('event.received');
-    await options.handle(event, { dataInLog: message.headers?.get('Holdfast-Data') === 'in-log', deliveries });
+    const dataInLog = message.headers?.get('Holdfast-Data') === 'in-log';
+    await options.handle(dataInLog ? stored : eventVersions.upcast(stored), { dataInLog, deliveries });
     step.publish('event.handled');
     message.ack();
   } catch (error) {

@@ -58,6 +58,8 @@ export interface ServiceBeat {
   readonly pid: number;
   readonly startedAt: string;
   readonly memoryBytes: number;
+  /** The newest version that it reads of each event type, where that is above 1 (L7). Absent = of none. */
+  readonly reads?: Readonly<Record<string, number>>;
   /** Figures of the service, for the status page (relay lag, running turns, …). */
   readonly figures: Readonly<Record<string, number | string | boolean>>;
 }

@@ -38,8 +38,18 @@ describe('versions', () => {
   const versions = new EventVersions(
     [{ type: 'thing.made', schemaVersion: 3 }],
     [
-      { type: 'thing.made', fromVersion: 1, upcast: ({ name, ...rest }) => ({ ...rest, title: name ?? null }) },
-      { type: 'thing.made', fromVersion: 2, upcast: (data) => ({ ...data, tags: [] }) },
+      {
+        type: 'thing.made',
+        fromVersion: 1,
+        upcast: ({ name, ...rest }) => ({ ...rest, title: name ?? null }),
+        downcast: ({ title, ...rest }) => ({ ...rest, name: title ?? null }),
+      },
+      {
+        type: 'thing.made',
+        fromVersion: 2,
+        upcast: (data) => ({ ...data, tags: [] }),
+        downcast: ({ title }) => ({ title: title ?? null }),
+      },
     ],
   );
   const event = (schemaVersion: number, data: JsonObject) => ({ type: 'thing.made', schemaVersion, data });
@@ -49,6 +59,21 @@ describe('versions', () => {
     expect(versions.upcast(event(1, { name: 'a' }))).toEqual(newest);
     expect(versions.upcast(event(2, { title: 'a' }))).toEqual(newest);
     expect(versions.upcast(newest)).toBe(newest);
+  });
+
+  it('go down step by step, as far as is asked for and there are steps', () => {
+    const newest = event(3, { title: 'a', tags: ['b'] });
+    expect(versions.downcast(newest, 3)).toBe(newest);
+    expect(versions.downcast(newest, 2)).toEqual(event(2, { title: 'a' }));
+    for (const version of [1, 0]) expect(versions.downcast(newest, version)).toEqual(event(1, { name: 'a' }));
+  });
+
+  it('above 1 are what a replica says that it reads', () => {
+    const declared = [
+      { type: 'thing.made', schemaVersion: 3 },
+      { type: 'thing.seen', schemaVersion: 1 },
+    ];
+    expect(new EventVersions(declared, []).reads).toEqual({ 'thing.made': 3 });
   });
 
   it('that are newer than the declarations, and unknown events, are refused rather than guessed (L7)', () => {

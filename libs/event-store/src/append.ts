@@ -1,11 +1,10 @@
 import { createHash } from 'node:crypto';
 import { AppError, type JsonObject, type StoredEvent } from '@holdfast/contracts';
 
-/** An event before it is stored. Its id is unique in the whole log; {@link derivedEventId} makes it from the command. */
+/** An event before it is stored, as the newest version of its type has it. Its id is unique in the whole log; {@link derivedEventId} makes it from the command. */
 export interface NewEvent {
   readonly id: string;
   readonly type: string;
-  readonly schemaVersion: number;
   readonly data: JsonObject;
   readonly metadata?: JsonObject;
 }

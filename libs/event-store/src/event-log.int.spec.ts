@@ -20,7 +20,6 @@ let counter = 0;
 const event = (type = 'test.happened', data: NewEvent['data'] = {}): NewEvent => ({
   id: derivedEventId('cmd_spec', counter++),
   type,
-  schemaVersion: 1,
   data,
 });
 const unique = (name: string): string => `session-${name}-${counter++}`;
@@ -375,7 +374,7 @@ describe('EventLog when Postgres is killed', () => {
               {
                 streamId: `session-crash-${i}`,
                 workspaceId: WORKSPACE,
-                events: [{ id, type: 't', schemaVersion: 1, data: { n } }],
+                events: [{ id, type: 't', data: { n } }],
               },
             ],
             deadlineAtMs: Date.now() + 30_000,

@@ -38,6 +38,8 @@ export interface EventLogOptions {
   readonly projections?: readonly Projection<never>[];
   /** Called after a commit for each stream of it, in order, before the append resolves. Must not throw. */
   readonly onCommitted?: (events: readonly StoredEvent[]) => void;
+  /** The newest version of a type that every reader knows (L7); asked only about types that have several. Default: the newest. */
+  readonly readable?: (type: string) => number;
 }
 
 interface EventRow {
@@ -82,6 +84,7 @@ export class EventLog {
       pool: options.pool,
       projections: options.projections ?? [],
       onCommitted: options.onCommitted,
+      readable: options.readable ?? ((type) => eventVersions.newest(type)),
       stored: (ids) => this.#byIds(ids),
     });
   }
@@ -107,7 +110,7 @@ export class EventLog {
     reader: Transaction = this.#pool,
   ): Promise<StoredEvent[]> {
     const rows = await this.#page<EventRow>('log-read', COLUMNS, streamId, options, reader);
-    return rows.map((row) => this.#event({ ...row, stream_id: streamId }));
+    return rows.map((row) => eventVersions.upcast(stored({ ...row, stream_id: streamId })));
   }
 
   /** Like {@link readStream} with bodies left as text; not upcast, so callers check `schemaVersion`. */
@@ -230,7 +233,8 @@ export class EventLog {
   }
 
   /**
-   * Events of the whole log in commit order after a cursor. Never skips one: it stops before the oldest transaction that
+   * Events of the whole log as they are stored (not upcast: who is given them may know fewer versions than this process),
+   * in commit order after a cursor. Never skips one: it stops before the oldest transaction that
    * is still open, whose events would sort before others that are visible already.
    */
   async readAll(options: {
@@ -246,7 +250,7 @@ export class EventLog {
     );
     const cursors = rows.map((row) => ({ txid: row.txid, position: row.position }));
     return {
-      events: rows.map((row) => this.#event(row)),
+      events: rows.map(stored),
       cursors,
       cursor: cursors[cursors.length - 1] ?? options.after,
     };
@@ -301,23 +305,23 @@ export class EventLog {
       `select ${COLUMNS} from events where id = any ($1) order by position`,
       [ids],
     );
-    return rows.map((row) => this.#event(row));
+    return rows.map((row) => eventVersions.upcast(stored(row)));
   }
+}
 
-  #event(row: EventRow): StoredEvent {
-    return eventVersions.upcast({
-      position: row.position,
-      id: row.id,
-      workspaceId: row.workspace_id,
-      streamId: row.stream_id,
-      version: row.version,
-      type: row.type,
-      schemaVersion: row.schema_version,
-      data: row.data,
-      metadata: row.metadata,
-      recordedAt: row.recorded_at.toISOString(),
-    });
-  }
+function stored(row: EventRow): StoredEvent {
+  return {
+    position: row.position,
+    id: row.id,
+    workspaceId: row.workspace_id,
+    streamId: row.stream_id,
+    version: row.version,
+    type: row.type,
+    schemaVersion: row.schema_version,
+    data: row.data,
+    metadata: row.metadata,
+    recordedAt: row.recorded_at.toISOString(),
+  };
 }
 
 /** Maps what pg throws on a plain read or write to an error that callers can act on. */

@@ -23,7 +23,7 @@ let counter = 0;
 const events = (count: number): NewEvent[] =>
   Array.from({ length: count }, () => {
     const n = counter++;
-    return { id: derivedEventId('cmd_fork', n), type: n % 3 === 0 ? 'third' : 'other', schemaVersion: 1, data: { n } };
+    return { id: derivedEventId('cmd_fork', n), type: n % 3 === 0 ? 'third' : 'other', data: { n } };
   });
 const unique = (name: string): string => `session-${name}-${counter++}`;
 

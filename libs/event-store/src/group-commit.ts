@@ -1,4 +1,4 @@
-import { AppError, type StoredEvent } from '@holdfast/contracts';
+import { AppError, eventVersions, type StoredEvent } from '@holdfast/contracts';
 import type pg from 'pg';
 import { type AppendRequest, type AppendResult, refusal, type StreamAppend } from './append.ts';
 import { beginForks } from './fork.ts';
@@ -13,7 +13,10 @@ const DEFAULT_PATIENCE_MS = 5_000;
 const RETRY_MS = 50;
 
 interface PreparedEvent {
+  /** As every reader will have it. */
   readonly event: StoredEvent;
+  /** As it is stored: perhaps an older version. */
+  readonly schemaVersion: number;
   readonly data: string;
   readonly metadata: string;
 }
@@ -31,6 +34,7 @@ export interface GroupCommitOptions {
   readonly pool: pg.Pool;
   readonly projections: readonly Projection<never>[];
   readonly onCommitted: ((events: readonly StoredEvent[]) => void) | undefined;
+  readonly readable: (type: string) => number;
   readonly stored: (ids: readonly string[]) => Promise<StoredEvent[]>;
 }
 
@@ -64,7 +68,7 @@ export class GroupCommit {
     if (this.#closed)
       return Promise.reject(new AppError('unavailable', 'log.closed', 'The event log is shutting down.'));
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ ...prepare(request), resolve, reject });
+      this.#waiting.push({ ...prepare(request, this.#options.readable), resolve, reject });
       this.#flush();
     });
   }
@@ -239,28 +243,38 @@ function tooLate(): AppError {
   return new AppError('unavailable', 'log.deadline', 'The append could not be begun before its deadline.');
 }
 
-function prepare(request: AppendRequest): Pick<Waiting, 'request' | 'prepared' | 'chars' | 'deadlineAtMs'> {
+function prepare(
+  request: AppendRequest,
+  readable: (type: string) => number,
+): Pick<Waiting, 'request' | 'prepared' | 'chars' | 'deadlineAtMs'> {
   let chars = 0;
   const prepared = request.appends.map((append) =>
     append.events.map((event): PreparedEvent => {
-      const data = storableJson(event.data);
+      const { type, data: newest } = event;
+      const schemaVersion = eventVersions.newest(type);
+      const stored =
+        schemaVersion === 1
+          ? { type, schemaVersion, data: newest }
+          : eventVersions.downcast({ type, schemaVersion, data: newest }, readable(type));
+      const data = storableJson(stored.data);
       const metadata = storableJson(event.metadata ?? {});
       chars += data.text.length + metadata.text.length;
       return {
         data: data.text,
         metadata: metadata.text,
-        event: {
+        schemaVersion: stored.schemaVersion,
+        event: eventVersions.upcast({
           position: '0',
           id: event.id,
           workspaceId: append.workspaceId,
           streamId: append.streamId,
           version: 0,
-          type: event.type,
-          schemaVersion: event.schemaVersion,
+          type,
+          schemaVersion: stored.schemaVersion,
           data: data.value,
           metadata: metadata.value,
           recordedAt: '',
-        },
+        }),
       };
     }),
   );
@@ -292,7 +306,7 @@ function batchArrays(batch: readonly Waiting[]): unknown[] {
     appends.flatMap((append) => append.events.map((_, n) => n + 1)),
     events.map(({ event }) => event.id),
     events.map(({ event }) => event.type),
-    events.map(({ event }) => event.schemaVersion),
+    events.map(({ schemaVersion }) => schemaVersion),
     events.map(({ data }) => data),
     events.map(({ metadata }) => metadata),
   ];

@@ -6,5 +6,6 @@ export * from './json-body.ts';
 export * from './logger.ts';
 export * from './public-address.ts';
 export * from './reactor-app.ts';
+export * from './readable-versions.ts';
 export * from './service.ts';
 export * from './wire-error.ts';

@@ -1,5 +1,5 @@
 import type { Bus } from '@holdfast/bus';
-import { type ServiceBeat, serviceBeatSubject } from '@holdfast/contracts';
+import { eventVersions, type ServiceBeat, serviceBeatSubject } from '@holdfast/contracts';
 import type { Logger } from 'pino';
 import { redact } from './logger.ts';
 
@@ -20,6 +20,7 @@ export function startBeats(
       pid: process.pid,
       startedAt,
       memoryBytes: process.memoryUsage.rss(),
+      reads: eventVersions.reads,
       figures: figures(),
     };
     bus.publishLive(serviceBeatSubject(service), message);

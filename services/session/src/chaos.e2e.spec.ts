@@ -329,7 +329,7 @@ describe('a turn worker that was stopped past its lease', () => {
             streamId: `session-${id}`,
             workspaceId: head?.workspaceId ?? '',
             generation: before?.generation ?? 0,
-            events: [{ id: `sevt_late_${id}`, type: 'user.interrupt', schemaVersion: 1, data: {} }],
+            events: [{ id: `sevt_late_${id}`, type: 'user.interrupt', data: {} }],
           },
         ],
       });

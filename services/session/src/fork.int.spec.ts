@@ -339,7 +339,7 @@ describe('a fork', () => {
     });
     const service = new EventLog({ pool: world.pool, projections: [sessionProjection as never] });
     for (const resources of [[file('a')], [file('a'), file('b')]]) {
-      const event = { id: newId('event'), type: 'session.resources_changed', schemaVersion: 1, data: { resources } };
+      const event = { id: newId('event'), type: 'session.resources_changed', data: { resources } };
       const append = { streamId: streamOf('session', parent.id), workspaceId: DEFAULT_WORKSPACE, events: [event] };
       await service.append({ appends: [append] as never });
     }
@@ -463,7 +463,7 @@ describe('a fork', () => {
     const streamId = streamOf('session', id);
     for (let n = 0; n < 40; n++) {
       const events = Array.from({ length: 1_000 }, (_, i) => {
-        return { id: `sevt_${id}_${n}_${i}`, type: 'agent.thinking', schemaVersion: 1, data: {} };
+        return { id: `sevt_${id}_${n}_${i}`, type: 'agent.thinking', data: {} };
       });
       await world.log.append({ appends: [{ streamId, workspaceId: DEFAULT_WORKSPACE, events }] });
     }

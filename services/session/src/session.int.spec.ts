@@ -339,7 +339,7 @@ describe('events of a newer release (L7)', () => {
         {
           streamId,
           workspaceId: DEFAULT_WORKSPACE,
-          events: [{ id: `sevt_newer_${session.id}`, type: 'session.paused', schemaVersion: 1, data: {} }],
+          events: [{ id: `sevt_newer_${session.id}`, type: 'session.paused', data: {} }],
         },
       ],
     });

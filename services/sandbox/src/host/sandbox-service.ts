@@ -13,7 +13,7 @@ import {
 } from '@holdfast/contracts';
 import { createLogPool, EventLog, openBlobStore } from '@holdfast/event-store';
 import type { Logger } from '@holdfast/platform';
-import { blobPlace, Health, startBeats, startHealthServer } from '@holdfast/platform';
+import { blobPlace, Health, ReadableVersions, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import { CheckpointStore } from '../checkpoint/checkpoint.store.ts';
 import { CheckpointKeeper } from '../checkpoint/checkpoint-keeper.ts';
@@ -81,7 +81,9 @@ export class SandboxService {
       onStatus: (status, detail) => logger.info({ status, detail }, 'bus'),
     });
     bus.onDefect = (subject, error) => logger.error({ err: error, subject }, 'a command failed');
-    const log = new EventLog({ pool });
+    const versions = new ReadableVersions();
+    versions.listen(bus);
+    const log = new EventLog({ pool, readable: (type) => versions.of(type) });
     const store = new SandboxStore(pool, log, instance, `${instance}:${randomUUID()}`);
     const connections = new GatewayConnections({
       url: config.LITELLM_GATEWAY_URL,

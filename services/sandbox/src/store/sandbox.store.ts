@@ -398,7 +398,6 @@ export class SandboxStore {
             {
               id: derivedEventId(newId('command'), 0),
               type,
-              schemaVersion: 1,
               data,
               metadata: { actor: { type: 'service', id: this.#owner } },
             },

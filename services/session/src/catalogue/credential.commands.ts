@@ -177,7 +177,6 @@ export class CredentialCommands {
           {
             id: derivedEventId(command.commandId, n),
             type,
-            schemaVersion: 1,
             data,
             metadata: commandMetadata(command),
           },

@@ -20,7 +20,6 @@ export async function appendObject(
           {
             id: derivedEventId(command.commandId, 0),
             type: event.type,
-            schemaVersion: 1,
             data: JSON.parse(JSON.stringify(event.data)) as JsonObject,
             metadata: commandMetadata(command),
           },

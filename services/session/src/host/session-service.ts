@@ -23,7 +23,7 @@ import {
   openBlobStore,
   step,
 } from '@holdfast/event-store';
-import { blobPlace, Health, startBeats, startHealthServer } from '@holdfast/platform';
+import { blobPlace, Health, ReadableVersions, startBeats, startHealthServer } from '@holdfast/platform';
 import type pg from 'pg';
 import type { Logger } from 'pino';
 import type { DataSource } from 'typeorm';
@@ -108,10 +108,13 @@ export class SessionService {
     });
     bus.onDefect = (subject, error) => logger.error({ err: error, subject }, 'a command failed');
     const hints = new CommitHints(bus);
+    const versions = new ReadableVersions();
+    versions.listen(bus);
     const log = new EventLog({
       pool,
       projections: [sessionProjection as never],
       onCommitted: (events) => hints.publish(events),
+      readable: (type) => versions.of(type),
     });
     const catalogue = new Catalogue(source);
     const idempotent = new Idempotent(pool, log);

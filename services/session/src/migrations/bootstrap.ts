@@ -33,7 +33,6 @@ export async function bootstrap(databaseUrl: string, apiKey: string): Promise<vo
               {
                 id: derivedEventId('cmd_bootstrap_workspace', 0),
                 type: 'workspace.created',
-                schemaVersion: 1,
                 data: { name: 'Default' },
                 metadata,
               },
@@ -67,7 +66,6 @@ export async function bootstrap(databaseUrl: string, apiKey: string): Promise<vo
               {
                 id: derivedEventId(`cmd_${environment.id}`, 0),
                 type: 'environment.created',
-                schemaVersion: 1,
                 data: JSON.parse(JSON.stringify({ environment })) as JsonObject,
                 metadata,
               },
@@ -101,7 +99,6 @@ export async function bootstrap(databaseUrl: string, apiKey: string): Promise<vo
               {
                 id: derivedEventId(`cmd_${id}`, 0),
                 type: 'api_key.created',
-                schemaVersion: 1,
                 data: { name: 'bootstrap', kind: 'api_key' },
                 metadata,
               },

@@ -3,6 +3,7 @@ import {
   AppError,
   type CheckpointReply,
   type ClientEventParam,
+  eventVersions,
   type ForkPoint,
   HARNESS_NATIVE,
   type JsonObject,
@@ -1175,7 +1176,7 @@ export function foldDrafts(state: SessionState, drafts: readonly Draft[], at: st
       workspaceId: '',
       streamId: '',
       version: folded.version + 1,
-      schemaVersion: 1,
+      schemaVersion: eventVersions.newest(event.type),
       metadata: {},
       recordedAt: at,
     } as SessionEvent);

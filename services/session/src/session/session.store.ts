@@ -32,14 +32,12 @@ export interface CommitContext {
   readonly deadlineAtMs?: number;
 }
 
-const SESSION_SCHEMA_VERSION = 1;
 const PAGE_EVENTS = 5_000;
 
 function newEvent({ id, type, data }: Draft, { commandId, metadata }: CommitContext): NewEvent {
   return {
     id,
     type,
-    schemaVersion: SESSION_SCHEMA_VERSION,
     data: data as unknown as JsonObject,
     metadata: { ...metadata, command_id: commandId },
   };

@@ -43,7 +43,7 @@ const appendUnseen = async (id: string, type: string, data: object): Promise<voi
       {
         streamId: streamOf('session', id),
         workspaceId: DEFAULT_WORKSPACE,
-        events: [{ id: derivedEventId(newId('command'), 0), type, schemaVersion: 1, data: { ...data } }],
+        events: [{ id: derivedEventId(newId('command'), 0), type, data: { ...data } }],
       },
     ],
   });
