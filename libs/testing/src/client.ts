@@ -107,6 +107,43 @@ export class TestClient {
     }
   }
 
+  /**
+   * Follows a session over SSE until it is told to end, and after every cut goes on by its cursor. Returns every durable
+   * frame. It cuts a stream itself where `cutMs` says after how long; `opened` hears each answer's status, or that there
+   * was none.
+   */
+  async follow(
+    sessionId: string,
+    over: AbortSignal,
+    { cutMs, opened }: { cutMs?: () => number; opened?: (status: number | null) => void } = {},
+  ): Promise<{ id: number; json: string }[]> {
+    const seen: { id: number; json: string }[] = [];
+    while (!over.aborted) {
+      const cut = cutMs === undefined ? over : AbortSignal.any([over, AbortSignal.timeout(cutMs())]);
+      let status: number | null = null;
+      try {
+        const response = await this.api(`/v1/sessions/${sessionId}/events/stream?event_deltas[]=agent.message`, {
+          headers: { 'last-event-id': String(seen.at(-1)?.id ?? 0) },
+          signal: cut,
+        });
+        status = response.status;
+        opened?.(status);
+        let text = '';
+        for await (const piece of (response.body ?? new ReadableStream()).pipeThrough(new TextDecoderStream())) {
+          const { frames, rest } = parseFrames(text + piece);
+          text = rest;
+          for (const frame of frames)
+            if (frame.id !== null) seen.push({ id: frame.id, json: JSON.stringify(frame.data) });
+        }
+      } catch {
+        // Cut, here or there; the cursor is what was seen.
+        if (status === null && !cut.aborted) opened?.(null);
+        await sleep(100);
+      }
+    }
+    return seen;
+  }
+
   /** A new agent with the whole toolset and a session with it. */
   async session(tools: unknown[] = [{ type: 'agent_toolset_20260401' }]): Promise<string> {
     const agent = await this.json<{ id: string }>('/v1/agents', { json: { name: 'spec', model: 'demo', tools } });

@@ -7,6 +7,8 @@ export * from './nats.ts';
 export * from './platform.ts';
 export * from './postgres.ts';
 export * from './python.ts';
+export * from './release.ts';
 export * from './s3.ts';
 export * from './sandbox-processes.ts';
 export * from './shared-server.ts';
+export * from './sound.ts';

@@ -1,6 +1,6 @@
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { createHash, createHmac, randomBytes } from 'node:crypto';
-import { chmodSync, mkdtempSync, readFileSync } from 'node:fs';
+import { chmodSync, closeSync, mkdtempSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { realpath, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -36,6 +36,12 @@ export interface TestPlatform {
   /** `kill -9` of one process by its pid file. */
   kill(name: string): void;
   log(name: string): string;
+  /**
+   * Puts another release's process in the place of a service's: starts it beside the old one under the same name and, when
+   * it is ready, ends the old one, which may drain. `ready` hears where the new one answers; returns how long the old one
+   * took to leave, in milliseconds. Linux only.
+   */
+  replace(name: string, release: string, ready?: (url: string) => void): Promise<number>;
   up(...flags: string[]): Promise<string>;
   /** `bin/log`; returns what it printed. @throws when its exit code is not 0 */
   maintain(...args: string[]): Promise<string>;
@@ -109,6 +115,40 @@ export async function startPlatform(settings: Readonly<Record<string, string>> =
     pid,
     kill: (name) => process.kill(pid(name), 'SIGKILL'),
     log: (name) => readFileSync(join(stateDir, 'log', `${name}.log`), 'utf8'),
+    replace: async (name, release, ready) => {
+      const old = pid(name);
+      const lines = (file: string): string[] => readFileSync(`/proc/${old}/${file}`, 'utf8').split('\0').slice(0, -1);
+      const given: Record<string, string> = {};
+      for (const line of lines('environ')) given[line.slice(0, line.indexOf('='))] = line.slice(line.indexOf('=') + 1);
+      const portName = given['HEALTH_PORT'] === undefined ? 'API_PORT' : 'HEALTH_PORT';
+      const url = `http://127.0.0.1:${await freePort()}`;
+      const [node = '', ...args] = lines('cmdline').map((arg) => arg.replace(/^.*(?=\/services\/)/, release));
+      const log = openSync(join(stateDir, 'log', `${name}.log`), 'a');
+      const environment = { ...given, [portName]: new URL(url).port };
+      const child = spawn(node, args, { cwd: release, env: environment, stdio: ['ignore', log, log], detached: true });
+      closeSync(log);
+      child.unref();
+      const isReady = (): Promise<boolean> =>
+        fetch(`${url}/readyz`).then(
+          ({ ok }) => ok,
+          () => false,
+        );
+      for (const deadline = Date.now() + 30_000; !(await isReady()); await sleep(50))
+        if (child.exitCode !== null || Date.now() > deadline)
+          throw new Error(`the new ${name} did not become ready:\n${platform.log(name).slice(-2_000)}`);
+      ready?.(url);
+      // The supervisor takes up what it finds recorded in the place of what ended.
+      const record = (file: string): string => join(stateDir, 'run', `${name}.${file}`);
+      const facts = JSON.parse(readFileSync(record('json'), 'utf8')) as object;
+      const startTime = startTimeOf(child.pid ?? 0);
+      writeFileSync(record('json'), JSON.stringify({ ...facts, pid: child.pid, startTime }));
+      writeFileSync(record('pid'), `${child.pid}\n`);
+      const began = Date.now();
+      const oldStarted = startTimeOf(old);
+      process.kill(old, 'SIGTERM');
+      while (startTimeOf(old) === oldStarted) await sleep(20);
+      return Date.now() - began;
+    },
     up,
     maintain: command('log.ts'),
     secondWorkspace: async () => {
@@ -181,6 +221,17 @@ export async function holdSandboxes(
       await bus.close();
     },
   };
+}
+
+/** The kernel's start time of a process; empty when it has ended. */
+function startTimeOf(pid: number): string {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return fields[0] === 'Z' ? '' : (fields[19] ?? '');
+  } catch {
+    return '';
+  }
 }
 
 const onCluster = (env: Readonly<Record<string, string>>): boolean => env['SANDBOX_PROVIDER'] === 'kubernetes';

@@ -3,13 +3,15 @@ import { connectBus } from '@holdfast/bus';
 import { checkLog, compareProjection, createLogPool, EventLog } from '@holdfast/event-store';
 import {
   eventsInStream,
+  expectSound,
   type Frame,
-  parseFrames,
+  ofType,
   sandboxesOf,
   spoilEventsStream,
   startPlatform,
   TestClient,
   type TestPlatform,
+  textOf,
   userMessage,
 } from '@holdfast/testing';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
@@ -37,24 +39,7 @@ afterAll(async () => {
 }, 60_000);
 
 type Event = Frame['data'];
-const textOf = (event: Event | undefined): string => (event?.content ?? []).map((block) => block.text).join('');
-const ofType = (events: readonly Event[], type: string): Event[] => events.filter((event) => event.type === type);
 const pick = <T>(from: readonly T[]): T => from[Math.floor(Math.random() * from.length)] as T;
-
-/** What must hold of a session's events, whatever was killed. */
-function expectSound(events: readonly Event[]): void {
-  const ids = events.map((event) => event.id);
-  expect(new Set(ids).size).toBe(ids.length);
-  const uses = ofType(events, 'agent.tool_use').map((event) => event.id);
-  const results = ofType(events, 'agent.tool_result').map((event) => event['tool_use_id']);
-  expect([results.length, new Set(results)]).toEqual([uses.length, new Set(uses)]);
-  const running = events
-    .filter((event) => /session\.status_(running|idle)/.test(event.type))
-    .map((event) => event.type);
-  // Turns do not overlap: an end follows every begin.
-  expect(running.filter((type, i) => type === 'session.status_idle' && running[i - 1] === type)).toEqual([]);
-  expect(events.at(-1)?.type).toBe('session.status_idle');
-}
 
 /** A process of some sandbox, as the host sees it: its runner, what is above it, or a tool. */
 function sandboxPid(): number {
@@ -99,34 +84,6 @@ async function answerGates(id: string): Promise<boolean> {
   return calls.length > 0;
 }
 
-/** Follows a session over SSE, cut at random and by every kill, and goes on by cursor. Returns every durable frame. */
-async function follow(id: string, over: () => boolean): Promise<{ id: number; json: string }[]> {
-  const seen: { id: number; json: string }[] = [];
-  while (!over()) {
-    const controller = new AbortController();
-    const timer = setTimeout(() => controller.abort(), Math.random() * 3_000);
-    try {
-      const response = await client.api(`/v1/sessions/${id}/events/stream?event_deltas[]=agent.message`, {
-        headers: { 'last-event-id': String(seen.at(-1)?.id ?? 0) },
-        signal: controller.signal,
-      });
-      let text = '';
-      for await (const piece of (response.body ?? new ReadableStream()).pipeThrough(new TextDecoderStream())) {
-        const { frames, rest } = parseFrames(text + piece);
-        text = rest;
-        for (const frame of frames)
-          if (frame.id !== null) seen.push({ id: frame.id, json: JSON.stringify(frame.data) });
-      }
-    } catch {
-      // Cut by the timer or by a kill; the cursor is what was seen.
-      await sleep(100);
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-  return seen;
-}
-
 describe('kill -9 at random', () => {
   it(`loses and doubles nothing in ${SESSIONS} busy sessions`, async () => {
     const asking = [
@@ -139,13 +96,11 @@ describe('kill -9 at random', () => {
       Array.from({ length: SESSIONS }, (_, s) => client.session(s >= SESSIONS - ASKING ? asking : undefined)),
     );
     const end = Date.now() + CHAOS_MS;
-    let following = true;
-    const stopFollowing = (): void => {
-      following = false;
-    };
-    onTestEnd.push(stopFollowing);
+    const following = new AbortController();
+    onTestEnd.push(() => following.abort());
     const clients = ids.map((id, s) => converse(id, s, end));
-    const readers = ids.slice(0, READERS).map((id) => follow(id, () => !following));
+    const cutMs = (): number => Math.random() * 3_000;
+    const readers = ids.slice(0, READERS).map((id) => client.follow(id, following.signal, { cutMs }));
     const killed: Record<string, number> = {};
     let emptied = false;
     for (let n = 1; Date.now() < end; n++) {
@@ -209,7 +164,7 @@ describe('kill -9 at random', () => {
       }),
     );
     await sleep(4_000);
-    stopFollowing();
+    following.abort();
     for (const [s, seen] of (await Promise.all(readers)).entries())
       expect(seen).toEqual(whole[s]?.map(({ id, data }) => ({ id, json: JSON.stringify(data) })));
 
