@@ -275,7 +275,7 @@ describe('a fork', () => {
       root_session_id: parent,
       event_id: last?.data.id,
       version: last?.id,
-      checkpoint: null,
+      checkpoint: { id: expect.stringMatching(/^ckpt_/), version: expect.any(Number) },
       missing_tool_use_ids: [],
     };
     expect(child).toMatchObject({ status: 'running', forked_from: from, usage: { input_tokens: 0 } });

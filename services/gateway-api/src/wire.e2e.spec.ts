@@ -409,7 +409,7 @@ describe('sandboxes', () => {
 
   it('have a timeline', async () => {
     const { data } = timelinePage.parse(await client.json(`/v1/x/sandboxes/${real.id}/timeline`));
-    expect(data.map(({ type }) => type)).toEqual(['sandbox.requested', 'sandbox.ready']);
+    expect(data.map(({ type }) => type)).toEqual(['sandbox.requested', 'sandbox.ready', 'sandbox.checkpointed']);
     expect(timelinePage.parse(await client.json(`/v1/x/sandboxes/${real.id}/timeline?limit=1`)).next_after).toBe(1);
   });
 
