@@ -62,12 +62,30 @@ it('takes a refusal for an answer', async () => {
   let tries = 0;
   const service = session.reply('cmd.environment.>', { queue: 'session' }, () => {
     tries++;
-    throw new AppError('unavailable', 'event.newer-version', 'Not by this release.');
+    throw new AppError('unavailable', 'sandbox.gone', 'Not today.');
   });
   await session.flush();
   await expect(new Commands(gateway, 5_000).send('environment', 'a', 'create', command)).rejects.toMatchObject({
-    code: 'event.newer-version',
+    code: 'sandbox.gone',
   });
   expect(tries).toBe(1);
+  await service.stop();
+});
+
+it('asks again when a process of an older release cannot do it, until a newer one is met or the time is up', async () => {
+  const asked: Command[] = [];
+  const service = session.reply<Command, { body: string }>('cmd.file.>', { queue: 'session' }, (body) => {
+    asked.push(body);
+    if (asked.length !== 3) throw new AppError('unavailable', 'event.newer-version', 'Not by this release.');
+    return { body: 'done' };
+  });
+  await session.flush();
+  await expect(new Commands(gateway, 5_000).send('file', 'a', 'create', command)).resolves.toBe('done');
+  expect(asked).toEqual([command, command, command]);
+  const atMs = Date.now();
+  await expect(new Commands(gateway, 1_000).send('file', 'a', 'create', command)).rejects.toMatchObject({
+    code: 'event.newer-version',
+  });
+  expect(Date.now() - atMs).toBeLessThan(2_000);
   await service.stop();
 });

@@ -103,6 +103,8 @@ const UNANSWERED: ReadonlySet<string> = new Set([
   'log.unavailable',
   'log.deadline',
 ]);
+/** One of an older release cannot do it (L7); during an upgrade the next one that is asked may be a newer one. */
+const NEWER_VERSION = 'event.newer-version';
 
 /** Sends commands to the session service. */
 export class Commands {
@@ -129,9 +131,12 @@ export class Commands {
         );
         return reply.body as R;
       } catch (error) {
-        if (!(error instanceof AppError) || !UNANSWERED.has(error.code) || Date.now() + 100 > endsAtMs) throw error;
-        again ||= error.code !== 'bus.no-responders';
-        await sleep(50);
+        if (!(error instanceof AppError)) throw error;
+        const refused = error.code === NEWER_VERSION;
+        const pauseMs = refused ? 200 : 50;
+        if (!(refused || UNANSWERED.has(error.code)) || Date.now() + pauseMs + 50 > endsAtMs) throw error;
+        again ||= !refused && error.code !== 'bus.no-responders';
+        await sleep(pauseMs);
       }
     }
   }
