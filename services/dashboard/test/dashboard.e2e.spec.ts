@@ -468,6 +468,9 @@ describe('a chat', () => {
     const ready = page.getByRole('listitem').filter({ hasText: 'sandbox.ready' }).first();
     await expectSeen(ready.getByLabel('of its sandbox'));
     await expectSeen(ready.getByText(/^Ready/));
+    const kept = page.getByRole('listitem').filter({ hasText: 'session.checkpointed' }).first();
+    await expectSeen(kept.getByText(/^Files kept, as they were after event \d+$/));
+    await expectSeen(page.getByText(/^\d+ entr(y|ies), .* new, in \d+ ms$/).first());
     await pictures('timeline-milestones');
     await ready.click();
     expect(await ready.getByRole('button', { name: 'Fork here' }).count()).toBe(0);
@@ -501,7 +504,7 @@ describe('a chat', () => {
     await shared.getByRole('button', { name: 'Fork from this message' }).click();
     await page.waitForURL((url) => /sesn_/.test(url.pathname) && !url.pathname.includes(parent));
     const fork = sessionId();
-    await expectSeen(log().getByRole('separator', { name: 'Forked here' }));
+    await expectSeen(log().getByRole('separator', { name: 'Forked here' }).getByText('with a copy of its files'));
     await expectSeen(log().getByText('You said: what both know'));
     expect(await log().getByText('what only the first knows').count()).toBe(0);
     await say('what only the fork knows');

@@ -18,7 +18,7 @@ import Link from 'next/link';
 import { memo, type ReactNode, useId, useState } from 'react';
 import { attachedFile } from '../lib/attachments.ts';
 import type { ForkPlace } from '../lib/forks.ts';
-import { bytes, dateTime, seconds, timeOfDay } from '../lib/format.ts';
+import { bytes, dateTime, number, seconds, timeOfDay } from '../lib/format.ts';
 import { reasonWords } from '../lib/sandboxes.ts';
 import { AttachedFile } from './attachment-list.tsx';
 import { COMPOSER_ID } from './composer.tsx';
@@ -70,6 +70,7 @@ const NOTES = {
 
 /** What is above it is the other session's too. */
 function Forked({ item: { at, from } }: { item: Extract<ChatItem, { kind: 'forked' }> }) {
+  const missing = from.missing_tool_use_ids.length;
   return (
     <div
       role="separator"
@@ -85,6 +86,7 @@ function Forked({ item: { at, from } }: { item: Extract<ChatItem, { kind: 'forke
           </Link>
           {at === null ? '' : ` at ${timeOfDay(at)}`};{' '}
           {from.checkpoint === null ? 'the workspace is new from here on' : 'with a copy of its files'}
+          {missing === 0 ? '' : `, without what ${missing === 1 ? 'one call' : `${number(missing)} calls`} did to them`}
         </span>
       </span>
     </div>
