@@ -186,7 +186,7 @@ const Entry = memo(function Entry(props: {
   return (
     <li className="[contain-intrinsic-size:auto_2.25rem] [content-visibility:auto]">
       <details onToggle={(event) => setOpen(event.currentTarget.open)}>
-        <summary className="flex items-center gap-3 px-3 py-1.5 text-sm hover:bg-raised/60">
+        <summary className="flex items-center gap-x-3 gap-y-1 px-3 py-1.5 text-sm hover:bg-raised/60 max-sm:flex-wrap">
           <ChevronRight
             className={open ? 'size-4 shrink-0 rotate-90 text-soft' : 'size-4 shrink-0 text-soft'}
             aria-hidden
@@ -200,7 +200,7 @@ const Entry = memo(function Entry(props: {
           {words === null ? (
             <span className="min-w-0 flex-1 truncate font-mono text-xs text-soft">{preview(entry.data)}</span>
           ) : (
-            <span className="min-w-0 flex-1 truncate text-xs" title={words}>
+            <span className="min-w-0 flex-1 text-xs max-sm:basis-full max-sm:pl-19 sm:truncate" title={words}>
               {words}
             </span>
           )}
