@@ -467,8 +467,14 @@ export const HarnessProgressed = durableEvent({
   type: 'session.harness_progressed',
   schemaVersion,
   aggregate,
-  summary: 'What the harness did up to `sequence` is in the log; with the harness’s own session once that is known.',
-  data: z.object({ prompt_id: z.string(), sequence: z.int(), harness_session_id: z.string().optional() }),
+  summary:
+    'What the harness did up to `sequence` is in the log; with the harness’s own session once that is known, and how it got it: it still ran, read its own files, began, or began with the conversation told as text.',
+  data: z.object({
+    prompt_id: z.string(),
+    sequence: z.int(),
+    harness_session_id: z.string().optional(),
+    continuity: z.enum(['live', 'native', 'new', 'told']).optional(),
+  }),
 });
 export const HarnessFinished = durableEvent({
   type: 'session.harness_finished',

@@ -834,13 +834,18 @@ export function recordHarnessCall(
   });
 }
 
-export function recordProgress(promptId: string, sequence: number, sessionId: string | null, ids: IdSource): Draft {
+export function recordProgress(
+  promptId: string,
+  sequence: number,
+  session: { readonly id: string; readonly continuity: 'live' | 'native' | 'new' | 'told' } | null,
+  ids: IdSource,
+): Draft {
   return draft(ids, {
     type: 'session.harness_progressed',
     data: {
       prompt_id: promptId,
       sequence,
-      ...(sessionId === null ? {} : { harness_session_id: sessionId }),
+      ...(session === null ? {} : { harness_session_id: session.id, continuity: session.continuity }),
     },
   });
 }

@@ -300,6 +300,8 @@ describe('a prompt', () => {
     expect(record).toMatchObject({ text: expect.stringMatching(/User: hello\n\nAgent: answer 1/) });
     expect(message).toEqual({ type: 'text', text: 'hello' });
     expect(texts(all)).toEqual(['answer 1', 'answer 3']);
+    const taken = ofType(all, 'session.harness_progressed').flatMap(({ data }) => data.continuity ?? []);
+    expect(taken).toEqual(['new', 'told']);
     expect(ofType(all, 'session.error')).toEqual([]);
   });
 

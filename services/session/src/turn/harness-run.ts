@@ -149,7 +149,11 @@ export class HarnessRun {
     switch (event.type) {
       case 'session.ready':
         this.#sequence = sequence;
-        return this.#append((_state, ids) => [recordProgress(this.promptId, sequence, event.sessionId, ids)]);
+        return this.#append((_state, ids) => {
+          const told = event.continuity === 'new' && this.#options.session.conversation.beforePrompt.length > 0;
+          const session = { id: event.sessionId, continuity: told ? 'told' : event.continuity } as const;
+          return [recordProgress(this.promptId, sequence, session, ids)];
+        });
       case 'text.delta':
         if (this.#message !== null && this.#message.native !== event.messageId) await this.#append(() => []);
         this.#sequence = sequence;
