@@ -519,7 +519,9 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         ...next,
         prompt: null,
         retry: null,
-        touchedVersion: state.prompt?.journalId == null ? state.touchedVersion : event.version,
+        // What it told of has been counted; of one that told nothing nobody knows.
+        touchedVersion:
+          state.prompt?.journalId == null || state.prompt.sequence > 0 ? state.touchedVersion : event.version,
         ...(event.data.outcome === 'session-lost' ? { harnessSessionId: null, owesStep: true } : {}),
       };
     case 'session.checkpointed':
@@ -587,4 +589,12 @@ export function unrememberedCalls(state: SessionState): readonly OpenCall[] {
   return runnableCalls(state).filter(
     (call) => call.kind === 'mcp' && call.permission !== 'deny' && call.confirmation?.result !== 'deny',
   );
+}
+
+/**
+ * The harness's own session, to go on with. Null where it has none, and where what it did since files were kept last went
+ * with the sandbox that it ran in: what is restored of it is older than the log then (C2).
+ */
+export function ownSession({ harnessSessionId, touchedVersion, sandbox }: SessionState): string | null {
+  return touchedVersion > 0 && touchedVersion < (sandbox?.sinceVersion ?? 0) ? null : harnessSessionId;
 }

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Bus, Registration } from '@holdfast/bus';
 import {
+  AppError,
   type DoorAnswer,
   type DoorQuestion,
   type HarnessEvent,
@@ -258,7 +259,8 @@ describe('a prompt', () => {
     let journal = 'journal';
     const usual = world.sandbox.ensure;
     world.sandbox.ensure = ({ sessionId }) => ({ sandboxId: `sbx_${sessionId}`, journalId: journal });
-    play = async ({ tell, door }) => {
+    play = async ({ body, tell, door }) => {
+      if (body.journalId !== journal) throw new AppError('unavailable', 'sandbox.not-linked', 'It is gone.');
       tell(READY);
       if (journal !== 'journal') {
         tell(DONE);
@@ -270,6 +272,10 @@ describe('a prompt', () => {
       journal = 'another';
       throw new Error('the sandbox is lost');
     };
+    const keep = world.sandbox.keep;
+    world.sandbox.keep = () => {
+      throw new AppError('not-found', 'sandbox.other-journal', 'The sandbox was lost.');
+    };
     const id = await newSession();
     const all = await turn(id);
     expect(ofType(all, 'agent.tool_result')).toMatchObject([{ data: { is_error: true, outcome: 'unknown' } }]);
@@ -278,6 +284,30 @@ describe('a prompt', () => {
     ]);
     await turn(id, 2);
     expect(new Set(prompts.map(({ callId }) => callId)).size).toBe(2);
+    // What was kept of its own session is older than the log (C2).
+    expect(prompts.at(-1)).toMatchObject({ sessionId: null, journalId: 'another' });
+    expect(prompts.at(-1)?.content[0]).toMatchObject({ text: expect.stringMatching(/Agent called bash: .*"a"/) });
+    world.sandbox.ensure = usual;
+    world.sandbox.keep = keep;
+  });
+
+  it('goes on with its own session in another sandbox where all that it did was kept', async () => {
+    let journal = 'journal';
+    const usual = world.sandbox.ensure;
+    world.sandbox.ensure = ({ sessionId }) => ({ sandboxId: `sbx_${sessionId}`, journalId: journal });
+    play = async ({ body, tell }) => {
+      if (body.journalId !== journal) throw new AppError('unavailable', 'sandbox.not-linked', 'It is gone.');
+      tell({ ...READY, continuity: body.sessionId === null ? 'new' : 'native' });
+      tell(DONE);
+      return ANSWERED;
+    };
+    const id = await newSession();
+    await turn(id);
+    journal = 'another';
+    const all = await turn(id, 2);
+    expect(prompts.at(-1)).toMatchObject({ sessionId: 'ses_1', journalId: 'another' });
+    const taken = ofType(all, 'session.harness_progressed').flatMap(({ data }) => data.continuity ?? []);
+    expect(taken).toEqual(['new', 'native']);
     world.sandbox.ensure = usual;
   });
 

@@ -31,7 +31,7 @@ import {
   recordThinking,
   recordToolResult,
 } from '../session/session.decider.ts';
-import type { SessionState } from '../session/session.state.ts';
+import { ownSession, type SessionState } from '../session/session.state.ts';
 import type { Decision, LoadedSession } from '../session/session.store.ts';
 import { resolveCall } from '../tools/tool-definitions.ts';
 import type { Conversation, ConversationItem } from './conversation.ts';
@@ -116,14 +116,17 @@ export class HarnessRun {
       step.publish('prompt.opened');
       const outcome = await sandboxes.prompt(
         dispatch,
-        {
-          callId: this.promptId,
-          generation,
-          harness: startOf(this.#agent, this.#options),
-          sessionId: session.state.harnessSessionId,
-          content: contentOf(session.conversation, session.state.harnessSessionId === null),
-          files: this.#options.files,
-          after: this.#sequence,
+        () => {
+          const sessionId = ownSession(session.state);
+          return {
+            callId: this.promptId,
+            generation,
+            harness: startOf(this.#agent, this.#options),
+            sessionId,
+            content: contentOf(session.conversation, sessionId === null),
+            files: this.#options.files,
+            after: this.#sequence,
+          };
         },
         this.#signal,
         (event, sequence) => this.#onEvent(event, sequence),

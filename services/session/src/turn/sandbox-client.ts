@@ -94,19 +94,20 @@ export class SandboxClient {
 
   /**
    * Hands a prompt to a harness and tells what it does, each event once and in order however often the link is lost.
-   * `onEvent` is waited for before the next. @throws as {@link exec}
+   * `body` is asked for when the sandbox is known that it goes to; `onEvent` is waited for before the next.
+   * @throws as {@link exec}
    */
   async prompt(
     call: Dispatch,
-    body: Omit<PromptBody, 'journalId'>,
+    body: () => Omit<PromptBody, 'journalId'>,
     signal: AbortSignal,
     onEvent: (event: HarnessEvent, sequence: number) => Promise<void>,
   ): Promise<Extract<PromptReply, { kind: 'done' }> | Undelivered> {
-    let after = body.after;
+    let { after } = body();
     return this.#deliver(call, signal, async ({ sandboxId, journalId }, onAlive) => {
       const replies = this.#bus.requestMany<PromptReply>(
         sandboxLinkSubject(sandboxId, 'prompt'),
-        { ...body, journalId, after } satisfies PromptBody,
+        { ...body(), journalId, after } satisfies PromptBody,
         { silenceMs: LINK_SILENCE_MS, deadlineAtMs: Date.now() + PROMPT_MS },
       );
       for await (const reply of untilAborted(replies, signal)) {
