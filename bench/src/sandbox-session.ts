@@ -4,8 +4,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { EventStream } from './api-client.ts';
 import { type Arena, type ClusterArena, within } from './bench.ts';
 import type { Seen } from './raw-cluster.ts';
+import type { Script } from './scripted-model.ts';
 
-/** One call of `bash true`; times by `performance.now()`, all at the client. */
+/** One call; times by `performance.now()`, all at the client. */
 export interface CallTimes {
   readonly sentAt: number;
   /** `agent.tool_use` is there: the call is open. */
@@ -16,7 +17,7 @@ export interface CallTimes {
 
 const CALL_MS = 60_000;
 
-/** A session whose every message is one command in its sandbox. */
+/** A session whose every message is one call in its sandbox. */
 export class SandboxSession {
   readonly id: string;
   readonly #arena: Arena;
@@ -39,8 +40,8 @@ export class SandboxSession {
     return new SandboxSession(arena, id, await arena.api.stream(id));
   }
 
-  /** @throws when the command did not succeed */
-  async run(): Promise<CallTimes> {
+  /** @throws when the call did not succeed */
+  async run(call: Pick<Script, 'bash' | 'read'> = { bash: 'true' }): Promise<CallTimes> {
     const { api } = this.#arena;
     const id = `${this.id}-${this.#calls++}`;
     const [called, done, idle] = ['agent.tool_use', 'agent.tool_result', 'session.status_idle'].map((type) =>
@@ -49,7 +50,7 @@ export class SandboxSession {
     const all = Promise.all([called, done, idle]);
     all.catch(() => undefined);
     const sentAt = performance.now();
-    await api.send(this.id, { id, bash: 'true' });
+    await api.send(this.id, { id, ...call });
     const [calledAt, doneAt] = await all;
     const result = (await api.setup.events(this.id)).findLast(({ type }) => type === 'agent.tool_result');
     if (result?.['is_error'] === true) throw new Error(`the command failed: ${JSON.stringify(result)}`);

@@ -13,6 +13,8 @@ export interface Script {
   readonly everyMs?: number;
   /** First step: a bash call with this command. The second step answers. */
   readonly bash?: string;
+  /** The same with a read call of this file. */
+  readonly read?: string;
 }
 
 /** One model request as the gateway saw it; times by `performance.now()`. */
@@ -98,9 +100,12 @@ export class ScriptedModel {
     const call: ModelCall = { requestedAt, chunksAt: [], over };
     this.#note(script.id, call);
     response.writeHead(200, { 'content-type': 'text/event-stream' });
-    if (script.bash !== undefined && messages.at(-1)?.role !== 'tool') {
-      const bash = { name: 'bash', arguments: JSON.stringify({ command: script.bash }) };
-      const calls = [{ index: 0, id: `call_${script.id}`, type: 'function', function: bash }];
+    const { bash, read } = script;
+    if ((bash ?? read) !== undefined && messages.at(-1)?.role !== 'tool') {
+      const [name, input] = bash === undefined ? ['read', { file_path: read }] : ['bash', { command: bash }];
+      const calls = [
+        { index: 0, id: `call_${script.id}`, type: 'function', function: { name, arguments: JSON.stringify(input) } },
+      ];
       response.end(`${OPENING}${delta({ tool_calls: calls })}${ending('tool_calls')}`);
       return;
     }

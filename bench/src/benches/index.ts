@@ -1,5 +1,6 @@
 import type { Bench } from '../bench.ts';
 import { batchBench, singleBench } from './append.ts';
+import { checkpointBench } from './checkpoint.ts';
 import { crowdBench, throughputBench } from './crowd.ts';
 import { clientsBench, deliveryBench } from './delivery.ts';
 import { deltaBench } from './delta.ts';
@@ -25,6 +26,7 @@ export const benches: readonly Bench[] = [
   replayBench,
   batchBench,
   singleBench,
+  checkpointBench,
   killBench,
   idleBench,
   claimBench,
