@@ -201,7 +201,8 @@ describe('a rolling upgrade', () => {
     ended.abort();
     for (const [s, seen] of (await Promise.all(readers)).entries())
       expect(seen).toEqual(whole[s]?.map(({ id, data }) => ({ id, json: JSON.stringify(data) })));
-    expect(opened).toEqual(ids.map(() => [200, 200]));
+    // A request on a connection that was kept alive can cross its end: then it has no answer, and is sent again.
+    expect(opened.map((statuses) => statuses.filter((status) => status !== null))).toEqual(ids.map(() => [200, 200]));
 
     const check = execFileSync(process.execPath, [join(next.dir, 'services/session/dist/maintain.js'), 'check'], {
       env: { DATABASE_URL: platform.databaseUrl },
