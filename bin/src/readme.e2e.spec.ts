@@ -48,11 +48,11 @@ it('has a TypeScript example that works', async () => {
   const file = join(folder, 'example.mjs');
   writeFileSync(file, block('ts', '@anthropic-ai/sdk'));
   const { stdout } = await run(process.execPath, [file], { env: env() });
-  expect(stdout).toContain('Linux sandbox');
+  expect(stdout).toMatch(/Linux (sandbox|sbx-)/);
 }, 60_000);
 
 it('has a Python example that works', async () => {
   const python = await pythonEnvironment('anthropic-2');
   const { stdout } = await run(python, ['-c', block('python', 'Anthropic(')], { env: env() });
-  expect(stdout).toContain('Linux sandbox');
+  expect(stdout).toMatch(/Linux (sandbox|sbx-)/);
 }, 900_000);

@@ -4,6 +4,7 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   statSync,
@@ -12,6 +13,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { prepareHarnesses } from '../../../bin/src/harnesses.ts';
 import { ROOT } from '../../../bin/src/settings.ts';
 import { cached, fill } from './binaries.ts';
 import { run } from './commands.ts';
@@ -23,6 +25,8 @@ export const PAUSE_IMAGE = 'localhost/holdfast/pause:testbed';
 /** Changes with what {@link baseLayer} does to the root file system. */
 const RECIPE = 1;
 const DOCKERFILE = 'harnesses/runner/Dockerfile';
+/** What specs use that do not say otherwise; it comes with the checkout and is small. */
+const HARNESSES = 'scripted';
 /** Same content, same archive. */
 const TAR = ['--sort=name', '--mtime=@0', '--numeric-owner', '--format=gnu'];
 const ARCHITECTURE = process.arch === 'x64' ? 'amd64' : process.arch;
@@ -144,21 +148,33 @@ async function baseLayer(recipe: Recipe, say: (line: string) => void): Promise<L
 async function fileLayer(scratch: string, path: string, source: string, mode: string): Promise<Layer> {
   const root = mkdtempSync(join(scratch, 'layer-'));
   await run('install', ['-D', '-m', mode, source, join(root, path)]);
-  await run('tar', [...TAR, '--owner=0', '--group=0', '-C', root, '-cf', `${root}.tar`, path.split('/')[0] ?? path]);
+  return folderLayer(root);
+}
+
+/** All that lies in a folder, as root's. */
+async function folderLayer(root: string): Promise<Layer> {
+  await run('tar', [...TAR, '--owner=0', '--group=0', '-C', root, '-cf', `${root}.tar`, ...readdirSync(root)]);
   return layerOf(`${root}.tar`);
 }
 
-/** The image of `harnesses/runner/Dockerfile`, of this checkout's runner, with its moving and its fixed name. */
+/**
+ * The image of `harnesses/runner/Dockerfile`, of this checkout's runner, with its moving and its fixed name; with the
+ * coding harnesses on top that `HARNESSES` names, as their Dockerfiles add them.
+ */
 export async function runnerImage(scratch: string, say: (line: string) => void): Promise<Image> {
   const recipe = readRecipe(readFileSync(join(ROOT, DOCKERFILE), 'utf8'));
   const base = await baseLayer(recipe, say);
-  await run('nx', ['run', '@holdfast/runner:build', '--outputStyle=static'], {
+  await run('nx', ['run-many', '-t', 'build', '--projects=harnesses/*', '--outputStyle=static'], {
     cwd: ROOT,
     env: { NX_DAEMON: 'false', NX_NO_CLOUD: 'true' },
   });
   const bundle = join(ROOT, 'harnesses/runner/dist/runner.mjs');
   const top = await fileLayer(scratch, 'opt/holdfast/runner.mjs', bundle, '644');
-  return imageOf(fixedName, [base, top], recipe.settings);
+  const root = mkdtempSync(join(scratch, 'harnesses-'));
+  const names = process.env['HARNESSES'] ?? HARNESSES;
+  const { folder } = await prepareHarnesses(names, process.env, join(root, 'opt/holdfast'), say);
+  const layers = folder === '' ? [base, top] : [base, top, await folderLayer(root)];
+  return imageOf(fixedName, layers, recipe.settings);
 }
 
 const fixedName = (digest: string): readonly string[] => [RUNNER_IMAGE, `${RUNNER_IMAGE}-${digest.slice(7, 19)}`];

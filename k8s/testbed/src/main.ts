@@ -15,6 +15,7 @@ const HELP = `usage: bin/testbed COMMAND
   kill PART       breaks a part: etcd, apiserver, controller-manager, scheduler, provisioner, controller,
   start PART      node-1 (a loss of power), node-1-link (its cable); start brings it back
 Where: HOLDFAST_TESTBED_DIR (~/.local/state/holdfast-testbed), HOLDFAST_TESTBED_SUBNET (10.87).
+HARNESSES names the coding harnesses that the image has (scripted): HARNESSES=scripted,opencode bin/testbed load.
 KUBEBUILDER_ASSETS names a folder with programs of the control plane that need not be compiled.
 HOLDFAST_TESTBED=existing takes the cluster of KUBECONFIG instead, which must have agent-sandbox installed.`;
 
