@@ -21,6 +21,7 @@ const onCluster = process.env['SANDBOX_PROVIDER'] === 'kubernetes';
 const CANARY = 'canary-4711-of-the-workspace';
 let platform: TestPlatform;
 let agentId: string;
+let environmentId: string | undefined;
 beforeAll(async () => {
   platform = await startPlatform({
     SANDBOX_IDLE_MS: '3000',
@@ -32,6 +33,10 @@ beforeAll(async () => {
       ...{ name: 'tools', model: 'demo', tools: [{ type: 'agent_toolset_20260401' }] },
     })) as { id: string }
   ).id;
+  // The default one has a volume there, which outlives its pods.
+  const config = { type: 'cloud', x_sandbox: { workspace: 'ephemeral' } };
+  if (onCluster)
+    environmentId = ((await call('POST', '/v1/environments', { name: 'forgetful', config })) as { id: string }).id;
 }, 240_000);
 afterAll(async () => {
   await platform.stop();
@@ -48,7 +53,7 @@ async function call(method: string, path: string, json?: unknown): Promise<unkno
   return body;
 }
 const newSession = async (rest: object = {}): Promise<string> =>
-  ((await call('POST', '/api/sessions', { agent_id: agentId, ...rest })) as { id: string }).id;
+  ((await call('POST', '/api/sessions', { agent_id: agentId, environment_id: environmentId, ...rest })) as { id: string }).id;
 const list = async (id: string): Promise<WireEvent[]> =>
   ((await call('GET', `/v1/sessions/${id}/events?limit=1000`)) as { data: WireEvent[] }).data;
 const say = (id: string, text: string): Promise<unknown> =>
