@@ -53,7 +53,11 @@ async function call(method: string, path: string, json?: unknown): Promise<unkno
   return body;
 }
 const newSession = async (rest: object = {}): Promise<string> =>
-  ((await call('POST', '/api/sessions', { agent_id: agentId, environment_id: environmentId, ...rest })) as { id: string }).id;
+  (
+    (await call('POST', '/api/sessions', { agent_id: agentId, environment_id: environmentId, ...rest })) as {
+      id: string;
+    }
+  ).id;
 const list = async (id: string): Promise<WireEvent[]> =>
   ((await call('GET', `/v1/sessions/${id}/events?limit=1000`)) as { data: WireEvent[] }).data;
 const say = (id: string, text: string): Promise<unknown> =>
