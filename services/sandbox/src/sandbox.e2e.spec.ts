@@ -330,6 +330,15 @@ describe('kill -9', () => {
     expect(lines(found[2]?.content?.[0]?.text ?? '')).toEqual(['x']);
   }, 120_000);
 
+  it('between two calls: the next one runs, on the same files', async () => {
+    const id = await newSession();
+    await run(id, 'echo x > between.txt');
+    for (let n = 0; n < 3; n++) {
+      process.kill(sandboxWith(platform, 'between.txt')?.init ?? 0, 'SIGKILL');
+      expect((await results(id, 'RUN[cat between.txt]'))[0]?.text).toMatch(/(^|\n)x\n$/);
+    }
+  }, 90_000);
+
   it('or a stop of the runner by the code that it runs: outcome unknown, and the next call has a new one', async () => {
     const id = await newSession();
     expect(

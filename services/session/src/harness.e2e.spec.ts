@@ -1,5 +1,7 @@
+import { readFileSync, rmSync } from 'node:fs';
 import { createServer, request as httpRequest, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   type Frame,
@@ -294,6 +296,24 @@ describe.each(ASKING)('an agent with the harness %s', (harness) => {
   });
 });
 
+/** Its processes and its files. */
+async function loseSandbox(id: string): Promise<void> {
+  const [row] = await platform.query(
+    'select id from sandboxes where session_id = $1 order by created_at desc limit 1',
+    [id],
+  );
+  const root = join(platform.stateDir, 'sandboxes', String(row?.['id']));
+  for (const line of readFileSync(join(root, 'runner.pid'), 'utf8').trim().split('\n')) {
+    try {
+      process.kill(Number(line.split(' ')[0]), 'SIGKILL');
+    } catch {
+      // The other one took it along.
+    }
+  }
+  await sleep(200);
+  rmSync(root, { recursive: true });
+}
+
 describe.each(CODING)('the process of %s', (harness) => {
   it('that is killed in the middle of a tool leaves an explicit result; the session goes on and remembers', async () => {
     const id = sessionOf(harness);
@@ -306,6 +326,23 @@ describe.each(CODING)('the process of %s', (harness) => {
     expect(said(await turn(id, 'are you there?'))).toMatch(/^You said: are you there/);
     expect(asked.at(-1)).toContain('killing');
   });
+
+  // A pod's files are its volume's, which outlives it; `checkpoints.e2e` has those that do not.
+  if (process.env['SANDBOX_PROVIDER'] !== 'kubernetes') {
+    it('whose sandbox is lost with all its files goes on with its own session, which was kept with them', async () => {
+      const id = sessionOf(harness);
+      await turn(id, 'RUN[echo kept > kept] and remember the word swordfish');
+      await loseSandbox(id);
+      const events = await turn(id, 'RUN[cat kept]');
+      expect(textOf(ofType(events, 'agent.tool_result')[0]).trimEnd()).toBe('kept');
+      expect(asked.at(-1)).toContain('swordfish');
+      const rows = await platform.query(
+        "select data->>'continuity' as continuity from events where stream_id = $1 and type = 'session.harness_progressed' and data->>'continuity' is not null order by version desc limit 1",
+        [`session-${id}`],
+      );
+      expect(rows).toEqual([{ continuity: 'native' }]);
+    });
+  }
 
   it('knows nothing of the gateway’s key', async () => {
     const id = sessionOf(harness);

@@ -73,12 +73,11 @@ export class LinkedSandbox {
   #keepFailed = false;
   /** Whether anything may have run since it was given files. */
   #ran = true;
-  readonly #timer: NodeJS.Timeout;
+  #timer: NodeJS.Timeout | null = null;
 
   constructor(row: SandboxRow, parts: LinkedParts) {
     this.row = row;
     this.#parts = parts;
-    this.#timer = setInterval(() => void this.#keepNowAndThen(), KEEP_MS / 6).unref();
   }
 
   get busy(): boolean {
@@ -109,6 +108,7 @@ export class LinkedSandbox {
     };
     // Begun at once, waited for by whoever needs them.
     this.#withFiles(link).catch(() => undefined);
+    this.#timer ??= setInterval(() => void this.#keepNowAndThen(), KEEP_MS / 6).unref();
     this.#subscribe();
   }
 
@@ -432,9 +432,10 @@ export class LinkedSandbox {
     if (this.linked) this.link.overLimit(why);
   }
 
-  /** Lets go of it. */
+  /** Ends the link, if it stands, and is heard no more until {@link attach}: what is asked meanwhile was sent to nobody. */
   close(): void {
-    clearInterval(this.#timer);
+    if (this.#timer !== null) clearInterval(this.#timer);
+    this.#timer = null;
     for (const registration of this.#registrations.splice(0)) void registration.stop();
     this.#link?.close();
     this.#link = null;

@@ -132,7 +132,10 @@ export class ServedSandbox {
           incarnation: this.#incarnation,
         }),
       onLink: (link) => {
-        link.handlers.onLost = () => logger.info({ sandbox: this.row.id }, 'the link was lost');
+        link.handlers.onLost = () => {
+          logger.info({ sandbox: this.row.id }, 'the link was lost');
+          if (!this.linked) this.#linked.close();
+        };
         this.#linked.attach(link);
         for (const wake of this.#wakes.splice(0)) wake();
       },
