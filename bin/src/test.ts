@@ -91,16 +91,23 @@ async function specs(
   return count;
 }
 
-/** Each spec starts a platform of its own, built once before them, with ports and a state folder of its own; two at a time, because they mostly wait. */
-async function endToEnd(): Promise<Count> {
+/** Runs specs that need what is built. */
+async function built(work: () => Promise<Count>): Promise<Count> {
   try {
     build(console.log);
   } catch (error) {
     console.error(error);
     return { passed: 0, failed: 1 };
   }
-  return specs('end to end', '\\.e2e\\.spec\\.ts$', ['--testTimeout=120000', '--maxWorkers=2']);
+  return work();
 }
+
+const withServers = (): Promise<Count> =>
+  specs('specs with real servers', '\\.int\\.spec\\.ts$', ['--testTimeout=30000', '--maxWorkers=2']);
+
+/** Each spec starts a platform of its own, with ports and a state folder of its own; two at a time, because they mostly wait. */
+const endToEnd = (): Promise<Count> =>
+  specs('end to end', '\\.e2e\\.spec\\.ts$', ['--testTimeout=120000', '--maxWorkers=2']);
 
 /**
  * Suites that break nothing of the cluster, so two of them run side by side: each has a platform of its own, and most of
@@ -116,12 +123,6 @@ const BREAKING = '(?<!/(attacks|cluster|load|upkeep|watched))\\.k8s\\.spec\\.ts$
 
 /** On the cluster of bin/testbed, or the one that HOLDFAST_TESTBED=existing names; it stays when it was there before. */
 async function onKubernetes(): Promise<Count> {
-  try {
-    build(console.log);
-  } catch (error) {
-    console.error(error);
-    return { passed: 0, failed: 1 };
-  }
   const own = existingCluster() === null;
   const wasUp = !own || existsSync(loadBed().kubeconfig);
   const count = await check('test bed', 'bin/testbed', 'up');
@@ -148,14 +149,11 @@ const quick: (() => Promise<Count>)[] = [
   () => check('types of the dashboard', 'nx', 'run', '@holdfast/dashboard:typecheck'),
   () => specs('pure specs', '(?<!\\.(int|e2e|k8s))\\.spec\\.ts$'),
 ];
-const servers = [
-  () => specs('specs with real servers', '\\.int\\.spec\\.ts$', ['--testTimeout=30000', '--maxWorkers=2']),
-  endToEnd,
-];
+const servers = [() => built(withServers), () => built(endToEnd)];
 const steps = flags.all
-  ? [...quick, ...servers, onKubernetes]
+  ? [...quick, ...servers, () => built(onKubernetes)]
   : flags.k8s
-    ? [onKubernetes]
+    ? [() => built(onKubernetes)]
     : flags.fast
       ? quick
       : [...quick, ...servers];

@@ -99,7 +99,7 @@ describe('kill -9 at random', () => {
     const following = new AbortController();
     onTestEnd.push(() => following.abort());
     const clients = ids.map((id, s) => converse(id, s, end));
-    const cutMs = (): number => Math.random() * 3_000;
+    const cutMs = (): number => Math.floor(Math.random() * 3_000);
     const readers = ids.slice(0, READERS).map((id) => client.follow(id, following.signal, { cutMs }));
     const killed: Record<string, number> = {};
     let emptied = false;

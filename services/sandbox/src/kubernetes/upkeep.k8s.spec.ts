@@ -58,6 +58,9 @@ const p50 = (all: readonly number[]) => all.toSorted((a, b) => a - b)[Math.floor
 const isReady = ({ status }: { status?: { conditions?: readonly { type: string; status: string }[] } }) =>
   status?.conditions?.some((one) => one.type === 'Ready' && one.status === 'True') === true;
 
+/** What `cat file` says in a new sandbox that was given the session's files. */
+const RESTORED = /^\[The sandbox was started anew with its files .*\]\n\nkept\n$/;
+
 /** Started with the file, looked at near its end: it takes a minute. */
 let lifetimes: Promise<{ idle: string; busy: string; busyResult: string }>;
 beforeAll(() => {
@@ -75,9 +78,9 @@ beforeAll(() => {
 
 describe('rest and wake', () => {
   const ROUNDS = 3;
-  it.each<['volume' | 'ephemeral', string]>([
-    ['volume', 'kept\n'],
-    ['ephemeral', '(no output)'],
+  it.each<['volume' | 'ephemeral', RegExp]>([
+    ['volume', /^kept\n$/],
+    ['ephemeral', RESTORED],
   ])(
     '%s: idle, its pod goes, and the next message finds what is kept',
     async (workspace, found) => {
@@ -103,7 +106,7 @@ describe('rest and wake', () => {
         const result = await tenant.run(session, 'cat file 2>/dev/null; true');
         answerMs.push(Date.now() - wakeAtMs);
         readyMs.push((await saidAt(session, 'sandbox.ready')) - wakeAtMs);
-        expect(result).toEqual({ text: found, isError: false });
+        expect(result).toEqual({ text: expect.stringMatching(found), isError: false });
         expect((await rowOf(session)).pod_uid).not.toBe(pod_uid);
         expect(await tenant.sandbox(session)).toMatchObject({ launch: workspace === 'volume' ? 'resumed' : 'cold' });
       }
@@ -193,7 +196,10 @@ describe('rest and wake', () => {
         return result;
       }),
     );
-    expect(served).toEqual(offsetsMs.map(() => ({ text: 'late\n', isError: false })));
+    for (const { text, isError } of served) {
+      expect(text).toMatch(/(^|\n)late\n$/);
+      expect(isError).toBe(false);
+    }
   }, 120_000);
 });
 
@@ -310,8 +316,8 @@ describe('what somebody removes or changes', () => {
           (await tenant.sandboxEvents(session, 'sandbox.lost')).length === 1 ? true : null,
         );
       else await sleep(1_000);
-      expect(await tenant.run(session, 'cat file; echo next')).toEqual({
-        text: expect.stringMatching(/No such file or directory\nnext\n$/),
+      expect(await tenant.run(session, 'cat file')).toEqual({
+        text: expect.stringMatching(RESTORED),
         isError: false,
       });
       const now = await rowOf(session);
@@ -390,7 +396,10 @@ describe('what somebody removes or changes', () => {
       return row.status === 'ready' && row.pod_uid !== pod_uid ? true : null;
     });
     expect((await tenant.run(session, 'cat file')).text).toBe('kept\n');
-    expect(await tenant.sandboxEvents(session, 'sandbox.lost')).toHaveLength(1);
+    // Its kubelet, which knows better, may say in between that it runs.
+    const losses = await tenant.sandboxEvents(session, 'sandbox.lost');
+    expect(losses.length).toBeGreaterThan(0);
+    for (const loss of losses) expect(loss).toMatchObject({ reason: expect.stringMatching(/^Its pod is over \(Evicted/) });
   }, 90_000);
 
   it('a changed environment rolls its pool and leaves a claimed sandbox alone; archived, its pool goes', async () => {
