@@ -390,7 +390,10 @@ export class Runner {
     packs: LinkPacks,
   ): Promise<RunnerMessage> {
     try {
-      const done = await this.#checkpoints.restore(checkpoint, packs);
+      // What the session has removed since does not come back with the next link.
+      const done = this.#filesThere
+        ? { fresh: false, restored: false }
+        : await this.#checkpoints.restore(checkpoint, packs);
       this.#filesThere = true;
       setImmediate(() => this.#prepare());
       return { type: 'restored', id, ...done, fault: null };

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { KeptCheckpoint, TakenCheckpoint } from '@holdfast/contracts';
 import type { ChunkRef } from './format.ts';
 import type { PackStore } from './packer.ts';
-import { isFresh, restoreRoots, treesOf } from './restore.ts';
+import { isFresh, restoreRoots, treesOf, UNFINISHED } from './restore.ts';
 import { type ChangedFile, type Children, OpenFile, Scan, type ScanLimits, TICK_MS } from './scan.ts';
 import { type RootState, Writer, type WriterState } from './writer.ts';
 
@@ -14,6 +14,8 @@ const STOPPED_BYTES = 64 * 1024 * 1024;
 const LIVE_SHARE = 1 / 4;
 const SMALL_PACK_BYTES = 1024 * 1024;
 const MANY_PACKS = 64;
+/** Of the restore itself, and of no session. */
+const MARKERS = [`workspace/${UNFINISHED}`, `home/${UNFINISHED}`];
 
 export interface TakeOptions {
   readonly exclude: readonly string[];
@@ -53,11 +55,18 @@ export class Checkpoints {
   /** @throws OverLimit when there is more than the limits allow; Error when packs cannot be handed over */
   async take({ exclude, limits, base }: TakeOptions, store: PackStore): Promise<TakenCheckpoint> {
     this.#pending = null;
+    // One that cannot be read is no reason to keep nothing: all is kept anew.
     if (base?.id !== this.#known?.id)
-      this.#known = base === null ? null : stateOf(base, await treesOf(base.roots, store));
+      this.#known =
+        base === null
+          ? null
+          : await treesOf(base.roots, store).then(
+              (trees) => stateOf(base, trees),
+              () => null,
+            );
     const known = this.#known;
     const beganMs = performance.now();
-    const { scan, found, stoppedMs } = this.#look(new Set(exclude), limits);
+    const { scan, found, stoppedMs } = this.#look(new Set([...exclude, ...MARKERS]), limits);
     const work = new Writer(store, known, scan);
     for (const file of scan.changed) await work.read(file);
     await work.data.close();

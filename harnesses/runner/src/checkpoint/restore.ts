@@ -24,12 +24,14 @@ import { type Children, type Known, stampOf } from './scan.ts';
 import type { RootState } from './writer.ts';
 
 /** Lies in a folder whose restore has begun and not ended: whatever else is there is only a part. */
-const UNFINISHED = '.holdfast-restoring';
+export const UNFINISHED = '.holdfast-restoring';
 const MAKE = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 /** Trees lie close together: few packs hold those of a whole checkpoint. */
 const KEPT_PACKS = 4;
 /** Above this it is no checkpoint of ours: names that come from outside may be long, and there must be an end. */
 const MAX_DEPTH = 1_024;
+/** Nor with more: the same tree may be named in many places. */
+const MAX_ENTRIES = 4_000_000;
 
 /**
  * Whether nothing of a session is in a folder: no file and no link, for empty folders are made by new file systems and by
@@ -63,6 +65,7 @@ interface Making {
 
 /** Fetches packs, each once as long as there is room, and believes none whose digest is another. */
 class Fetched {
+  entries = 0;
   readonly #store: PackStore;
   readonly #kept = new Map<string, Promise<Buffer>>();
 
@@ -112,6 +115,9 @@ async function load(fetched: Fetched, tree: ChunkRef, depth: number): Promise<Ch
   if (depth > MAX_DEPTH) throw new Error('The checkpoint is too deep.');
   const children = new Map<string, Known>();
   for (const entry of await fetched.tree(tree)) {
+    if ((fetched.entries += 1) > MAX_ENTRIES) throw new Error('The checkpoint has too many entries.');
+    // Others are heard meanwhile.
+    if (fetched.entries % 10_000 === 0) await new Promise((resolve) => setImmediate(resolve));
     const below = entry.type === 'folder' ? await load(fetched, entry.tree, depth + 1) : undefined;
     children.set(entry.name, { entry, stamp: null, ...(below === undefined ? {} : { children: below }) });
   }

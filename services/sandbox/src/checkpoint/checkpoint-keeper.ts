@@ -22,6 +22,10 @@ export interface KeeperParts {
  * Keeps the files of sandboxes outside of them, and gives them back. A runner can name packs of its own session's newest
  * checkpoint and those that it has just handed over, and no others (C3).
  */
+/** What is kept is packed with what describes it, and packs that hold little of use are packed again. */
+const PACKED_SHARE = 1.25;
+const PACKED_BYTES = 64 * 1024 * 1024;
+
 export class CheckpointKeeper {
   readonly #parts: KeeperParts;
 
@@ -46,11 +50,20 @@ export class CheckpointKeeper {
     const [version, base] = await Promise.all([store.sessionVersion(row.session_id), store.newest(row)]);
     const given = new Map<string, number>();
     const kept: Promise<void>[] = [];
+    let taking = 0;
     const { taken, fault } = await link.checkpoint(
       { base: base === null ? null : shown(base), exclude: [...exclude], limits },
       {
         take: (digest, bytes) => {
+          if (given.has(digest)) return Promise.resolve();
           given.set(digest, bytes.length);
+          taking += bytes.length;
+          if (taking > limits.bytes * PACKED_SHARE + PACKED_BYTES) {
+            link.close();
+            return Promise.reject(
+              new AppError('rejected', 'checkpoint.refused', 'The runner sent more than it may keep.'),
+            );
+          }
           const one = this.#keepPack(row.workspace_id, digest, bytes);
           kept.push(one);
           return one;
@@ -70,7 +83,16 @@ export class CheckpointKeeper {
       const roots = taken.roots ?? base?.roots;
       const known = new Map(base?.packs.map(({ digest, bytes }) => [digest, bytes]));
       const strange = taken.packs.some(({ digest, bytes }) => (given.get(digest) ?? known.get(digest)) !== bytes);
-      if (strange || roots?.workspace === undefined || roots.home === undefined)
+      const sizes = new Map(taken.packs.map(({ digest, bytes }) => [digest, bytes]));
+      const within = ({ pack, at, bytes }: { readonly pack: string; readonly at: number; readonly bytes: number }) =>
+        at + bytes <= (sizes.get(pack) ?? 0);
+      if (
+        strange ||
+        roots?.workspace === undefined ||
+        roots.home === undefined ||
+        !within(roots.workspace) ||
+        !within(roots.home)
+      )
         throw new AppError('rejected', 'checkpoint.refused', 'The runner named a pack that is not its own.');
       id = await store.record(row, { workspace: roots.workspace, home: roots.home }, taken, version);
       return { checkpointId: id, throughVersion: version, changed: true };

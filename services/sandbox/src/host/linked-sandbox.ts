@@ -102,6 +102,8 @@ export class LinkedSandbox {
         }),
     });
     link.handlers.onLeaving = () => {
+      // Said again it means no more.
+      link.handlers.onLeaving = () => undefined;
       void this.keep()
         .catch(() => undefined)
         .then(() => link.dismiss());

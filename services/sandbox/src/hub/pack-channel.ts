@@ -19,7 +19,7 @@ export class PackChannel {
   readonly #socket: WebSocket;
   readonly #packs: Packs;
   readonly #send: (message: HubMessage) => void;
-  #coming: { readonly digest: string; readonly parts: Buffer[]; missing: number } | null = null;
+  #coming: { readonly digest: string; readonly bytes: Buffer; at: number } | null = null;
   #underWay = 0;
   #wanted = 0;
   /** Packs go to the runner one after another. */
@@ -35,7 +35,8 @@ export class PackChannel {
   hear(message: Extract<RunnerMessage, { type: 'pack' | 'want' }>): string | null {
     if (message.type === 'pack') {
       if (this.#coming !== null || this.#underWay >= PACKS_UNDER_WAY) return 'it sent more packs than it may';
-      this.#coming = { digest: message.digest, parts: [], missing: message.bytes };
+      // However small the pieces are in which it comes, it takes no more than this.
+      this.#coming = { digest: message.digest, bytes: Buffer.allocUnsafe(message.bytes), at: 0 };
       return null;
     }
     // The one that is being written, and the next.
@@ -48,13 +49,12 @@ export class PackChannel {
   /** The next bytes of a pack. Returns what is wrong with them; null = nothing. */
   bytes(piece: Buffer): string | null {
     const coming = this.#coming;
-    if (coming === null || piece.length > coming.missing) return 'it sent bytes of no pack';
-    coming.parts.push(piece);
-    coming.missing -= piece.length;
-    if (coming.missing > 0) return null;
+    if (coming === null || piece.length === 0 || piece.length > coming.bytes.length - coming.at)
+      return 'it sent bytes of no pack';
+    coming.at += piece.copy(coming.bytes, coming.at);
+    if (coming.at < coming.bytes.length) return null;
     this.#coming = null;
-    const bytes = Buffer.concat(coming.parts);
-    const { digest } = coming;
+    const { digest, bytes } = coming;
     if (createHash('sha256').update(bytes).digest('hex') !== digest) return 'it sent a pack under the name of another';
     this.#underWay += 1;
     // Whoever takes the checkpoint hears of a failure; the runner need not wait for that.

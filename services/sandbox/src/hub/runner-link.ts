@@ -287,6 +287,10 @@ export class RunnerLink {
     this.#packs = new PackChannel(this.#socket, packs, (message) => this.#send(message));
     try {
       return await work();
+    } catch (error) {
+      // One that did not answer in time would be taken to task for what it sends late.
+      this.close();
+      throw error;
     } finally {
       this.#packs = null;
     }

@@ -77,7 +77,10 @@ describe('a pod is deleted', () => {
           const deletedAtMs = Date.now();
           await tenant.client.untilIdle(id, 60_000);
           results.set(mark, { ...lastOf(await tenant.results(id)), atMs });
-          expect(await tenant.run(id, 'echo alive')).toEqual({ text: expect.stringMatching(/(^|\n)alive\n$/), isError: false });
+          expect(await tenant.run(id, 'echo alive')).toEqual({
+            text: expect.stringMatching(/(^|\n)alive\n$/),
+            isError: false,
+          });
           recoveredMs.push(Date.now() - deletedAtMs);
         }
         const { text } = await tenant.run(id, 'cat /workspace/effects.txt');

@@ -90,7 +90,10 @@ async function goesOn(session: string, what: string, timeoutMs = 60_000): Promis
   const beganMs = Date.now();
   await tenant.client.untilIdle(session, timeoutMs);
   figures.push(`${what}: went on ${Date.now() - beganMs} after the cause was gone`);
-  expect((await tenant.results(session)).at(-1)).toEqual({ text: expect.stringMatching(/(^|\n)here\n$/), isError: false });
+  expect((await tenant.results(session)).at(-1)).toEqual({
+    text: expect.stringMatching(/(^|\n)here\n$/),
+    isError: false,
+  });
   expect(await tenant.sandbox(session)).toMatchObject({ status: 'ready', reason: null });
 }
 

@@ -399,7 +399,8 @@ describe('what somebody removes or changes', () => {
     // Its kubelet, which knows better, may say in between that it runs.
     const losses = await tenant.sandboxEvents(session, 'sandbox.lost');
     expect(losses.length).toBeGreaterThan(0);
-    for (const loss of losses) expect(loss).toMatchObject({ reason: expect.stringMatching(/^Its pod is over \(Evicted/) });
+    for (const loss of losses)
+      expect(loss).toMatchObject({ reason: expect.stringMatching(/^Its pod is over \(Evicted/) });
   }, 90_000);
 
   it('a changed environment rolls its pool and leaves a claimed sandbox alone; archived, its pool goes', async () => {

@@ -59,8 +59,10 @@ export interface Dispatch {
 /** What a call came to where the sandbox itself could not say. */
 export type Undelivered = { readonly unavailable: string } | { readonly unknown: true };
 
-/** Nobody heard it: no replica holds a link, or the one that did has none any more. */
-const NOT_SENT: ReadonlySet<string> = new Set(['bus.no-responders', 'sandbox.not-linked']);
+/** Nobody heard it: no replica holds a link, or the one that did has none any more, or no files to run it on. */
+const NOT_SENT: ReadonlySet<string> = new Set(['bus.no-responders', 'sandbox.not-linked', 'checkpoint.restore-failed']);
+/** So often a sandbox is tried that its files cannot be put into. */
+const RESTORES = 3;
 
 const unknownOutcome: ToolOutcome = {
   outcome: 'unknown',
@@ -139,6 +141,7 @@ export class SandboxClient {
   ): Promise<R | Undelivered> {
     let target = call.known;
     let sentUnder = call.sentUnder;
+    let unrestored = 0;
     let patientUntilMs = Date.now() + call.waitMs;
     // At the end of patience it says more than that an answer did not come.
     let waitsFor: string | null = null;
@@ -177,6 +180,8 @@ export class SandboxClient {
             ? { unavailable: `No sandbox could be had: ${waitsFor ?? error.message}` }
             : { unknown: true };
         }
+        if (error.code === 'checkpoint.restore-failed' && ++unrestored === RESTORES)
+          return sentUnder === null ? { unavailable: error.message } : { unknown: true };
         // Where the last call went nobody answers any more: it rests, and is woken without delay.
         const rests = target !== null && target === call.known && NOT_SENT.has(error.code);
         target = null;
