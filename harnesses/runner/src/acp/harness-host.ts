@@ -41,9 +41,10 @@ export class HarnessHost {
   async prompt(
     prompt: Prompt,
     env: Readonly<Record<string, string>>,
-    emit: (event: HarnessEvent) => void,
+    tell: (event: HarnessEvent) => void,
     signal: AbortSignal,
   ): Promise<PromptAnswer> {
+    const emit = (event: HarnessEvent): void => tell(bounded(event));
     const lines = new Lines(this.#options.scratch);
     this.#keepLine = (line) => lines.add(line);
     let reason = 'error';
@@ -93,6 +94,29 @@ export class HarnessHost {
     );
     return this.#harness;
   }
+}
+
+/** The hub refuses what is longer. */
+const MAX_NAME_CHARS = 256;
+const MAX_REASON_CHARS = 64;
+const MAX_ERROR_CHARS = 4_000;
+
+function bounded(event: HarnessEvent): HarnessEvent {
+  if (event.type === 'tool.started') {
+    const { name, native } = event;
+    return {
+      ...event,
+      name: name.slice(0, MAX_NAME_CHARS),
+      native: { ...native, name: native.name.slice(0, MAX_NAME_CHARS) },
+    };
+  }
+  if (event.type !== 'turn.finished') return event;
+  const { error } = event;
+  return {
+    ...event,
+    reason: event.reason.slice(0, MAX_REASON_CHARS),
+    error: error === null ? null : { ...error, message: error.message.slice(0, MAX_ERROR_CHARS) },
+  };
 }
 
 /** A prompt's lines, in a file without a name: the agent's own code cannot reach it. */

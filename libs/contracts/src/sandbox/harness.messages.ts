@@ -10,6 +10,14 @@ import type { RestoredFiles } from './sandbox.messages.ts';
  */
 export const HARNESS_VOCABULARY = 1;
 
+/** A runner cuts before that, so whatever is longer comes from no runner of ours. */
+const HARNESS_TEXT_CHARS = 65_536;
+const HARNESS_INPUT_CHARS = 524_288;
+const text = z.string().max(HARNESS_TEXT_CHARS);
+const input = jsonObject.refine((value) => JSON.stringify(value).length <= HARNESS_INPUT_CHARS, {
+  error: `at most ${HARNESS_INPUT_CHARS} characters`,
+});
+
 export const harnessEvent = z.discriminatedUnion('type', [
   /** The harness took up the session: it still ran (`live`), it read its own files (`native`), or it begins (`new`). */
   z.object({
@@ -17,18 +25,18 @@ export const harnessEvent = z.discriminatedUnion('type', [
     sessionId: z.string().max(256),
     continuity: z.enum(['live', 'native', 'new']),
   }),
-  z.object({ type: z.literal('text.delta'), messageId: z.string().max(256).nullable(), text: z.string() }),
+  z.object({ type: z.literal('text.delta'), messageId: z.string().max(256).nullable(), text }),
   z.object({ type: z.literal('thinking') }),
   /** A tool call under the reference's names, beside what the harness calls it. `asks`: it waits for a permission. */
   z.object({
     type: z.literal('tool.started'),
     callId: z.string().max(256),
     name: z.string().max(256),
-    input: jsonObject,
-    native: z.object({ name: z.string().max(256), input: jsonObject }),
+    input,
+    native: z.object({ name: z.string().max(256), input }),
     asks: z.boolean(),
   }),
-  z.object({ type: z.literal('tool.finished'), callId: z.string().max(256), isError: z.boolean(), text: z.string() }),
+  z.object({ type: z.literal('tool.finished'), callId: z.string().max(256), isError: z.boolean(), text }),
   /** The last event of a prompt. `reason` is the harness's own word for why it stopped. */
   z.object({
     type: z.literal('turn.finished'),
@@ -37,7 +45,7 @@ export const harnessEvent = z.discriminatedUnion('type', [
       .object({
         /** `session-lost`: its files are gone, nothing was sent. `failed`: it said so. `ended`: its process did. */
         code: z.enum(['session-lost', 'failed', 'ended', 'not-installed', 'timed-out']),
-        message: z.string(),
+        message: text,
       })
       .nullable(),
   }),

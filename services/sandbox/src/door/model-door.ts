@@ -7,7 +7,7 @@ import type { Logger } from '@holdfast/platform';
 import { createParser } from 'eventsource-parser';
 import { Agent, type Dispatcher, request as httpRequest } from 'undici';
 import { listenIn } from '../link-socket.ts';
-import { allowed, DIALECTS, type Dialect, type Measured } from './dialects.ts';
+import { allowed, DIALECTS, type Dialect, type Measured, named } from './dialects.ts';
 
 const MAX_BODY_BYTES = 16 * 1024 * 1024;
 const MAX_ERROR_BYTES = 64 * 1024;
@@ -144,6 +144,8 @@ export class ModelDoor {
     const body = allowed(dialect, await readBody(request));
     const { model } = body;
     if (typeof model !== 'string') throw new Refusal(400, 'The body names no model.');
+    const elsewhere = named(body);
+    if (elsewhere !== null) throw new Refusal(400, `${elsewhere} may not name what lies elsewhere: send it inline.`);
     const offersTools = dialect.metered && body['tools'] !== undefined;
     for (;;) {
       const begun = await this.#ask({ kind: 'begin', model, offersTools }, signal);

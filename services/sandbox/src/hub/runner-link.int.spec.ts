@@ -3,7 +3,7 @@ import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type ExecBody, LINK_SILENCE_MS, type RunnerOutcome } from '@holdfast/contracts';
+import { type ExecBody, LINK_SILENCE_MS, type RunnerMessage, type RunnerOutcome } from '@holdfast/contracts';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 import { WebSocketServer } from 'ws';
 import { Dialler } from '../test/dialler.ts';
@@ -213,6 +213,21 @@ describe('a call', () => {
     expect([link.busy, faults]).toEqual([false, []]);
   });
 
+  it('that is a prompt whose events cannot be passed on ends its link, and nothing else', async () => {
+    await welcome();
+    const prompt = {
+      ...{ callId: 'c1', generation: 1, sessionId: null, content: [], after: 0 },
+      harness: { type: 'scripted', model: 'm', system: null, tools: {}, contextTokens: 1, outputTokens: 1 },
+    };
+    const outcome = link.prompt(prompt, () => {
+      throw new Error('it is too large for the bus');
+    });
+    await runner.hears('prompt');
+    runner.say({ type: 'progress', callId: 'c1', sequence: 1, event: { type: 'thinking' } });
+    await expect(outcome).rejects.toMatchObject(lost);
+    expect(faults).toEqual([expect.stringMatching(/cannot be passed on/)]);
+  });
+
   it('that is a prompt tells what its harness does, to each who asks from where they ask', async () => {
     await welcome();
     const prompt = {
@@ -362,6 +377,17 @@ describe('a measuring', () => {
 
 describe('a runner that does what none of ours does', () => {
   const forged = { type: 'done', callId: 'c2', result } as const;
+  const toolCall = (command: string): RunnerMessage => ({
+    ...{ type: 'progress', callId: 'c1', sequence: 1 },
+    event: {
+      type: 'tool.started',
+      callId: 't',
+      name: 'bash',
+      input: { command },
+      native: { name: 'bash', input: {} },
+      asks: false,
+    },
+  });
   for (const [what, say, reason] of [
     ['answers for a call that it was not given', () => runner.say(forged), /not given/],
     ['sends output of such a call', () => runner.say({ ...output('x'), callId: 'c2' }), /not given/],
@@ -380,6 +406,7 @@ describe('a runner that does what none of ours does', () => {
       /not asked for/,
     ],
     ['wants a pack for nothing', () => runner.say({ type: 'want', digest: digestOf('x') }), /not asked for/],
+    ['tells more of a tool than there may be', () => runner.say(toolCall('x'.repeat(1024 * 1024))), /cannot be read/],
     ['sends a message of 9 MiB', () => runner.socket.send('x'.repeat(9 * 1024 * 1024)), /cannot be read/],
     [
       'sends more output than there is',
@@ -490,6 +517,14 @@ describe('packs over a link', () => {
       () => {
         runner.say({ type: 'pack', digest: digestOf('four'), bytes: 4 });
         runner.socket.send(Buffer.from('fours'));
+      },
+      /bytes of no pack/,
+    ],
+    [
+      'in pieces of nothing',
+      () => {
+        runner.say({ type: 'pack', digest: digestOf('four'), bytes: 4 });
+        runner.socket.send(Buffer.alloc(0));
       },
       /bytes of no pack/,
     ],

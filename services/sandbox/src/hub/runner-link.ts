@@ -418,7 +418,12 @@ export class RunnerLink {
     const pending = this.#calls.get(message.callId);
     if (pending === undefined) return;
     if (message.type === 'progress') {
-      for (const { onEvent } of pending.waiters) onEvent?.(message.sequence, message.event);
+      try {
+        for (const { onEvent } of pending.waiters) onEvent?.(message.sequence, message.event);
+      } catch {
+        // Whatever a runner says must not end more than its own link.
+        this.#fault('it told what cannot be passed on');
+      }
     } else if (message.type === 'output') {
       this.#take(pending, Buffer.from(message.data, 'base64'));
     } else if (message.type === 'done') {

@@ -452,7 +452,8 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         ...next,
         sandbox: { sandboxId, journalId, sinceVersion: event.version },
         calls: state.calls.map((call) => (call.journalId === null ? { ...call, journalId } : call)),
-        prompt: state.prompt === null ? null : { ...state.prompt, journalId: state.prompt.journalId ?? journalId },
+        // It goes to another journal only when the one before is known not to have it.
+        prompt: state.prompt === null ? null : { ...state.prompt, journalId },
       };
     }
     case 'session.forked':

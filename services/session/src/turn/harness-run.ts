@@ -151,28 +151,24 @@ export class HarnessRun {
   async #onEvent(event: HarnessEvent, sequence: number): Promise<void> {
     switch (event.type) {
       case 'session.ready':
-        this.#sequence = sequence;
         return this.#append((_state, ids) => {
           const told = event.continuity === 'new' && this.#options.session.conversation.beforePrompt.length > 0;
           const session = { id: event.sessionId, continuity: told ? 'told' : event.continuity } as const;
           return [recordProgress(this.promptId, sequence, session, ids)];
-        });
+        }, sequence);
       case 'text.delta':
         if (this.#message !== null && this.#message.native !== event.messageId) await this.#append(() => []);
         this.#sequence = sequence;
         this.#show(event.text, event.messageId);
         return;
       case 'thinking':
-        this.#sequence = sequence;
         if (this.#thought) return;
         this.#thought = true;
-        return this.#append((_state, ids) => [recordThinking(ids)]);
+        return this.#append((_state, ids) => [recordThinking(ids)], sequence);
       case 'tool.started':
         await this.#until(() => this.#ended !== null || this.#options.session.state.openRequest === null);
-        this.#sequence = sequence;
-        return this.#append((_state, ids) => [recordHarnessCall(storable(event), ids)]);
+        return this.#append((_state, ids) => [recordHarnessCall(storable(event), ids)], sequence);
       case 'tool.finished':
-        this.#sequence = sequence;
         await this.#append((state, ids) => {
           const call = state.calls.find((open) => open.harnessCallId === event.callId);
           if (call === undefined) return [];
@@ -180,7 +176,7 @@ export class HarnessRun {
           return [
             recordToolResult(call, { text: storableText(text), isError, outcome: 'completed', fullOutput: null }, ids),
           ];
-        });
+        }, sequence);
         this.#toolsDone += 1;
         this.#wake();
         return;
@@ -238,8 +234,10 @@ export class HarnessRun {
    * Appends what follows from an event, after what came before it and is not in the log yet: the message's text and the
    * end of the model call that wrote it. One append after another.
    */
-  #append(drafts: (state: SessionState, ids: IdSource) => readonly Draft[]): Promise<void> {
+  #append(drafts: (state: SessionState, ids: IdSource) => readonly Draft[], upTo: number | null = null): Promise<void> {
     const work = this.#tail.then(async () => {
+      // What is counted as told is in the same commit, or in one before.
+      if (upTo !== null) this.#sequence = upTo;
       const message = this.#message;
       const ended = this.#ended;
       const sequence = this.#sequence;
@@ -350,7 +348,9 @@ export class HarnessRun {
     // The harness has done what the step before called for; its events may still be under way.
     await this.#until(() => this.#toolsDone >= this.#toolsCalled);
     let spanId: string | null = null;
+    let open = false;
     await this.#append((state, ids) => {
+      open = true;
       // What is asked beside an open step is metered, not shown.
       if (state.openRequest !== null) return [];
       const drafts = beginHarnessStep(state, model, ids);
@@ -362,7 +362,8 @@ export class HarnessRun {
       this.#toolsCalled = 0;
       this.#toolsDone = 0;
     }
-    return this.#signal.aborted ? { kind: 'retry', afterMs: PERMIT_RETRY_MS } : { kind: 'go', spanId };
+    if (this.#signal.aborted) return { kind: 'retry', afterMs: PERMIT_RETRY_MS };
+    return open ? { kind: 'go', spanId } : { kind: 'refuse', status: 403, message: 'The turn is over.' };
   }
 
   async #failCall(failed: Extract<DoorQuestion, { kind: 'failed' }>): Promise<DoorAnswer> {
