@@ -154,8 +154,8 @@ const countTokens: Dialect = {
 export const DIALECTS: readonly Dialect[] = [chatCompletions, messages, responses, countTokens];
 
 /** Where a message may name what the gateway or the provider would fetch. */
-const LINKS = new Set(['image_url', 'file_url', 'url']);
-const LINKED_IN = new Set(['image_url', 'source']);
+const LINKS = new Set(['image_url', 'video_url', 'file_url', 'url']);
+const LINKED_IN = new Set(['image_url', 'video_url', 'source']);
 
 /**
  * The field of a body's messages by which something would be fetched that is not in them, past whatever the sandbox's own

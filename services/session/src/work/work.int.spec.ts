@@ -45,8 +45,9 @@ function poll(body: object = {}, rest: object = {}): Promise<Work | null> {
   const token = { id: newId('apiKey'), hash: randomBytes(32).toString('hex'), hint: 'hfw_…', parent_id: keyId };
   return work('poll', { worker_id: 'one', block_ms: 0, reclaim_older_than_ms: 5_000, token, ...body }, rest);
 }
+/** What there is, or will be in a moment: its session's events may be seen before its worker is wanted. */
 const acknowledged = async (): Promise<Work> => {
-  const item = await poll();
+  const item = await poll({ block_ms: 999 });
   return work<Work>('ack', { work_id: item?.id });
 };
 const beat = (item: Work, expected: string | null, repeated = false) =>
