@@ -115,11 +115,11 @@ const endToEnd = (): Promise<Count> =>
  * environment all of them can be run so.
  */
 const GENTLE = [
-  'services/sandbox/src/kubernetes/(attacks|cluster|load|upkeep|watched)\\.k8s\\.spec\\.ts$',
+  'services/sandbox/src/kubernetes/(attacks|cluster|load|watched)\\.k8s\\.spec\\.ts$',
   'services/(sandbox/src/sandbox|session/src/chaos|gateway-api/src/sdk)\\.e2e\\.spec\\.ts$',
 ].join('|');
-/** All others may kill a node or the API server under everybody. */
-const BREAKING = '(?<!/(attacks|cluster|load|upkeep|watched))\\.k8s\\.spec\\.ts$';
+/** All others hold something to a time, or may kill a node or the API server under everybody. */
+const ALONE = '(?<!/(attacks|cluster|load|watched))\\.k8s\\.spec\\.ts$';
 
 /** On the cluster of bin/testbed, or the one that HOLDFAST_TESTBED=existing names; it stays when it was there before. */
 async function onKubernetes(): Promise<Count> {
@@ -131,7 +131,7 @@ async function onKubernetes(): Promise<Count> {
     const settings = own ? await new Testbed().environment() : { SANDBOX_PROVIDER: 'kubernetes' };
     const patience = '--testTimeout=240000';
     add(count, await specs('on Kubernetes, two at a time', GENTLE, [patience, '--maxWorkers=2'], settings));
-    add(count, await specs('breaking Kubernetes', BREAKING, [patience, '--runInBand'], settings));
+    add(count, await specs('on Kubernetes, one at a time', ALONE, [patience, '--runInBand'], settings));
   }
   if (!wasUp) add(count, await check('end of the test bed', 'bin/testbed', 'down'));
   return count;
